@@ -1,0 +1,187 @@
+"""The record of which stages are done, written so that a crash can not damage it."""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from typing import Any, Dict, List, Optional
+
+try:
+    import fcntl
+except ImportError:  # Windows: two machines can not share a work dir there
+    fcntl = None
+
+FILE_NAME = 'stages.json'
+VERSION = 1
+
+
+class LedgerMismatchError(RuntimeError):
+    """A stage was begun with another config than the one given now."""
+
+
+class Ledger:
+    """``stages.json``: state, checkpoint, metrics and config of every stage.
+
+    Every change is read-merge-write under a lock with an atomic replace, so that two processes
+    that share a round on one file system do not lose each other's entries, and a killed process
+    leaves either the old or the new file.
+
+    Args:
+        work_dir (str): Folder of the chain.
+    """
+
+    def __init__(self, work_dir: str) -> None:
+        self.work_dir = work_dir
+        self.path = os.path.join(work_dir, FILE_NAME)
+
+    def read(self) -> Dict[str, Dict[str, Any]]:
+        """All entries by stage name; empty if nothing was begun.
+
+        Raises:
+            RuntimeError: If the file is damaged or of another version.
+        """
+        if not os.path.exists(self.path):
+            return {}
+        try:
+            with open(self.path, encoding='utf-8') as file:
+                content = json.load(file)
+            version, stages = content['version'], content['stages']
+        except (ValueError, KeyError, TypeError) as error:
+            raise RuntimeError(
+                f'{self.path} is damaged ({error}): restore it, or move the folder away to start '
+                'afresh'
+            ) from error
+        if version != VERSION:
+            raise RuntimeError(f'{self.path} has version {version}, this program writes {VERSION}')
+        return stages
+
+    def entry(self, name: str) -> Dict[str, Any]:
+        """Entry of a stage; ``dict(state='pending')`` if it was not begun."""
+        return self.read().get(name, dict(state='pending'))
+
+    def is_done(self, name: str) -> bool:
+        """Whether a stage is finished and its checkpoint is there in full size."""
+        entry = self.entry(name)
+        if entry['state'] != 'done':
+            return False
+        path = os.path.join(self.work_dir, entry['checkpoint'])
+        return os.path.exists(path) and os.path.getsize(path) == entry['checkpoint_bytes']
+
+    def checkpoint(self, name: str) -> str:
+        """Path of a finished stage's checkpoint.
+
+        Raises:
+            RuntimeError: If the stage is not finished or its checkpoint is gone.
+        """
+        entry = self.entry(name)
+        if not self.is_done(name):
+            raise RuntimeError(
+                f'{name} is {entry["state"]} in {self.path}, or its checkpoint '
+                f'{entry.get("checkpoint")} is missing or cut: run that stage first'
+            )
+        return os.path.join(self.work_dir, entry['checkpoint'])
+
+    def begin(self, name: str, config: Dict[str, str]) -> None:
+        """Mark a stage as running with a flat config.
+
+        Raises:
+            LedgerMismatchError: If it was begun before with other values.
+        """
+        self.check_config(name, config)
+        self._update(
+            name,
+            state='running',
+            config_sha256=_digest(config),
+            config=config,
+            begun=self.entry(name).get('begun', _now()),
+        )
+
+    def check_config(self, name: str, config: Dict[str, str]) -> None:
+        """Refuse a config that differs from the one a stage was begun with.
+
+        Raises:
+            LedgerMismatchError: With the differing keys, old and new value.
+        """
+        old = self.entry(name).get('config')
+        if old is None or old == config:
+            return
+        keys = sorted(key for key in {*old, *config} if old.get(key) != config.get(key))
+        rows = [f'  {key}: {old.get(key)} -> {config.get(key)}' for key in keys[:20]]
+        more = [f'  and {len(keys) - 20} more'] if len(keys) > 20 else []
+        raise LedgerMismatchError(
+            f'{name} in {self.work_dir} was begun with another config:\n'
+            + '\n'.join(rows + more)
+            + '\nPut the values back, or use another work_dir (or delete the folders of this '
+            'and all later stages and their entries in stages.json).'
+        )
+
+    def finish(self, name: str, checkpoint: str, metrics: Dict[str, float], seconds: float) -> None:
+        """Mark a stage as done.
+
+        Args:
+            name (str): Stage.
+            checkpoint (str): Path of its product.
+            metrics (dict[str, float]): Validation metrics of that checkpoint.
+            seconds (float): Time the last (possibly resumed) run took.
+        """
+        before = self.entry(name).get('seconds', 0.0)
+        self._update(
+            name,
+            state='done',
+            checkpoint=os.path.relpath(checkpoint, self.work_dir),
+            checkpoint_bytes=os.path.getsize(checkpoint),
+            metrics=metrics,
+            seconds=round(before + seconds, 1),
+            finished=_now(),
+        )
+
+    def _update(self, name: str, **fields: Any) -> None:
+        os.makedirs(self.work_dir, exist_ok=True)
+        with self._lock():
+            stages = self.read()
+            stages[name] = {**stages.get(name, {}), **fields}
+            temporary = f'{self.path}.{os.getpid()}.tmp'
+            with open(temporary, 'w', encoding='utf-8') as file:
+                json.dump(dict(version=VERSION, stages=stages), file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+
+    @contextlib.contextmanager
+    def _lock(self):
+        """Hold the ledger's lock file; released by the system if the process dies."""
+        with open(self.path + '.lock', 'w', encoding='utf-8') as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def stage_table(stages: List, entries: Dict[str, Dict[str, Any]], metric: str = 'mIoU') -> str:
+    """A plain-text table of the plan with state, metric, time and checkpoint of each stage."""
+    rows = [('stage', 'labels from', 'ratio', 'state', metric, 'seconds', 'checkpoint')]
+    for stage in stages:
+        entry = entries.get(stage.name, dict(state='pending'))
+        value = entry.get('metrics', {}).get(metric)
+        rows.append(
+            (
+                stage.name,
+                stage.labeled_by or 'ground truth',
+                '' if stage.ratio is None else f'{stage.ratio:g}',
+                entry['state'],
+                '' if value is None else f'{value:.2f}',
+                f'{entry["seconds"]:.0f}' if 'seconds' in entry else '',
+                entry.get('checkpoint', ''),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ['  '.join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
+    return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+
+
+def _digest(config: Optional[Dict[str, str]]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _now() -> str:
+    return time.strftime('%Y-%m-%dT%H:%M:%S%z')

@@ -1,0 +1,131 @@
+"""Which stages mutual training has and what each depends on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional
+
+MEMBER_KEYS = {'name', 'seed', 'labeled_list', 'load_from', 'cfg_options'}
+SELECT_RULES = ('last', 'best')
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training run of one member.
+
+    Attributes:
+        round (int): 0 for the labeled-only stage, then 1, 2, ...
+        member (str): Name of the member that is trained.
+        teacher (str, optional): Name of the member whose previous checkpoint labels; None in
+            round 0.
+        ratio (float, optional): Share of pixels kept per class; None in round 0.
+    """
+
+    round: int
+    member: str
+    teacher: Optional[str] = None
+    ratio: Optional[float] = None
+
+    @property
+    def name(self) -> str:
+        """Name of the stage and of its folder: ``stage_<round>_<member>``."""
+        return stage_name(self.round, self.member)
+
+    @property
+    def previous(self) -> Optional[str]:
+        """Stage whose weights this one starts from."""
+        return stage_name(self.round - 1, self.member) if self.round else None
+
+    @property
+    def labeled_by(self) -> Optional[str]:
+        """Stage whose weights make the pseudo-labels."""
+        return stage_name(self.round - 1, self.teacher) if self.round else None
+
+    @property
+    def needs(self) -> List[str]:
+        """Names of the stages that must be finished before this one."""
+        return sorted({self.previous, self.labeled_by}) if self.round else []
+
+
+def stage_name(round_index: int, member: str) -> str:
+    """Name of a stage: ``stage_<round>_<member>``."""
+    return f'stage_{round_index}_{member}'
+
+
+class MutualPlan:
+    """The stages of a ``mutual`` config, in an order in which they can be run.
+
+    Round 0 trains every member on the labeled images. In round r, member i is trained on
+    pseudo-labels made by member i + 1 (the last by the first) as it was **after round r - 1**, so
+    that both members of a round are independent of each other (DMT; the published scripts label
+    with ``__p${i}`` checkpoints). A single member labels for itself: self-training.
+
+    Args:
+        members (Sequence[dict]): One dict per member: ``name`` (default a, b, c, ...), ``seed``,
+            ``labeled_list`` (a labeled list for round 0, such as one of two
+            difference-maximized subsets), ``load_from`` (a checkpoint to start from) and
+            ``cfg_options`` (merged into the config of all its stages).
+        ratios (Sequence[float]): One per round: share of the unlabeled pixels kept per class.
+
+    Raises:
+        ValueError: On unknown keys, duplicate names, no members, or ratios outside (0, 1].
+    """
+
+    def __init__(self, members: Sequence[dict], ratios: Sequence[float]) -> None:
+        self.members = [_complete_member(dict(m), i) for i, m in enumerate(members)]
+        self.ratios = list(ratios)
+        self._check()
+
+    def _check(self) -> None:
+        names = self.member_names
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f'`mutual.members` needs different names, got {names}')
+        wrong = [ratio for ratio in self.ratios if not 0 < ratio <= 1]
+        if wrong:
+            raise ValueError(f'`mutual.ratios` must be in (0, 1], got {wrong}')
+
+    @property
+    def member_names(self) -> List[str]:
+        """Names of the members."""
+        return [member['name'] for member in self.members]
+
+    def member(self, name: str) -> Dict[str, Any]:
+        """Settings of a member."""
+        return self.members[self.member_names.index(name)]
+
+    def teacher_of(self, name: str) -> str:
+        """The member that labels for ``name``."""
+        names = self.member_names
+        return names[(names.index(name) + 1) % len(names)]
+
+    @property
+    def stages(self) -> List[Stage]:
+        """All stages, round by round."""
+        stages = [Stage(0, name) for name in self.member_names]
+        for index, ratio in enumerate(self.ratios, start=1):
+            stages += [
+                Stage(index, name, self.teacher_of(name), ratio) for name in self.member_names
+            ]
+        return stages
+
+    def find(self, text: str) -> Stage:
+        """The stage called ``stage_2_a``, ``round_2.a`` or ``2.a``.
+
+        Raises:
+            ValueError: If there is no such stage; the message lists all.
+        """
+        wanted = text.replace('round_', '').replace('stage_', '').replace('_', '.', 1)
+        for stage in self.stages:
+            if wanted == f'{stage.round}.{stage.member}':
+                return stage
+        raise ValueError(f'No stage {text!r}; stages are {[s.name for s in self.stages]}')
+
+
+def _complete_member(member: dict, index: int) -> dict:
+    """Fill in the default name of a member and refuse unknown keys."""
+    unknown = sorted(set(member) - MEMBER_KEYS)
+    if unknown:
+        raise ValueError(
+            f'`mutual.members[{index}]` has unknown keys {unknown}; known: {sorted(MEMBER_KEYS)}'
+        )
+    member.setdefault('name', chr(ord('a') + index))
+    return member

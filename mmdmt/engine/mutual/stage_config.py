@@ -1,0 +1,252 @@
+"""Derives the config of each stage, an ordinary training run, from one ``mutual`` config."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Dict, Optional
+
+from mmengine.config import Config, ConfigDict
+
+from .plan import MutualPlan, Stage
+
+MUTUAL_KEYS = {
+    'members',
+    'ratios',
+    'select',
+    'metric',
+    'supervised',
+    'round',
+    'pseudo_loss',
+    'labeling',
+}
+STAGE_KEYS = {'max_iters', 'lr', 'batch_size', 'source_ratio', 'from_scratch', 'cfg_options'}
+LABELING_KEYS = {'batch_size', 'num_workers', 'pixel_stride', 'bins', 'pipeline'}
+DEFAULT_LOSS = dict(type='mmdmt.DynamicMutualLoss', gamma1=5.0, gamma2=5.0)
+COMPARED_KEYS = (
+    'model',
+    'train_dataloader',
+    'optim_wrapper',
+    'param_scheduler',
+    'train_cfg',
+    'randomness',
+    'labeling',
+)
+VOLATILE_KEYS = (
+    'num_workers',
+    'persistent_workers',
+    'pin_memory',
+    'prefetch_factor',
+    'data_root',
+    'store_dir',
+    'val_interval',
+    'work_dir',
+)
+PSEUDO_LABEL_DIR = 'pseudo_labels'
+
+
+class StageConfigBuilder:
+    """Builds stage configs.
+
+    Args:
+        cfg (Config): The whole config: an ordinary training config of an ``EncoderDecoder`` whose
+            ``train_dataloader.dataset`` is a ``mmdmt.SemiDataset`` of a labeled and an unlabeled
+            source, plus ``mutual``, see :class:`~mmdmt.engine.runners.MutualTrainingRunner`.
+
+    Raises:
+        ValueError: On unknown or missing keys, naming them.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+        self.mutual = _plain(cfg.get('mutual') or {})
+        self._check()
+        self.plan = MutualPlan(self.mutual['members'], self.mutual['ratios'])
+        self.select = self.mutual.get('select', 'last')
+        self.metric = self.mutual.get('metric', 'mIoU')
+
+    def _check(self) -> None:
+        _refuse_unknown('mutual', self.mutual, MUTUAL_KEYS)
+        for key in ('members', 'ratios'):
+            if key not in self.mutual:
+                raise ValueError(f'the config has no `mutual.{key}`')
+        for key in ('supervised', 'round'):
+            _refuse_unknown(f'mutual.{key}', self.mutual.get(key, {}), STAGE_KEYS)
+        _refuse_unknown('mutual.labeling', self.mutual.get('labeling', {}), LABELING_KEYS)
+        if self.mutual.get('select', 'last') not in ('last', 'best'):
+            raise ValueError(
+                f"`mutual.select` must be 'last' or 'best', got {self.mutual['select']!r}"
+            )
+        if self.cfg.model.get('type') not in ('EncoderDecoder', 'mmseg.EncoderDecoder'):
+            raise ValueError(
+                f'`model.type` must be EncoderDecoder for mutual training, got '
+                f'{self.cfg.model.get("type")!r}'
+            )
+        sources = self.cfg.train_dataloader.dataset.get('datasets', [])
+        if len(sources) != 2:
+            raise ValueError(
+                '`train_dataloader.dataset` must be a mmdmt.SemiDataset of two sources, '
+                f'[labeled, unlabeled]; it has {len(sources)}'
+            )
+
+    # ------------------------------------------------------------------ stages
+
+    def build(
+        self,
+        stage: Stage,
+        stage_dir: str,
+        load_from: Optional[str] = None,
+        teacher_checkpoint: Optional[str] = None,
+    ) -> Config:
+        """Config of one stage.
+
+        Args:
+            stage (Stage): The stage.
+            stage_dir (str): Its work dir.
+            load_from (str, optional): Checkpoint to start from.
+            teacher_checkpoint (str, optional): Checkpoint of the network that labels.
+
+        Returns:
+            Config: Of an ordinary run of ``mmdmt.SemiRunner``.
+        """
+        cfg = self._member_config(stage)
+        settings = self.mutual.get('round' if stage.round else 'supervised', {})
+        cfg.merge_from_dict(settings.get('cfg_options', {}))
+        _set_schedule(cfg, settings.get('max_iters'), settings.get('lr'))
+        self._set_data(cfg, stage, settings, stage_dir)
+        if stage.round:
+            self._set_pseudo_labels(cfg, stage, stage_dir, teacher_checkpoint)
+        cfg.load_from = None if settings.get('from_scratch') else load_from
+        cfg.resume = False
+        cfg.work_dir = stage_dir
+        if self.select == 'best':
+            cfg.default_hooks.checkpoint.save_best = self.metric
+        return cfg
+
+    def member_model(self, member: str) -> Dict[str, Any]:
+        """Model config of a member's network, an ordinary mmseg segmentor."""
+        return self._member_config(Stage(0, member)).model
+
+    def comparable(self, cfg: Config) -> Dict[str, str]:
+        """Flat view of the values that decide the outcome of a stage, for the ledger."""
+        flat = {}
+        for key in COMPARED_KEYS:
+            _flatten(key, cfg.get(key), flat)
+        return flat
+
+    def _member_config(self, stage: Stage) -> Config:
+        """The whole config with the member's options, the way round 0 sees it."""
+        cfg = copy.deepcopy(self.cfg)
+        member = self.plan.member(stage.member)
+        cfg.merge_from_dict(member.get('cfg_options', {}))
+        base_seed = member.get('seed', self.plan.member_names.index(stage.member))
+        cfg.randomness = dict(cfg.get('randomness') or {}, seed=base_seed + 1000 * stage.round)
+        for key in ('mutual', 'runner_type', 'stage'):
+            cfg.pop(key, None)
+        return cfg
+
+    def _set_data(self, cfg: Config, stage: Stage, settings: dict, stage_dir: str) -> None:
+        """One labeled source in round 0, labeled and pseudo-labeled later."""
+        loader = cfg.train_dataloader
+        labeled, unlabeled = loader.dataset.datasets
+        member = self.plan.member(stage.member)
+        if stage.round == 0 and member.get('labeled_list'):
+            labeled.ann_file = member['labeled_list']
+        if stage.round:
+            pipeline = _with_pseudo_labels(unlabeled.pipeline, _store_dir(stage_dir))
+            unlabeled.pipeline = pipeline
+            loader.dataset.datasets = [labeled, unlabeled]
+            ratio = settings.get('source_ratio', loader.sampler.get('source_ratio'))
+        else:
+            loader.dataset.datasets = [labeled]
+            ratio = [1]
+        loader.batch_size = settings.get('batch_size', loader.batch_size)
+        loader.sampler.batch_size = loader.batch_size
+        loader.sampler.source_ratio = ratio
+        _set_off_line_preprocessor(cfg.model)
+
+    def _set_pseudo_labels(
+        self, cfg: Config, stage: Stage, stage_dir: str, teacher_checkpoint: Optional[str]
+    ) -> None:
+        """The dynamic loss, and the hook that labels before training."""
+        cfg.model.type = 'mmdmt.PseudoLabelSegmentor'
+        cfg.model.pseudo_loss = self.mutual.get('pseudo_loss', DEFAULT_LOSS)
+        labeling = dict(self.mutual.get('labeling', {}))
+        pipeline = labeling.pop('pipeline', None) or self.cfg.test_dataloader.dataset.pipeline
+        dataset = copy.deepcopy(self.cfg.train_dataloader.dataset.datasets[1])
+        dataset['pipeline'] = _without_annotations(pipeline)
+        hook = dict(
+            type='mmdmt.PseudoLabelHook',
+            store_dir=_store_dir(stage_dir),
+            model=self.member_model(stage.teacher),
+            checkpoint=teacher_checkpoint,
+            dataset=dataset,
+            ratio=stage.ratio,
+            **labeling,
+        )
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), hook]
+        cfg.labeling = dict(
+            teacher=stage.labeled_by, ratio=stage.ratio, dataset=dataset, **labeling
+        )
+
+
+def _store_dir(stage_dir: str) -> str:
+    return f'{stage_dir}/{PSEUDO_LABEL_DIR}'
+
+
+def _set_schedule(cfg: Config, max_iters: Optional[int], lr: Optional[float]) -> None:
+    """Set length and learning rate; schedulers that ended with the old length end with the new."""
+    if lr is not None:
+        cfg.optim_wrapper.optimizer.lr = lr
+    if max_iters is None:
+        return
+    old = cfg.train_cfg.max_iters
+    cfg.train_cfg.max_iters = max_iters
+    cfg.train_cfg.val_interval = min(cfg.train_cfg.get('val_interval', max_iters), max_iters)
+    for scheduler in cfg.param_scheduler or []:
+        if scheduler.get('end') == old:
+            scheduler.end = max_iters
+
+
+def _set_off_line_preprocessor(model: ConfigDict) -> None:
+    """Let the preprocessor carry stored confidences; views are for on-line methods."""
+    preprocessor = model.data_preprocessor
+    for key in ('strong', 'num_strong'):
+        preprocessor.pop(key, None)
+    preprocessor.type = 'mmdmt.SemiDataPreprocessor'
+    preprocessor.branches = False
+
+
+def _with_pseudo_labels(pipeline: Sequence[dict], store_dir: str) -> list:
+    """Insert the loading of stored labels after the loading of the image."""
+    load = dict(type='mmdmt.LoadPseudoLabels', store_dir=store_dir)
+    first, *rest = copy.deepcopy(list(pipeline))
+    return [first, load, *rest]
+
+
+def _without_annotations(pipeline: Sequence[dict]) -> list:
+    """A test pipeline for images without masks."""
+    return [copy.deepcopy(t) for t in pipeline if t['type'].split('.')[-1] != 'LoadAnnotations']
+
+
+def _refuse_unknown(name: str, found: dict, known: set) -> None:
+    unknown = sorted(set(found) - known)
+    if unknown:
+        raise ValueError(f'`{name}` has unknown keys {unknown}; known: {sorted(known)}')
+
+
+def _flatten(prefix: str, value: Any, out: Dict[str, str]) -> None:
+    """Write nested dicts and lists as ``a.b.0.c -> text`` without keys of the machine."""
+    if prefix.rsplit('.', 1)[-1] in VOLATILE_KEYS:
+        return
+    if isinstance(value, dict):
+        for key in value:
+            _flatten(f'{prefix}.{key}', value[key], out)
+    elif isinstance(value, (list, tuple)) and any(isinstance(v, (dict, list)) for v in value):
+        for index, item in enumerate(value):
+            _flatten(f'{prefix}.{index}', item, out)
+    else:
+        out[prefix] = str(value)
+
+
+def _plain(value: Any) -> Any:
+    """A deep copy of a config value in plain dicts and lists."""
+    return value.to_dict() if isinstance(value, ConfigDict) else copy.deepcopy(value)

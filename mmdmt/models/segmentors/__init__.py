@@ -1,0 +1,7 @@
+"""Semi-supervised segmentors: one file per method."""
+
+from .mean_teacher import MeanTeacher
+from .pseudo_label_segmentor import PseudoLabelSegmentor
+from .semi_base import SemiSegmentor
+
+__all__ = ['MeanTeacher', 'PseudoLabelSegmentor', 'SemiSegmentor']

@@ -1,0 +1,109 @@
+"""What every on-line method needs from an ordinary mmseg segmentor: dense logits and losses."""
+
+from typing import Dict, List, Tuple
+
+import torch
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.segmentors import BaseSegmentor, EncoderDecoder
+from mmseg.models.utils import resize
+from mmseg.structures import SegDataSample
+from mmseg.utils import add_prefix
+from torch import Tensor, nn
+
+
+def dense_logits(segmentor: BaseSegmentor, images: Tensor) -> Tensor:
+    """Logits of a segmentor at the resolution of its input, whatever its head.
+
+    ``mode='predict'`` would undo flips and padding and resize to the original image, so that its
+    labels would not lie on the pixels the student sees; ``encode_decode`` keeps the geometry.
+
+    Args:
+        segmentor (BaseSegmentor): Any mmseg segmentor.
+        images (Tensor): Normalized images, (N, 3, H, W).
+
+    Returns:
+        Tensor: Logits, (N, C, H, W).
+    """
+    size = tuple(images.shape[2:])
+    metas = [dict(ori_shape=size, img_shape=size, pad_shape=size, padding_size=[0] * 4)]
+    return segmentor.encode_decode(images, metas * len(images))
+
+
+@torch.no_grad()
+def pseudo_label(segmentor: BaseSegmentor, images: Tensor) -> Tuple[Tensor, Tensor]:
+    """Hard labels and their confidence, on the pixel grid of the images.
+
+    Args:
+        segmentor (BaseSegmentor): The teacher.
+        images (Tensor): Normalized images, (N, 3, H, W).
+
+    Returns:
+        tuple[Tensor, Tensor]: Label (N, H, W), long, and confidence (N, H, W), the largest softmax
+        probability, in float32 also under mixed precision.
+    """
+    probs = dense_logits(segmentor, images).float().softmax(dim=1)
+    confidence, label = probs.max(dim=1)
+    return label, confidence
+
+
+def has_joint_forward(segmentor: BaseSegmentor) -> bool:
+    """Whether one forward pass can serve labeled and unlabeled images together.
+
+    It can where the decode head is a dense classifier, ``loss = loss_by_feat(forward(x))``. Heads
+    with a loss of their own (query based, cascaded, point refinement) get two passes.
+    """
+    head = getattr(segmentor, 'decode_head', None)
+    return (
+        isinstance(segmentor, EncoderDecoder)
+        and type(segmentor).encode_decode is EncoderDecoder.encode_decode
+        and isinstance(head, BaseDecodeHead)
+        and type(head).loss is BaseDecodeHead.loss
+        and type(head).predict is BaseDecodeHead.predict
+        and type(head).loss_by_feat is BaseDecodeHead.loss_by_feat
+    )
+
+
+def supervised_loss_and_logits(
+    segmentor: BaseSegmentor, sup: Tensor, sup_samples: List[SegDataSample], unsup: Tensor
+) -> Tuple[Dict[str, Tensor], Tensor]:
+    """Loss on labeled images and logits on unlabeled ones, in one forward where possible.
+
+    Args:
+        segmentor (BaseSegmentor): The student.
+        sup (Tensor): Labeled images, (N_l, 3, H, W).
+        sup_samples (list[SegDataSample]): Their ground truth.
+        unsup (Tensor): Unlabeled images of the same size, (N_u, 3, H, W).
+
+    Returns:
+        tuple[dict[str, Tensor], Tensor]: mmseg's loss dict of the labeled images (keys as
+        ``decode.loss_ce``), and logits (N_u, C, H, W) of the unlabeled ones.
+    """
+    if not has_joint_forward(segmentor) or sup.shape[2:] != unsup.shape[2:]:
+        return segmentor.loss(sup, sup_samples), dense_logits(segmentor, unsup)
+    count = len(sup)
+    feats = segmentor.extract_feat(torch.cat([sup, unsup]))
+    logits = segmentor.decode_head(feats)
+    losses = add_prefix(segmentor.decode_head.loss_by_feat(logits[:count], sup_samples), 'decode')
+    if segmentor.with_auxiliary_head:
+        sup_feats = [feat[:count] for feat in feats]
+        losses.update(segmentor._auxiliary_head_forward_train(sup_feats, sup_samples))
+    unsup_logits = resize(
+        logits[count:],
+        size=unsup.shape[2:],
+        mode='bilinear',
+        align_corners=segmentor.align_corners,
+    )
+    return losses, unsup_logits
+
+
+def auxiliary_heads(segmentor: EncoderDecoder) -> List[nn.Module]:
+    """The auxiliary heads of a segmentor as a list, empty if it has none."""
+    if not segmentor.with_auxiliary_head:
+        return []
+    heads = segmentor.auxiliary_head
+    return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
+
+
+def stack_pixel_data(samples: List[SegDataSample], field: str) -> Tensor:
+    """Stack one pixel field, such as ``gt_sem_seg``, of all samples into (N, H, W)."""
+    return torch.stack([getattr(sample, field).data.squeeze(0) for sample in samples])

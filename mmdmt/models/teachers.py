@@ -1,0 +1,94 @@
+"""Exponential-moving-average (EMA) teachers."""
+
+from typing import List
+
+import torch
+from torch import Tensor, nn
+
+BUFFER_RULES = ('ema', 'copy', 'keep')
+
+
+class EMAUpdater:
+    """Moves a teacher towards its student after an optimizer step.
+
+    The teacher's parameters become ``a * teacher + (1 - a) * student`` with
+    ``a = min(1 - 1 / (step + 1), momentum)``: a running mean that turns into an exponential one, so
+    that the student's random start is forgotten (Tarvainen and Valpola, "Mean teachers are better
+    role models", NeurIPS 2017, and the warm-up of their published code). At step 0 the teacher
+    becomes the student. All parameters are moved by one fused operation.
+
+    Integer buffers (``num_batches_tracked``, index tables) are always copied: averaging them in
+    floating point and truncating back would damage them.
+
+    Args:
+        momentum (float): Upper bound of ``a``, in [0, 1]. Defaults to 0.99.
+        buffers (str): What happens to floating-point buffers, i.e. the running statistics of
+            batch norm: 'ema' averages them as the parameters, 'copy' takes the student's, 'keep'
+            leaves them alone (only right for a teacher that runs in train mode and so collects
+            its own). Defaults to 'ema'.
+        warmup (bool): Whether ``a`` starts at 0 as above; otherwise it is ``momentum`` from the
+            first step on. Defaults to True.
+
+    Raises:
+        ValueError: If ``momentum`` is outside [0, 1] or ``buffers`` is not one of the rules.
+    """
+
+    def __init__(self, momentum: float = 0.99, buffers: str = 'ema', warmup: bool = True) -> None:
+        if not 0 <= momentum <= 1:
+            raise ValueError(f'`momentum` must be in [0, 1], got {momentum}')
+        if buffers not in BUFFER_RULES:
+            raise ValueError(f'`buffers` must be one of {BUFFER_RULES}, got {buffers!r}')
+        self.momentum = momentum
+        self.buffers = buffers
+        self.warmup = warmup
+
+    def momentum_at(self, step: int) -> float:
+        """Weight of the old teacher in the update number ``step`` (counted from 0)."""
+        return min(1 - 1 / (step + 1), self.momentum) if self.warmup else self.momentum
+
+    @torch.no_grad()
+    def update(self, teacher: nn.Module, student: nn.Module, step: int) -> None:
+        """Move ``teacher`` towards ``student`` in place.
+
+        Args:
+            teacher (nn.Module): The network to move.
+            student (nn.Module): A network with the same parameters and buffers.
+            step (int): Number of updates this teacher has had before.
+        """
+        momentum = self.momentum_at(step)
+        _lerp(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
+        floats, others = _split_buffers(teacher, student)
+        if self.buffers == 'ema':
+            _lerp(*floats, 1 - momentum)
+        elif self.buffers == 'copy':
+            _copy(*floats)
+        _copy(*others)
+
+
+def _split_buffers(teacher: nn.Module, student: nn.Module):
+    """Pairs of (teacher, student) buffer lists: floating-point ones, and all others."""
+    floats, others = ([], []), ([], [])
+    for target, source in zip(teacher.buffers(), student.buffers()):
+        kind = floats if target.is_floating_point() else others
+        kind[0].append(target)
+        kind[1].append(source)
+    return floats, others
+
+
+def _lerp(targets: List[Tensor], sources: List[Tensor], weight: float) -> None:
+    if not targets:
+        return
+    if weight == 1:  # exact, where the interpolation formula could round
+        _copy(targets, sources)
+    else:
+        torch._foreach_lerp_(targets, [source.detach() for source in sources], weight)
+
+
+def _copy(targets: List[Tensor], sources: List[Tensor]) -> None:
+    if targets:
+        torch._foreach_copy_(targets, [source.detach() for source in sources])
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Switch off the gradients of all parameters and return the module."""
+    return module.requires_grad_(False)
