@@ -1,0 +1,9 @@
+"""What drives training: runners, hooks, checkpoints."""
+
+from . import hooks, runners
+from .checkpoint import register_safe_globals
+
+# Stock tools build a plain mmengine runner, which must be able to load our checkpoints.
+register_safe_globals()
+
+__all__ = ['hooks', 'runners']

@@ -1,0 +1,7 @@
+"""Hooks."""
+
+from .iter_seed_hook import IterSeedHook
+from .safe_checkpoint_hook import SafeCheckpointHook
+from .teacher_update_hook import TeacherUpdateHook
+
+__all__ = ['IterSeedHook', 'SafeCheckpointHook', 'TeacherUpdateHook']

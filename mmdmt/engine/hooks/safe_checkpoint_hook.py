@@ -1,0 +1,141 @@
+"""Checkpoint hook that a kill at any moment cannot rob of the last good checkpoint."""
+
+import contextlib
+import os.path as osp
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from mmengine.dist import broadcast, get_world_size, is_main_process
+from mmengine.hooks import CheckpointHook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from mmengine.utils import apply_to
+
+from mmdmt.registry import HOOKS
+from mmdmt.utils.atomic import remove_stale_temporaries, write_text_atomically
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """mmengine's :class:`CheckpointHook` with a safe order of events; same arguments.
+
+    - An old checkpoint is removed only after the new one is completely on disk (mmengine removes
+      it before, so that a kill in between leaves nothing with ``max_keep_ckpts=1``).
+    - ``last_checkpoint`` is replaced atomically. Checkpoints themselves are written atomically by
+      :meth:`mmdmt.SemiRunner.save_checkpoint`.
+    - Metrics are stored as Python numbers, so that checkpoints load with ``weights_only=True``.
+    - With several processes, all go on with the buffers of rank 0, which are the ones on disk.
+      Otherwise an interrupted run would differ from one that was not in the batch-norm statistics
+      of the other ranks.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Take over the list of kept checkpoints and remove what a killed writer left."""
+        super().before_train(runner)
+        if is_main_process():
+            for folder in {runner.work_dir, self.out_dir}:
+                for path in remove_stale_temporaries(folder):
+                    runner.logger.info(f'Removed {path}, left by a run that was killed.')
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Turn NumPy numbers in the message hub into Python ones."""
+        checkpoint['message_hub'] = apply_to(
+            checkpoint['message_hub'],
+            lambda value: isinstance(value, np.generic),
+            lambda value: value.item(),
+        )
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        """Write the checkpoint, point ``last_checkpoint`` to it, then remove outdated ones."""
+        outdated = self._remember(runner, step)
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        _share_buffers(runner)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if is_main_process():
+            write_text_atomically(osp.join(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
+            for old in outdated:
+                path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
+                _remove(self.file_backend, path)
+
+    def _remember(self, runner: Runner, step: int) -> list[int]:
+        """Note the checkpoint of ``step`` and return the steps that are kept no longer."""
+        if self.max_keep_ckpts <= 0:
+            return []
+        kept = [old for old in self.keep_ckpt_ids if old != step]
+        outdated = kept[: max(0, len(kept) + 1 - self.max_keep_ckpts)]
+        if step not in self.keep_ckpt_ids:
+            self.keep_ckpt_ids.append(step)  # a deque: the oldest falls out
+        # The outdated ones are still listed in the new file: if the process is killed before they
+        # are removed, mmengine's `before_train` removes them when the run is resumed.
+        runner.message_hub.update_info('keep_ckpt_ids', [*outdated, *self.keep_ckpt_ids])
+        return outdated
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        """Save a new best checkpoint before the previous best one is removed."""
+        with self._deferred_removal():
+            super()._save_best_checkpoint(runner, metrics)
+
+    @contextlib.contextmanager
+    def _deferred_removal(self) -> Iterator[None]:
+        """Carry out what is removed inside the block at its end, if it ends without an error."""
+        backend = self.file_backend
+        self.file_backend = deferred = _DeferringBackend(backend)
+        try:
+            yield
+        finally:
+            self.file_backend = backend
+        for path in deferred.removed:
+            if path not in (self.last_ckpt, *self._best_paths()):
+                _remove(backend, path)
+
+    def _best_paths(self) -> list:
+        if getattr(self, 'best_ckpt_path', None):
+            return [self.best_ckpt_path]
+        return list(getattr(self, 'best_ckpt_path_dict', {}).values())
+
+
+class _DeferringBackend:
+    """File backend that lists what should be removed instead of removing it."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self.removed: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        """Note a file."""
+        self.removed.append(path)
+
+    rmtree = remove
+
+
+def _remove(backend: Any, path: str) -> None:
+    """Remove a checkpoint, which is a folder under deepspeed."""
+    if backend.isfile(path):
+        backend.remove(path)
+    elif backend.isdir(path):
+        backend.rmtree(path)
+
+
+def _share_buffers(runner: Runner) -> None:
+    """Give every rank the buffers of rank 0."""
+    if get_world_size() == 1:
+        return
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    for buffer in model.buffers():
+        broadcast(buffer, src=0)

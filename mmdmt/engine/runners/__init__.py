@@ -1,0 +1,5 @@
+"""Runners."""
+
+from .semi_runner import SemiRunner
+
+__all__ = ['SemiRunner']

@@ -1,0 +1,312 @@
+"""Runner that resumes exactly, loads safely and also runs distributed without a GPU."""
+
+import copy
+import datetime
+import os.path as osp
+import re
+from collections.abc import Sequence
+from typing import Callable, Optional, Union
+
+import mmengine
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import broadcast_object_list, is_distributed
+from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from mmengine.registry import MODEL_WRAPPERS
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_to_model
+from torch import nn
+from torch.nn.modules.batchnorm import SyncBatchNorm
+
+from mmdmt.engine.checkpoint import (
+    find_latest_valid_checkpoint,
+    load_checkpoint_file,
+    safe_loading,
+)
+from mmdmt.registry import RUNNERS
+from mmdmt.utils.atomic import atomic_path
+
+_REMOTE = re.compile(r'^[\w:-]+://')  # http://, s3://, torchvision://, open-mmlab://
+
+
+@RUNNERS.register_module()
+class SemiRunner(Runner):
+    """mmengine's :class:`Runner` for training that may be killed at any moment.
+
+    ``runner_type='mmdmt.SemiRunner'`` in a config makes stock ``tools/train.py`` use it. What it
+    does differently:
+
+    - Checkpoints are written atomically, and loaded with ``weights_only`` and a short allow-list
+      (:mod:`mmdmt.engine.checkpoint`). Pretrained weights that ``init_cfg`` names are loaded the
+      same way. Config key ``trusted_checkpoints``: files that may be unpickled freely.
+    - ``resume=True`` falls back to an older checkpoint when the newest one is damaged, and takes
+      the seed of the interrupted run before anything draws from it.
+    - ``launcher='pytorch'`` on a machine without an accelerator trains with gloo; SyncBN layers
+      become ordinary ones there, which a warning says.
+    - Config key ``channels_last=True`` stores convolution weights channels-last.
+    - Settings with which training could not do what they say are refused at the start.
+
+    Exact resuming also needs :class:`IterSeedHook`, :class:`SafeCheckpointHook` and a train data
+    set of type :class:`mmdmt.SemiDataset`, as in ``configs/_base_``. Under torch >= 2.6 official
+    mmengine 0.10.7 cannot load its own checkpoints; this runner can.
+    """
+
+    @classmethod
+    def from_cfg(cls, cfg: Union[dict, Config]) -> 'SemiRunner':
+        """Build a runner from a config, after derived settings in it are filled in.
+
+        Args:
+            cfg: Config as for mmengine's runner. It is not changed.
+
+        Returns:
+            The runner.
+        """
+        # Imported here: the module may import models, which import this package's hooks.
+        from mmdmt.utils.config import normalize_config
+
+        return super().from_cfg(normalize_config(copy.deepcopy(cfg)))
+
+    # --- Environment -----------------------------------------------------------------------------
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """Set up processes; without an accelerator, join the gloo group before mmengine asks CUDA.
+
+        Args:
+            env_cfg: As for mmengine's runner.
+
+        Raises:
+            RuntimeError: A launcher other than ``pytorch`` on a machine without an accelerator.
+        """
+        if self.distributed and not is_distributed() and get_device() == 'cpu':
+            if self.launcher != 'pytorch':
+                raise RuntimeError(
+                    f"launcher='{self.launcher}' needs a GPU on every process, and none is visible "
+                    "here. Use launcher='pytorch' (tools/dist_train.sh, torchrun) on CPUs."
+                )
+            seconds = env_cfg.get('dist_cfg', {}).get('timeout', 1800)
+            timeout = datetime.timedelta(seconds=seconds)
+            torch.distributed.init_process_group('gloo', timeout=timeout)
+        super().setup_env(env_cfg)
+
+    def set_randomness(
+        self,
+        seed: Optional[int],
+        diff_rank_seed: bool = False,
+        deterministic: bool = False,
+    ) -> None:
+        """Seed all generators.
+
+        Args:
+            seed: Seed, None for a random one that all ranks share and checkpoints store.
+            diff_rank_seed: Must be False.
+            deterministic: As for mmengine's runner.
+
+        Raises:
+            ValueError: ``diff_rank_seed`` is set.
+        """
+        if diff_rank_seed:
+            raise ValueError(
+                'randomness.diff_rank_seed=True is not supported: the sampler would take a seed '
+                'that no checkpoint stores. Remove it; IterSeedHook and the sampler already give '
+                'every rank random numbers of its own.'
+            )
+        super().set_randomness(seed, deterministic=deterministic)
+
+    def build_model(self, model: Union[nn.Module, dict]) -> nn.Module:
+        """Build the model; what it loads meanwhile is loaded safely.
+
+        Args:
+            model: Model or its config.
+
+        Returns:
+            The model.
+        """
+        with safe_loading(self.trusted_checkpoints):
+            return super().build_model(model)
+
+    def _init_model_weights(self) -> None:
+        """Initialize weights; ``init_cfg=dict(type='Pretrained')`` is loaded safely."""
+        with safe_loading(self.trusted_checkpoints):
+            super()._init_model_weights()
+
+    def wrap_model(self, model_wrapper_cfg: Optional[dict], model: nn.Module) -> nn.Module:
+        """Move the model to its device and wrap it for distributed training.
+
+        Args:
+            model_wrapper_cfg: As for mmengine's runner.
+            model: The model.
+
+        Returns:
+            The model, wrapped if the run is distributed.
+        """
+        if self.cfg.get('channels_last', False):
+            model = model.to(memory_format=torch.channels_last)
+        if not self.distributed or is_model_wrapper(model) or get_device() != 'cpu':
+            return super().wrap_model(model_wrapper_cfg, model)
+        if any(isinstance(module, SyncBatchNorm) for module in model.modules()):
+            self.logger.warning(
+                'SyncBN works on GPUs only. Its layers become ordinary BatchNorm here, so every '
+                'process normalizes by its own share of the batch.'
+            )
+            model = revert_sync_batchnorm(model)
+        wrapper = dict(
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            find_unused_parameters=self.cfg.get('find_unused_parameters', False),
+        )
+        wrapper.update(model_wrapper_cfg or {}, device_ids=None)
+        return MODEL_WRAPPERS.build(wrapper, default_args=dict(module=model))
+
+    # --- Training --------------------------------------------------------------------------------
+
+    def train(self) -> nn.Module:
+        """Train, from the start or from where an interrupted run stopped.
+
+        Returns:
+            The trained model.
+
+        Raises:
+            ValueError: A setting with which training could not do what it says.
+        """
+        self._check_settings()
+        self._adopt_seed()
+        return super().train()
+
+    def _check_settings(self) -> None:
+        """Refuse settings that would fail late or do nothing."""
+        loop = self._train_loop
+        if not isinstance(loop, dict) or 'max_iters' not in loop:
+            return
+        for key in ('max_iters', 'val_interval'):
+            value = loop.get(key, 1)
+            if int(value) != value or value < 1:
+                raise ValueError(f'train_cfg.{key}={value} must be an integer of at least 1')
+        checkpoint = self.cfg.get('default_hooks', {}).get('checkpoint') or {}
+        if checkpoint.get('by_epoch', 'CheckpointHook' in checkpoint.get('type', '')):
+            raise ValueError(
+                'default_hooks.checkpoint.by_epoch=True together with train_cfg.max_iters='
+                f'{loop["max_iters"]} would save nothing before the end; set by_epoch=False'
+            )
+        self._check_dataset()
+        self._check_accumulation(checkpoint.get('interval', -1))
+
+    def _check_dataset(self) -> None:
+        """Warn when augmentation would depend on workers and interruptions."""
+        loader = self._train_dataloader
+        dataset = loader.get('dataset') if isinstance(loader, dict) else None
+        if isinstance(dataset, dict) and 'SemiDataset' not in str(dataset.get('type')):
+            self.logger.warning(
+                f'train_dataloader.dataset is a {dataset.get("type")}, not a mmdmt.SemiDataset: '
+                'augmentation is not seeded per drawn sample, so an interrupted and resumed run '
+                'will see other augmentations than an uninterrupted one.'
+            )
+
+    def _check_accumulation(self, interval: int) -> None:
+        """Warn when a checkpoint would fall between two steps of the optimizer."""
+        wrapper = self.optim_wrapper if isinstance(self.optim_wrapper, dict) else {}
+        counts = wrapper.get('accumulative_counts', 1)
+        if interval > 0 and interval % counts:
+            self.logger.warning(
+                f'default_hooks.checkpoint.interval={interval} is no multiple of optim_wrapper.'
+                f'accumulative_counts={counts}: gradients gathered before a checkpoint are lost '
+                'when the run is resumed from it.'
+            )
+
+    def _adopt_seed(self) -> None:
+        """Take the seed of the run to resume before samplers and workers are built from it."""
+        path = self._checkpoint_to_resume()
+        if path is None or _REMOTE.match(path):
+            return
+        meta = load_checkpoint_file(path, 'cpu', self.trusted_checkpoints, mmap=True).get(
+            'meta', {}
+        )
+        seed = meta.get('seed')
+        if seed is None or seed == self.seed:
+            return
+        configured = self._randomness_cfg.get('seed')
+        self.logger.warning(
+            f'Going on with seed {seed} of {path} instead of '
+            + ('a random one.' if configured is None else f'randomness.seed={configured}.')
+        )
+        self._randomness_cfg = dict(self._randomness_cfg, seed=seed)
+        self.set_randomness(**self._randomness_cfg)
+
+    # --- Checkpoints -----------------------------------------------------------------------------
+
+    @property
+    def trusted_checkpoints(self) -> Sequence[str]:
+        """Files that may be unpickled without restrictions (config ``trusted_checkpoints``)."""
+        trusted = self.cfg.get('trusted_checkpoints') or ()
+        return [trusted] if isinstance(trusted, str) else list(trusted)
+
+    def _checkpoint_to_resume(self) -> Optional[str]:
+        """The checkpoint this run goes on from; rank 0 looks, so that all ranks agree."""
+        if not self._resume or self._load_from is not None:
+            return self._load_from if self._resume else None
+        found = [find_latest_valid_checkpoint(self.work_dir) if self.rank == 0 else None]
+        broadcast_object_list(found)
+        return found[0]
+
+    def load_or_resume(self) -> None:
+        """Resume, or load weights, or do nothing, as ``resume`` and ``load_from`` say.
+
+        ``resume=True`` without ``load_from`` takes the newest complete checkpoint of the work dir
+        and starts afresh where there is none.
+        """
+        if self._has_loaded:
+            return
+        path = self._checkpoint_to_resume()
+        if path is not None:
+            self.resume(path)
+        elif self._load_from is not None:
+            self.load_checkpoint(self._load_from)
+        elif self._resume:
+            self.logger.info(f'{self.work_dir} holds no checkpoint to resume: starting afresh.')
+
+    def load_checkpoint(
+        self,
+        filename: str,
+        map_location: Union[str, Callable] = 'cpu',
+        strict: bool = False,
+        revise_keys: Sequence[tuple] = ((r'^module\.', ''),),
+    ) -> dict:
+        """Load weights into the model; also the first step of :meth:`resume`.
+
+        Args:
+            filename: Local file, or an address that mmengine knows.
+            map_location: As in :func:`torch.load`.
+            strict: Whether missing and unexpected keys are errors.
+            revise_keys: Pairs (pattern, replacement) applied to the keys.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            mmdmt.engine.checkpoint.UntrustedCheckpointError: The file needs more than the
+                allow-list and is not listed in ``trusted_checkpoints``.
+        """
+        with safe_loading(self.trusted_checkpoints):
+            checkpoint = _load_checkpoint(str(filename), map_location=map_location)
+        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        _load_checkpoint_to_model(model, checkpoint, strict, revise_keys=list(revise_keys))
+        self._has_loaded = True
+        self.logger.info(f'Load checkpoint from {filename}')
+        return checkpoint
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
+        """Save a checkpoint, on rank 0, that is either completely on disk or not there.
+
+        Args:
+            out_dir: Folder. Remote folders are written by mmengine's backend as ever.
+            filename: Name of the file.
+            *args: As for mmengine's runner.
+            **kwargs: As for mmengine's runner.
+        """
+        if _REMOTE.match(str(out_dir)):
+            super().save_checkpoint(out_dir, filename, *args, **kwargs)
+        elif self.rank == 0:
+            mmengine.mkdir_or_exist(out_dir)
+            with atomic_path(osp.join(out_dir, filename)) as temporary:
+                super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)

@@ -1,0 +1,66 @@
+"""Files that are either complete or absent, whenever the process is killed."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Union
+
+_TEMPORARY_MARK = '.partial-'
+
+
+@contextlib.contextmanager
+def atomic_path(path: Union[str, Path]) -> Iterator[Path]:
+    """Give a temporary path that becomes ``path`` when the block ends without an error.
+
+    The temporary file lies in the same folder, because a rename is atomic only within one file
+    system. It reaches the disk before the rename, so that a power cut cannot leave a complete name
+    on an empty file.
+
+    Args:
+        path: The file to write. Its folder is made if it does not exist.
+
+    Yields:
+        The path to write to. It is removed if the block raises.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}{_TEMPORARY_MARK}{os.getpid()}')
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: Union[str, Path], text: str) -> None:
+    """Write a small text file that is never seen half written."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding='utf-8')
+
+
+def remove_stale_temporaries(folder: Union[str, Path]) -> list[Path]:
+    """Remove what writers that were killed left behind in ``folder``.
+
+    Call it only while nothing else writes to the folder.
+
+    Returns:
+        The files that were removed.
+    """
+    stale = sorted(Path(folder).glob(f'.*{_TEMPORARY_MARK}*'))
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return stale
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a folder entry to the disk."""
+    if path.is_dir() and os.name == 'nt':  # Windows cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
