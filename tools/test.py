@@ -1,0 +1,124 @@
+"""Test a checkpoint: metrics, and predictions as label images or as pictures.
+
+Usage::
+
+python tools/test.py CONFIG CHECKPOINT
+python tools/test.py CONFIG CHECKPOINT --predict-on student --show-dir pictures
+"""
+
+import argparse
+import os
+import os.path as osp
+
+from mmengine.config import Config, DictAction
+
+import mmdmt  # noqa: F401  (says what to install when something is missing)
+from mmdmt.registry import RUNNERS
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description='Test a segmentor')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--work-dir', help='folder of the log and the metrics')
+    parser.add_argument('--out', metavar='DIR', help='write predicted label images to this folder')
+    parser.add_argument('--show', action='store_true', help='show predictions in a window')
+    parser.add_argument('--show-dir', metavar='DIR', help='write painted predictions here')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds per image with --show')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    parser.add_argument(
+        '--predict-on',
+        metavar='NETWORK',
+        help='network of an on-line method to test: student, teacher, ...',
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='let CHECKPOINT run code while it is loaded, because you trust who made it',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config: key=value, nested keys with dots, lists as '
+        'key="[a,b]"',
+    )
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='launcher'
+    )
+    # torch.distributed.launch passes it; torchrun sets the variable.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def select_network(cfg: Config, name: str) -> None:
+    """Make an on-line method predict with the network ``name``."""
+    if 'segmentor' not in cfg.model:
+        raise ValueError(
+            f'--predict-on {name}: the model of this config ({cfg.model.type}) is a single '
+            'network; leave the option out'
+        )
+    cfg.model.semi_test_cfg = dict(cfg.model.get('semi_test_cfg') or {}, predict_on=name)
+
+
+def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
+    """Turn on the visualization hook."""
+    hook = dict(type='SegVisualizationHook', draw=True, interval=1)
+    if args.show:
+        hook.update(show=True, wait_time=args.wait_time)
+    cfg.default_hooks.visualization = hook
+    if args.show_dir:
+        cfg.visualizer.save_dir = args.show_dir
+
+
+def use_tta(cfg: Config) -> None:
+    """Wrap the model and the test pipeline for test-time augmentation."""
+    missing = [key for key in ('tta_pipeline', 'tta_model') if key not in cfg]
+    if missing:
+        raise KeyError(f'--tta needs {" and ".join(missing)} in the config')
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.model = dict(cfg.tta_model, module=cfg.model)
+
+
+def write_labels(cfg: Config, folder: str) -> None:
+    """Make the (first) metric write its label images."""
+    evaluator = cfg.test_evaluator
+    metric = evaluator[0] if isinstance(evaluator, (list, tuple)) else evaluator
+    metric.update(output_dir=folder, keep_results=True)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config and apply the command line to it."""
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
+    # One checkpoint is tested by a plain run, also where the config trains a chain of runs.
+    cfg.update(runner_type='mmdmt.SemiRunner', load_from=args.checkpoint, resume=False)
+    if args.trust_checkpoint:
+        cfg.trusted_checkpoints = [*cfg.get('trusted_checkpoints', []), args.checkpoint]
+    if args.predict_on is not None:
+        select_network(cfg, args.predict_on)
+    if args.show or args.show_dir:
+        draw_predictions(cfg, args)
+    if args.tta:
+        use_tta(cfg)
+    if args.out is not None:
+        write_labels(cfg, args.out)
+    return cfg
+
+
+def main() -> None:
+    """Test."""
+    RUNNERS.build(load_config(parse_args())).test()
+
+
+if __name__ == '__main__':
+    main()

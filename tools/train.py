@@ -1,0 +1,122 @@
+"""Train a segmentor.
+
+Usage::
+
+python tools/train.py CONFIG
+python tools/train.py CONFIG --resume                 # go on where it was interrupted
+tools/dist_train.sh CONFIG 4                          # four processes
+"""
+
+import argparse
+import os
+import os.path as osp
+
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.runner import Runner
+
+import mmdmt  # noqa: F401  (says what to install when something is missing)
+from mmdmt.engine.checkpoint import find_latest_valid_checkpoint
+from mmdmt.registry import RUNNERS
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description='Train a segmentor')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder of logs and checkpoints')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='resume from this checkpoint; without a value from the newest complete one of the '
+        'work dir, or start if there is none',
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='mixed precision (bfloat16 where there is no GPU)'
+    )
+    parser.add_argument('--seed', type=int, help='overrides randomness.seed')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='append',
+        default=[],
+        metavar='PATH',
+        help='a checkpoint that may run code while it is loaded; can be given several times',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config: key=value, nested keys with dots, lists as '
+        'key="[a,b]"',
+    )
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='launcher'
+    )
+    # torch.distributed.launch passes it; torchrun sets the variable.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def enable_amp(cfg: Config) -> None:
+    """Switch the optimizer wrapper to mixed precision, as this machine can do it."""
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind in ('AmpOptimWrapper', 'mmdmt.CPUAmpOptimWrapper'):
+        return
+    if kind != 'OptimWrapper':
+        raise ValueError(f'--amp works with optim_wrapper.type=OptimWrapper, not with {kind}')
+    if get_device() == 'cpu':
+        cfg.optim_wrapper.type = 'mmdmt.CPUAmpOptimWrapper'
+    else:
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+
+
+def set_resume(cfg: Config, resume: str) -> None:
+    """Write ``--resume`` into the config."""
+    cfg.resume = True
+    if resume != 'auto':
+        cfg.load_from = resume
+    elif cfg.get('load_from') is not None:
+        # mmengine would resume from `load_from`, which here are the weights to start with.
+        if find_latest_valid_checkpoint(cfg.work_dir) is None:
+            cfg.resume = False
+        else:
+            cfg.load_from = None
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config and apply the command line to it."""
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
+    if args.amp:
+        enable_amp(cfg)
+    if args.seed is not None:
+        cfg.randomness = dict(cfg.get('randomness', {}), seed=args.seed)
+    if args.resume is not None:
+        set_resume(cfg, args.resume)
+    cfg.trusted_checkpoints = [*cfg.get('trusted_checkpoints', []), *args.trust_checkpoint]
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner that the config asks for, ``mmdmt.SemiRunner`` by default."""
+    cfg.setdefault('runner_type', 'mmdmt.SemiRunner')
+    return RUNNERS.build(cfg)
+
+
+def main() -> None:
+    """Train."""
+    build_runner(load_config(parse_args())).train()
+
+
+if __name__ == '__main__':
+    main()
