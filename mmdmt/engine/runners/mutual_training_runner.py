@@ -10,6 +10,7 @@ from uuid import uuid4
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import barrier, broadcast_object_list, is_main_process
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
@@ -21,6 +22,19 @@ from mmdmt.registry import RUNNERS
 from mmdmt.utils.config import normalize_config
 
 from .semi_runner import SemiRunner
+
+
+class ValidationResults(Hook):
+    """Keeps the metrics of the last validation and the iteration it was made at."""
+
+    def __init__(self) -> None:
+        self.iteration: Optional[int] = None
+        self.metrics: Dict[str, float] = {}
+
+    def after_val_epoch(self, runner: Runner, metrics: Optional[Dict[str, float]] = None) -> None:
+        """Take the metrics."""
+        self.iteration = runner.iter
+        self.metrics = {key: float(value) for key, value in (metrics or {}).items()}
 
 
 @RUNNERS.register_module()
@@ -46,8 +60,8 @@ class MutualTrainingRunner:
     - ``select`` ('last' | 'best'): which checkpoint of a stage goes on. 'last' is the default;
       'best' takes the best on validation, as published. ``metric`` (str) defaults to 'mIoU'.
     - ``supervised``, ``round`` (dict): ``max_iters``, ``lr``, ``batch_size``, ``source_ratio``
-      ([labeled, pseudo] images in a batch), ``from_scratch`` and ``cfg_options`` of the labeled-only
-      stage and of each round.
+      ([labeled, pseudo] images in a batch), ``from_scratch`` and ``cfg_options`` of the
+      labeled-only stage and of each round.
     - ``pseudo_loss`` (dict): the loss; default ``mmdmt.DynamicMutualLoss`` with gammas 5.
     - ``labeling`` (dict): ``batch_size``, ``num_workers``, ``pixel_stride``, ``bins`` and
       ``pipeline`` of the labeling pass; by default the test pipeline, every 16th pixel for exact
@@ -123,9 +137,11 @@ class MutualTrainingRunner:
         runner = self._build_runner(cfg)
         if is_main_process():
             cfg.dump(osp.join(cfg.work_dir, 'config.py'))
+        results = ValidationResults()
+        runner.register_hook(results)
         runner.train()
-        metrics = runner.final_metrics()
         checkpoint = self._product(runner)
+        metrics = self._metrics(runner, results)
         self._shared(
             lambda: self.ledger.finish(stage.name, checkpoint, metrics, time.time() - began)
         )
@@ -137,7 +153,7 @@ class MutualTrainingRunner:
     def _product(self, runner: SemiRunner) -> str:
         """Checkpoint of a finished stage by the rule ``select``."""
         if self.builder.select == 'best':
-            best = runner.message_hub.get_info('best_ckpt') if runner.has_best else None
+            best = runner.message_hub.runtime_info.get('best_ckpt')
             if best is None:
                 raise RuntimeError(
                     f"`mutual.select='best'` found no best checkpoint in {runner.work_dir}: set "
@@ -145,6 +161,21 @@ class MutualTrainingRunner:
                 )
             return best
         return osp.join(runner.work_dir, f'iter_{runner.max_iters}.pth')
+
+    def _metrics(self, runner: SemiRunner, results: 'ValidationResults') -> Dict[str, float]:
+        """Validation metrics of the stage's product.
+
+        With 'last' the loop has validated after the last iteration, unless the stage was resumed
+        from its very last checkpoint; then it is validated now.
+        """
+        if self.builder.select == 'best':
+            score = runner.message_hub.get_info('best_score')
+            return {self.builder.metric: float(score)}
+        if runner.val_loop is None:
+            return {}
+        if results.iteration != runner.max_iters:
+            runner.val_loop.run()
+        return results.metrics
 
     def _stage_config(self, stage: Stage) -> Config:
         """Config of a stage, with the checkpoints of the stages that it needs."""

@@ -1,0 +1,74 @@
+"""Evaluation of several networks of one model."""
+
+from typing import Dict, Optional, Sequence
+
+from mmengine.runner import TestLoop, ValLoop
+
+from mmdmt.registry import LOOPS
+
+from .hooks.teacher_update_hook import unwrap
+
+
+class _NetworksMixin:
+    """Runs a loop once per network and hands the hooks all metrics at once."""
+
+    mode: str
+    networks: Optional[Sequence[str]]
+
+    def run(self) -> Dict[str, float]:
+        """Evaluate each network.
+
+        Returns:
+            dict[str, float]: Metrics as ``<network>/<name>``, such as ``student/mIoU``. Those of
+            the network that predicts by default stand there without prefix, too, so that
+            ``save_best='mIoU'`` and curves of other methods keep their names.
+        """
+        runner = self.runner
+        runner.call_hook(f'before_{self.mode}')
+        runner.call_hook(f'before_{self.mode}_epoch')
+        runner.model.eval()
+        model = unwrap(runner.model)
+        default, metrics = model.predict_on, {}
+        for name in self.networks or model.network_names:
+            with model.predicting_on(name):
+                found = self._evaluate()
+            metrics.update({f'{name}/{key}': value for key, value in found.items()})
+            if name == default:
+                metrics.update(found)
+        runner.call_hook(f'after_{self.mode}_epoch', metrics=metrics)
+        runner.call_hook(f'after_{self.mode}')
+        return metrics
+
+    def _evaluate(self) -> Dict[str, float]:
+        """Metrics of the network that predicts now."""
+        for index, batch in enumerate(self.dataloader):
+            self.run_iter(index, batch)
+        return self.evaluator.evaluate(len(self.dataloader.dataset))
+
+
+@LOOPS.register_module()
+class NetworksValLoop(_NetworksMixin, ValLoop):
+    """Validates several networks of a ``SemiSegmentor``.
+
+    Args:
+        *args: Arguments of mmengine's ``ValLoop``.
+        networks (Sequence[str], optional): Names of the networks; all by default.
+        **kwargs: Arguments of mmengine's ``ValLoop``.
+    """
+
+    mode = 'val'
+
+    def __init__(self, *args, networks: Optional[Sequence[str]] = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.networks = networks
+
+
+@LOOPS.register_module()
+class NetworksTestLoop(_NetworksMixin, TestLoop):
+    """Tests several networks of a ``SemiSegmentor``; see :class:`NetworksValLoop`."""
+
+    mode = 'test'
+
+    def __init__(self, *args, networks: Optional[Sequence[str]] = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.networks = networks
