@@ -1,0 +1,266 @@
+"""Strong photometric augmentation of a whole batch on its own device."""
+
+import math
+from typing import Dict, NamedTuple, Optional, Sequence
+
+import torch
+from kornia.color import grayscale_to_rgb, rgb_to_grayscale
+from kornia.enhance import (
+    adjust_brightness_accumulative,
+    adjust_hue,
+    adjust_saturation_with_gray_subtraction,
+)
+from kornia.filters import gaussian_blur2d
+from torch import Tensor, nn
+
+from mmdmt.registry import MODELS
+
+STRONG_PRESETS: Dict[str, dict] = {
+    # UniMatch (CVPR 2023) and UniMatch V2, dataset/semi.py.
+    'unimatch': dict(
+        color_jitter=(0.5, 0.5, 0.5, 0.25),
+        jitter_prob=0.8,
+        gray_prob=0.2,
+        blur_prob=0.5,
+        blur_sigma=(0.1, 2.0),
+    ),
+    # Dual Teacher (NeurIPS 2023), tools/train.py: the view of the implicit-consistency term.
+    'dual_teacher': dict(
+        color_jitter=(0.5, 0.5, 0.5, 0.25),
+        jitter_prob=1.0,
+        gray_prob=0.2,
+        blur_prob=0.0,
+        blur_sigma=(0.1, 2.0),
+    ),
+    # Dual Teacher, seg_core/augmentations.py: after CutMix (its flip is geometry, so not here).
+    'dual_teacher_cutmix': dict(
+        color_jitter=(0.25, 0.25, 0.25, 0.25),
+        jitter_prob=0.8,
+        gray_prob=0.0,
+        blur_prob=0.5,
+        blur_sigma=(0.15, 1.15),
+    ),
+    # Cross Teacher Training (Neurocomputing 2022), after ClassMix.
+    'ctt': dict(
+        color_jitter=(0.25, 0.25, 0.25, 0.25),
+        jitter_prob=0.8,
+        gray_prob=0.0,
+        blur_prob=0.5,
+        blur_sigma=(0.15, 1.15),
+    ),
+}
+"""Published magnitudes by paper; see :class:`StrongAugment`."""
+
+
+class StrongDraws(NamedTuple):
+    """Random parameters of one call, all on the CPU, one row per image.
+
+    Attributes:
+        factors: (N, 4) brightness, contrast and saturation factors and hue shift in turns.
+        order: (4,) order in which the four are applied, one for the batch.
+        jitter: (N,) bool, images that get the color jitter.
+        gray: (N,) bool, images that lose their color.
+        blur: (N,) bool, images that are blurred.
+        sigma: (N,) standard deviation of the blur in pixels.
+    """
+
+    factors: Tensor
+    order: Tensor
+    jitter: Tensor
+    gray: Tensor
+    blur: Tensor
+    sigma: Tensor
+
+
+@MODELS.register_module()
+class StrongAugment(nn.Module):
+    """Color jitter, random gray and Gaussian blur, drawn separately for each image of a batch.
+
+    Brightness, contrast and saturation follow PIL and torchvision (multiply; blend with the mean
+    luminance; blend with the luminance), hue is a rotation in HSV. Their order is drawn once per
+    call, so the batch shares it and each operation stays one batched kernel; every other
+    parameter is drawn per image.
+
+    All draws come from torch's global CPU generator and their number depends on the batch size
+    alone, so that ``torch.manual_seed`` before an iteration makes it reproducible whatever was
+    chosen before. Nothing is read back from the device.
+
+    Args:
+        preset: Name in :data:`STRONG_PRESETS` that the arguments below default to.
+        color_jitter: Magnitudes ``(brightness, contrast, saturation, hue)``. The first three
+            draw a factor from U(max(0, 1 - m), 1 + m), the hue a shift from U(-m, m) turns.
+        jitter_prob: Probability of the color jitter.
+        gray_prob: Probability of turning gray.
+        blur_prob: Probability of the blur.
+        blur_sigma: Range of the blur's standard deviation in pixels.
+
+    Raises:
+        ValueError: If the preset is unknown or a magnitude is out of range.
+    """
+
+    def __init__(
+        self,
+        preset: str = 'unimatch',
+        color_jitter: Optional[Sequence[float]] = None,
+        jitter_prob: Optional[float] = None,
+        gray_prob: Optional[float] = None,
+        blur_prob: Optional[float] = None,
+        blur_sigma: Optional[Sequence[float]] = None,
+    ) -> None:
+        super().__init__()
+        if preset not in STRONG_PRESETS:
+            raise ValueError(
+                f'StrongAugment: unknown preset={preset!r}; use one of {sorted(STRONG_PRESETS)}'
+            )
+        default = STRONG_PRESETS[preset]
+
+        def pick(name, value):
+            return default[name] if value is None else value
+
+        self.color_jitter = tuple(pick('color_jitter', color_jitter))
+        self.jitter_prob = pick('jitter_prob', jitter_prob)
+        self.gray_prob = pick('gray_prob', gray_prob)
+        self.blur_prob = pick('blur_prob', blur_prob)
+        self.blur_sigma = tuple(pick('blur_sigma', blur_sigma))
+        self._check_arguments()
+        # Taps beyond three standard deviations weigh under 0.3 % in sum.
+        self.blur_kernel = 2 * math.ceil(3 * self.blur_sigma[1]) + 1
+
+    def _check_arguments(self) -> None:
+        for name in ('jitter_prob', 'gray_prob', 'blur_prob'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f'StrongAugment: {name}={getattr(self, name)} is not in [0, 1]')
+        jitter = self.color_jitter
+        if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
+            raise ValueError(
+                f'StrongAugment: color_jitter={jitter} must be (brightness, contrast, '
+                'saturation, hue), none negative and hue at most 0.5 turns'
+            )
+        sigma = self.blur_sigma
+        if len(sigma) != 2 or not 0 < sigma[0] <= sigma[1]:
+            raise ValueError(
+                f'StrongAugment: blur_sigma={sigma} must be (low, high) with 0 < low <= high'
+            )
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, valid: Optional[Tensor] = None) -> Tensor:
+        """Augment a batch.
+
+        Args:
+            images: (N, 3, H, W) float RGB in [0, 1], on any device.
+            valid: (N, H, W) bool, False on padding. Padded pixels come back unchanged and have
+                no influence on the others.
+
+        Returns:
+            Tensor like ``images``, in [0, 1].
+
+        Raises:
+            ValueError: If the images are not a floating point (N, 3, H, W) tensor or ``valid``
+                does not fit them.
+        """
+        _check_images(images, valid)
+        draws = self.draw(len(images))
+        # Runners call the data preprocessor under autocast, which would blur in half precision.
+        with torch.autocast(images.device.type, enabled=False):
+            out = _where(draws.jitter, _jitter, images, draws.factors, draws.order, valid)
+            out = _where(draws.gray, _gray, out)
+            out = _where(draws.blur, _blur, out, draws.sigma, self.blur_kernel, valid)
+        out = out.clamp(0, 1)
+        return out if valid is None else torch.where(valid[:, None], out, images)
+
+    def draw(self, num_images: int) -> StrongDraws:
+        """Draw the parameters of one call; always ``8 * num_images`` numbers and one order.
+
+        Args:
+            num_images: Batch size N.
+
+        Returns:
+            The parameters, on the CPU.
+        """
+        uniform = torch.rand(num_images, 8, device='cpu', dtype=torch.float32)
+        magnitude = uniform.new_tensor(self.color_jitter)
+        center = uniform.new_tensor([1.0, 1.0, 1.0, 0.0])
+        low, high = center - magnitude, center + magnitude
+        low[:3].clamp_(min=0)
+        sigma_low, sigma_high = self.blur_sigma
+        return StrongDraws(
+            factors=low + (high - low) * uniform[:, :4],
+            order=torch.randperm(4, device='cpu'),
+            jitter=uniform[:, 4] < self.jitter_prob,
+            gray=uniform[:, 5] < self.gray_prob,
+            blur=uniform[:, 6] < self.blur_prob,
+            sigma=sigma_low + (sigma_high - sigma_low) * uniform[:, 7],
+        )
+
+    def extra_repr(self) -> str:
+        """Magnitudes as shown by ``print(module)``."""
+        return (
+            f'color_jitter={self.color_jitter}, jitter_prob={self.jitter_prob}, '
+            f'gray_prob={self.gray_prob}, blur_prob={self.blur_prob}, '
+            f'blur_sigma={self.blur_sigma}'
+        )
+
+
+def _check_images(images: Tensor, valid: Optional[Tensor]) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(
+            'StrongAugment needs float images (N, 3, H, W) in [0, 1], got '
+            f'{images.dtype} {tuple(images.shape)}'
+        )
+    expected = (images.shape[0], *images.shape[2:])
+    if valid is not None and (valid.dtype != torch.bool or tuple(valid.shape) != expected):
+        raise ValueError(
+            f'StrongAugment needs a bool valid mask {expected}, got '
+            f'{valid.dtype} {tuple(valid.shape)}'
+        )
+
+
+def _where(chosen: Tensor, operation, images: Tensor, *args) -> Tensor:
+    """Apply ``operation`` to the chosen images only (``chosen`` (N,) bool on the CPU)."""
+    if not chosen.any():
+        return images
+    mask = chosen.to(images.device, non_blocking=True).view(-1, 1, 1, 1)
+    return torch.where(mask, operation(images, *args), images)
+
+
+def _jitter(images: Tensor, factors: Tensor, order: Tensor, valid: Optional[Tensor]) -> Tensor:
+    factors = factors.to(images.device, images.dtype, non_blocking=True)
+    for index in order.tolist():
+        factor = factors[:, index]
+        if index == 0:
+            images = adjust_brightness_accumulative(images, factor)
+        elif index == 1:
+            images = _adjust_contrast(images, factor, valid)
+        elif index == 2:
+            images = adjust_saturation_with_gray_subtraction(images, factor)
+        else:
+            images = adjust_hue(images, factor * (2 * math.pi))
+    return images
+
+
+def _adjust_contrast(images: Tensor, factor: Tensor, valid: Optional[Tensor]) -> Tensor:
+    """Blend with the mean luminance; kornia's would count the padding into that mean."""
+    luminance = rgb_to_grayscale(images)
+    if valid is None:
+        mean = luminance.mean((1, 2, 3), keepdim=True)
+    else:
+        weight = valid[:, None].to(luminance.dtype)
+        total = (luminance * weight).sum((1, 2, 3), keepdim=True)
+        mean = total / weight.sum((1, 2, 3), keepdim=True).clamp(min=1)
+    return torch.lerp(mean, images, factor.view(-1, 1, 1, 1)).clamp(0, 1)
+
+
+def _gray(images: Tensor) -> Tensor:
+    return grayscale_to_rgb(rgb_to_grayscale(images))
+
+
+def _blur(images: Tensor, sigma: Tensor, kernel: int, valid: Optional[Tensor]) -> Tensor:
+    # Sigma stays on the CPU: kornia checks that it is positive, which would wait for a GPU.
+    sigma = sigma[:, None].expand(-1, 2)
+    if valid is None:
+        return gaussian_blur2d(images, (kernel, kernel), sigma, 'replicate')
+    # Normalized convolution: the average over the valid part of the window.
+    weight = valid[:, None].to(images.dtype)
+    stacked = torch.cat([images * weight, weight], dim=1)
+    blurred = gaussian_blur2d(stacked, (kernel, kernel), sigma, 'replicate')
+    return blurred[:, :3] / blurred[:, 3:].clamp(min=1e-6)
