@@ -1,0 +1,169 @@
+"""Check at import that the host libraries are there and fit, with the command that mends them.
+
+Imports nothing but the standard library at the top: it runs before anything else can be trusted.
+The bounds are those of ``requirements/mminstall.txt``, widened downwards to the last releases of
+the official OpenMMLab distributions, which have the same import names.
+"""
+
+import importlib
+import importlib.util
+import re
+from importlib import metadata
+from types import ModuleType
+from typing import NamedTuple, Optional, Tuple
+
+
+class Dependency(NamedTuple):
+    """A package that must be importable in a range of versions.
+
+    Attributes:
+        module: Name to import.
+        minimum: Lowest version that works.
+        below: First version that is not known to work; ``None`` where there is no such bound.
+        install: What to give to ``pip install``.
+        official: The same for users of the official OpenMMLab distribution, and its name.
+    """
+
+    module: str
+    minimum: str
+    below: Optional[str]
+    install: str
+    official: Tuple[str, str] = ('', '')
+
+    @property
+    def bounds(self) -> str:
+        """The range as pip writes it."""
+        return f'>={self.minimum}' + (f',<{self.below}' if self.below else '')
+
+    @property
+    def command(self) -> str:
+        """The command that brings a version that works, of the distribution that is in use."""
+        name, requirement = self.official
+        chosen = requirement if name and _is_installed(name) else self.install
+        return f'pip install {chosen}'
+
+
+DEPENDENCIES = (
+    Dependency('torch', '2.0.0', None, '"torch>=2.4" torchvision'),
+    Dependency(
+        'mmengine',
+        '0.10.0',
+        '0.11.0',
+        '"onedl-mmengine>=0.10.12,<0.11"',
+        ('mmengine', '"mmengine>=0.10.7,<0.11"'),
+    ),
+    Dependency(
+        'mmcv',
+        '2.0.0',
+        '2.4.0',
+        '"onedl-mmcv>=2.3.6,<2.4"',
+        ('mmcv', '"mmcv>=2.0.1,<2.2"'),
+    ),
+    Dependency(
+        'mmseg',
+        '1.2.0',
+        '1.5.0',
+        '"onedl-mmsegmentation>=1.4.2,<1.5"',
+        ('mmsegmentation', '"mmsegmentation>=1.2.2,<1.3"'),
+    ),
+)
+_UNDECLARED_BY_MMSEG = ('ftfy', 'regex')
+
+
+def check_dependencies() -> None:
+    """Import the host libraries and compare their versions.
+
+    Raises:
+        ImportError: With one sentence: what is missing, broken or of a wrong version, and the
+            command that mends it.
+    """
+    for dependency in DEPENDENCIES:
+        _check_version(dependency, _import(dependency))
+    _check_torchvision()
+    for name in _UNDECLARED_BY_MMSEG:
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(
+                f'mmdmt needs {name}, which mmseg.models imports but mmsegmentation does not '
+                f'install: run `pip install {name}`.'
+            )
+    _check_mmseg_models()
+
+
+def _import(dependency: Dependency) -> ModuleType:
+    """Import a package, telling one that is missing from one that is broken."""
+    try:
+        return importlib.import_module(dependency.module)
+    except ModuleNotFoundError as error:
+        if error.name != dependency.module:
+            raise _broken(dependency, error) from error
+        raise ImportError(
+            f'mmdmt needs {dependency.module}{dependency.bounds}, which is not installed: '
+            f'run `{dependency.command}`.'
+        ) from None
+    except Exception as error:  # mmseg asserts versions, a broken binary raises OSError, ...
+        raise _broken(dependency, error) from error
+
+
+def _broken(dependency: Dependency, error: Exception) -> ImportError:
+    """The error for a package that is installed but cannot be imported."""
+    reason = ' '.join(str(error).split()) or type(error).__name__
+    return ImportError(
+        f'mmdmt cannot import {dependency.module} ({type(error).__name__}: {reason}): '
+        f'run `{dependency.command}`.'
+    )
+
+
+def _check_version(dependency: Dependency, module: ModuleType) -> None:
+    """Refuse a version outside the bounds."""
+    version = str(getattr(module, '__version__', '0'))
+    release = _release(version)
+    too_old = release < _release(dependency.minimum)
+    too_new = dependency.below is not None and release >= _release(dependency.below)
+    if too_old or too_new:
+        raise ImportError(
+            f'mmdmt needs {dependency.module}{dependency.bounds}, but {version} is installed: '
+            f'run `{dependency.command}`.'
+        )
+
+
+def _check_torchvision() -> None:
+    """A torchvision built for another torch dies late and obscurely, inside timm or mmseg."""
+    if importlib.util.find_spec('torchvision') is None:
+        return
+    try:
+        importlib.import_module('torchvision')
+    except Exception as error:
+        reason = ' '.join(str(error).split())
+        raise ImportError(
+            f'torchvision does not fit the installed torch ({type(error).__name__}: {reason}): '
+            'run `pip install --force-reinstall torch torchvision`, both in one command.'
+        ) from error
+
+
+def _check_mmseg_models() -> None:
+    """Official mmseg needs compiled ``mmcv.ops``, which only its models reveal."""
+    try:
+        importlib.import_module('mmseg.models')
+    except Exception as error:
+        reason = ' '.join(str(error).split())
+        command = 'pip install -r requirements/mminstall.txt'
+        if 'mmcv._ext' in reason:
+            command = 'MMCV_WITH_OPS=1 pip install "mmcv>=2.0.1,<2.2" --no-build-isolation'
+        raise ImportError(
+            f'mmdmt cannot import mmseg.models ({type(error).__name__}: {reason}): run `{command}`.'
+        ) from error
+
+
+def _is_installed(distribution: str) -> bool:
+    """Whether pip knows a distribution of this name."""
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _release(version: str) -> Tuple[int, ...]:
+    """``'2.15.0+cu130'`` -> ``(2, 15, 0)``; at least three numbers."""
+    numbers = [int(part) for part in re.findall(r'\d+', version.split('+')[0])[:3]]
+    return tuple(numbers + [0] * (3 - len(numbers)))
