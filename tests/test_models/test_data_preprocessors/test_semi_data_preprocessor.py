@@ -15,6 +15,18 @@ STRONG = dict(type='mmdmt.StrongAugment')
 IDENTITY = dict(type='mmdmt.StrongAugment', jitter_prob=0.0, gray_prob=0.0, blur_prob=0.0)
 
 
+class Spy(torch.nn.Module):
+    """An augmentation that changes nothing and notes what it got."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, images, valid):
+        self.seen.append((images, valid))
+        return images
+
+
 def sample(height, width, labeled, pseudo=False, seed=0):
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
@@ -97,26 +109,26 @@ def test_without_augmentation_strong_equals_weak_bit_by_bit(channels, normalized
 
 @pytest.mark.parametrize('channels', ['bgr_to_rgb', 'rgb_to_bgr', 'neither'])
 def test_augmentation_sees_rgb_in_the_unit_range(channels):
-    seen = []
-
-    class Spy(torch.nn.Module):
-        def forward(self, images, valid):
-            seen.append((images, valid))
-            return images
-
     base = {k: v for k, v in BASE.items() if k != 'bgr_to_rgb'}
     if channels != 'neither':
         base[channels] = True
     data = batch((16, 20, False), (16, 20, False))
-    preprocessor = SemiDataPreprocessor(strong=Spy(), **base)
+    spy = Spy()
+    preprocessor = SemiDataPreprocessor(strong=spy, **base)
     out = run(preprocessor, data)['inputs']
-    images, valid = seen[0]
+    images, valid = spy.seen[0]
     raw = torch.stack(data['inputs']).float() / 255
     # Images are loaded as BGR unless the config says that it turns RGB into BGR.
     assert torch.equal(images, raw if channels == 'rgb_to_bgr' else raw.flip(1))
     assert valid is None, 'without padding there is nothing to look out for'
     torch.testing.assert_close(preprocessor.denormalize(out['unsup_weak']), images)
     torch.testing.assert_close(preprocessor.normalize(images), out['unsup_weak'])
+
+
+def test_augmentation_is_told_of_padding():
+    spy = Spy()
+    inputs = run(SemiDataPreprocessor(strong=spy, **BASE), batch(*MIXED))['inputs']
+    assert torch.equal(spy.seen[0][1], inputs['unsup_valid'])
 
 
 def test_padding_of_the_strong_view_is_that_of_the_weak_view():

@@ -167,14 +167,19 @@ def test_area_boxes_follow_the_published_rejection_sampling():
 def test_beta_boxes_follow_the_published_formula():
     torch.manual_seed(0)
     box = cutmix_boxes(4000, (160, 320), 'beta').double()
-    center = (box[:, :2] + box[:, 2:]) / 2
     free = (box[:, 0] > 0) & (box[:, 1] > 0) & (box[:, 2] < 160) & (box[:, 3] < 320)
     share = (box[free, 2] - box[free, 0]) / 160
     torch.testing.assert_close(share, (box[free, 3] - box[free, 1]) / 320, atol=0.02, rtol=0)
-    assert center[free].amin(0)[0] >= 160 / 8
-    # Of a Beta(4, 4) variable 1 - l in [0, 1], the side share is its root.
-    full = (box[:, 2] - box[:, 0]).max() / 160
-    assert 0.9 < full <= 1
+    assert 0.9 < (box[:, 2] - box[:, 0]).max() / 160 <= 1
+
+
+def test_beta_boxes_are_centered_beyond_an_eighth_of_each_side():
+    torch.manual_seed(0)
+    # So large a parameter leaves no spread: l = 1/2, sides of 113 and 226.
+    box = cutmix_boxes(4000, (160, 320), 'beta', beta=1e7)
+    assert box[:, 2].min() == 160 // 8 + 113 // 2
+    assert box[:, 3].min() == 320 // 8 + 226 // 2
+    assert box[:, 0].max() == 159 - 113 // 2
 
 
 def test_cutmix_mask_is_false_inside():
