@@ -1,0 +1,94 @@
+import json
+import multiprocessing
+
+import pytest
+
+from mmdmt.engine.mutual.ledger import Ledger, LedgerMismatchError, stage_table
+from mmdmt.engine.mutual.plan import MutualPlan
+
+
+def finish(ledger, name, tmp_path, content=b'weights'):
+    (tmp_path / name).mkdir(exist_ok=True)
+    path = tmp_path / name / 'iter_3.pth'
+    path.write_bytes(content)
+    ledger.begin(name, {'lr': '0.1'})
+    ledger.finish(name, str(path), dict(mIoU=41.5), 3.2)
+    return path
+
+
+def test_a_stage_is_done_while_its_checkpoint_is_whole(tmp_path):
+    ledger = Ledger(str(tmp_path))
+    assert not ledger.is_done('stage_0_a')
+    path = finish(ledger, 'stage_0_a', tmp_path)
+    again = Ledger(str(tmp_path))
+    assert again.is_done('stage_0_a') and again.checkpoint('stage_0_a') == str(path)
+    assert again.entry('stage_0_a')['metrics'] == dict(mIoU=41.5)
+    path.write_bytes(b'weig')
+    assert not again.is_done('stage_0_a')
+    with pytest.raises(RuntimeError, match=r'stage_0_a.*missing or cut'):
+        again.checkpoint('stage_0_a')
+
+
+def test_the_work_dir_can_be_moved(tmp_path):
+    finish(Ledger(str(tmp_path)), 'stage_0_a', tmp_path)
+    moved = tmp_path.with_name('moved')
+    tmp_path.rename(moved)
+    assert Ledger(str(moved)).checkpoint('stage_0_a').startswith(str(moved))
+
+
+def test_a_changed_config_is_refused_with_the_differing_keys(tmp_path):
+    ledger = Ledger(str(tmp_path))
+    ledger.begin('stage_0_a', {'lr': '0.1', 'seed': '1', 'old': 'x'})
+    ledger.begin('stage_0_a', {'lr': '0.1', 'seed': '1', 'old': 'x'})  # unchanged: fine
+    with pytest.raises(LedgerMismatchError) as error:
+        ledger.begin('stage_0_a', {'lr': '0.2', 'seed': '1', 'new': 'y'})
+    text = str(error.value)
+    assert 'lr: 0.1 -> 0.2' in text and 'old: x -> None' in text and 'new: None -> y' in text
+    assert 'seed' not in text
+    assert ledger.entry('stage_0_a')['config']['lr'] == '0.1'
+
+
+def test_a_damaged_ledger_is_refused_by_name(tmp_path):
+    (tmp_path / 'stages.json').write_text('{"version": 1, "stag')
+    with pytest.raises(RuntimeError, match=r'stages\.json is damaged'):
+        Ledger(str(tmp_path)).read()
+    (tmp_path / 'stages.json').write_text('{"version": 99, "stages": {}}')
+    with pytest.raises(RuntimeError, match='version 99'):
+        Ledger(str(tmp_path)).read()
+
+
+def test_a_crash_while_writing_leaves_the_old_ledger(tmp_path, monkeypatch):
+    ledger = Ledger(str(tmp_path))
+    ledger.begin('stage_0_a', {})
+    monkeypatch.setattr('mmdmt.engine.mutual.ledger.os.replace', _crash)
+    with pytest.raises(KeyboardInterrupt):
+        ledger.begin('stage_0_b', {})
+    assert set(json.loads((tmp_path / 'stages.json').read_text())['stages']) == {'stage_0_a'}
+
+
+def _crash(*_):
+    raise KeyboardInterrupt
+
+
+def _begin_many(work_dir, member):
+    for index in range(20):
+        Ledger(work_dir).begin(f'stage_{index}_{member}', {})
+
+
+def test_two_processes_do_not_lose_each_others_entries(tmp_path):
+    context = multiprocessing.get_context('fork')
+    jobs = [context.Process(target=_begin_many, args=(str(tmp_path), m)) for m in 'ab']
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert len(Ledger(str(tmp_path)).read()) == 40
+
+
+def test_table_shows_state_and_metric_of_every_stage(tmp_path):
+    ledger = Ledger(str(tmp_path))
+    finish(ledger, 'stage_0_a', tmp_path)
+    lines = stage_table(MutualPlan([{}, {}], [0.5]).stages, ledger.read()).splitlines()
+    assert len(lines) == 2 + 4
+    assert 'done' in lines[2] and '41.50' in lines[2] and 'stage_0_a/iter_3.pth' in lines[2]
+    assert 'pending' in lines[5] and 'stage_0_a' in lines[5] and '0.5' in lines[5]

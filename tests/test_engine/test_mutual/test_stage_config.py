@@ -1,0 +1,153 @@
+import pytest
+from mmengine.config import Config
+from tiny_models import tiny_segmentor
+
+from mmdmt.engine.mutual.stage_config import StageConfigBuilder
+
+
+def base_config(**mutual):
+    labeled = dict(type='BaseSegDataset', ann_file='labeled.txt', pipeline=[dict(type='Load')])
+    unlabeled = dict(
+        type='mmdmt.UnlabeledDataset',
+        ann_file='unlabeled.txt',
+        data_root='/somewhere',
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='RandomFlip', prob=0.5)],
+    )
+    test = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='Pack')]
+    mutual.setdefault('members', [dict(name='c'), dict(name='i')])
+    mutual.setdefault('ratios', [0.2, 1.0])
+    return Config(
+        dict(
+            model=tiny_segmentor(),
+            train_dataloader=dict(
+                batch_size=8,
+                num_workers=2,
+                sampler=dict(type='mmdmt.MultiSourceSampler', batch_size=8, source_ratio=[1, 1]),
+                dataset=dict(type='mmdmt.SemiDataset', datasets=[labeled, unlabeled]),
+            ),
+            test_dataloader=dict(dataset=dict(type='BaseSegDataset', pipeline=test)),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.002)),
+            param_scheduler=[
+                dict(type='LinearLR', begin=0, end=10, by_epoch=False),
+                dict(type='PolyLR', begin=10, end=1000, by_epoch=False),
+            ],
+            train_cfg=dict(type='IterBasedTrainLoop', max_iters=1000, val_interval=500),
+            default_hooks=dict(checkpoint=dict(type='CheckpointHook')),
+            randomness=dict(seed=3, deterministic=True),
+            mutual=mutual,
+        )
+    )
+
+
+def build(name, cfg=None, **kwargs):
+    builder = StageConfigBuilder(cfg or base_config())
+    stage = builder.plan.find(name)
+    return builder.build(stage, f'/work_dir/{stage.name}', **kwargs)
+
+
+def test_round_0_trains_a_plain_segmentor_on_the_labeled_source():
+    cfg = build('stage_0_c')
+    assert cfg.model.type == 'EncoderDecoder'
+    assert [d.ann_file for d in cfg.train_dataloader.dataset.datasets] == ['labeled.txt']
+    assert cfg.train_dataloader.sampler.source_ratio == [1]
+    assert not any(h.type == 'mmdmt.PseudoLabelHook' for h in cfg.get('custom_hooks', []))
+    assert 'mutual' not in cfg and 'runner_type' not in cfg
+
+
+def test_a_round_trains_on_labels_of_the_other_member():
+    mutual = dict(
+        round=dict(max_iters=40, lr=0.001, batch_size=16, source_ratio=[1, 7]),
+        labeling=dict(pixel_stride=4),
+    )
+    cfg = build(
+        'stage_2_c', base_config(**mutual), load_from='own.pth', teacher_checkpoint='peer.pth'
+    )
+    assert cfg.model.type == 'mmdmt.PseudoLabelSegmentor'
+    assert cfg.load_from == 'own.pth'
+    hook = cfg.custom_hooks[-1]
+    assert (hook.type, hook.checkpoint, hook.ratio) == ('mmdmt.PseudoLabelHook', 'peer.pth', 1.0)
+    assert hook.pixel_stride == 4 and hook.model.type == 'EncoderDecoder'
+    assert [t.type for t in hook.dataset.pipeline] == ['LoadImageFromFile', 'Pack']
+    labeled, pseudo = cfg.train_dataloader.dataset.datasets
+    load = pseudo.pipeline[1]
+    assert (load.type, load.store_dir) == ('mmdmt.LoadPseudoLabels', hook.store_dir)
+    assert [t.type for t in labeled.pipeline] == ['Load']
+    loader = cfg.train_dataloader
+    assert loader.sampler.source_ratio == [1, 7]
+    assert loader.batch_size == loader.sampler.batch_size == 16
+
+
+def test_length_and_learning_rate_of_a_round_reach_the_schedule():
+    mutual = dict(supervised=dict(max_iters=300), round=dict(max_iters=40, lr=0.001))
+    cfg = base_config(**mutual)
+    first, later = build('stage_0_c', cfg), build('stage_1_c', cfg)
+    assert first.train_cfg.max_iters == 300 and first.optim_wrapper.optimizer.lr == 0.002
+    assert [s.end for s in first.param_scheduler] == [10, 300]
+    assert later.train_cfg.max_iters == later.train_cfg.val_interval == 40
+    assert [s.end for s in later.param_scheduler] == [10, 40]
+    assert later.optim_wrapper.optimizer.lr == 0.001
+    assert cfg.train_cfg.max_iters == 1000, 'the config was edited'
+
+
+def test_members_differ_by_seed_list_and_options():
+    members = [
+        dict(name='l', seed=1, labeled_list='left.txt'),
+        dict(name='r', seed=2, cfg_options={'model.decode_head.dropout_ratio': 0.3}),
+    ]
+    cfg = base_config(members=members)
+    left, right = build('stage_0_l', cfg), build('stage_0_r', cfg)
+    assert left.randomness.seed == 1 and right.randomness.seed == 2
+    assert left.randomness.deterministic
+    assert left.train_dataloader.dataset.datasets[0].ann_file == 'left.txt'
+    assert right.train_dataloader.dataset.datasets[0].ann_file == 'labeled.txt'
+    assert right.model.decode_head.dropout_ratio == 0.3
+    # The subsets are for round 0: later rounds learn from all labels, as published.
+    later = build('stage_1_l', cfg)
+    assert later.train_dataloader.dataset.datasets[0].ann_file == 'labeled.txt'
+    assert later.custom_hooks[-1].model.decode_head.dropout_ratio == 0.3
+
+
+def test_seeds_differ_between_members_and_rounds():
+    seeds = [build(f'stage_{r}_{m}').randomness.seed for r in range(3) for m in 'ci']
+    assert len(set(seeds)) == 6
+
+
+def test_from_scratch_starts_without_weights():
+    cfg = build('stage_1_c', base_config(round=dict(from_scratch=True)), load_from='own.pth')
+    assert cfg.load_from is None
+
+
+def test_the_ledger_compares_what_decides_the_outcome():
+    def flat(change=None, work_dir='/a'):
+        cfg = base_config()
+        cfg.merge_from_dict(change or {})
+        builder = StageConfigBuilder(cfg)
+        stage = builder.plan.find('stage_1_c')
+        return builder.comparable(builder.build(stage, work_dir, 'x.pth', f'{work_dir}/y.pth'))
+
+    assert flat() == flat(work_dir='/b') == flat({'train_dataloader.num_workers': 0})
+    changed = flat({'optim_wrapper.optimizer.lr': 0.1})
+    assert {k for k in changed if changed[k] != flat()[k]} == {'optim_wrapper.optimizer.lr'}
+    changed = flat({'mutual.ratios': [0.3, 1.0]})
+    assert {k for k in changed if changed[k] != flat()[k]} == {'labeling.ratio'}
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(mutual=dict(ratios=[0.5])), r'mutual\.members'),
+        (dict(mutual=dict(members=[{}], ratios=[0.5], select='first')), "'first'"),
+        (dict(mutual=dict(members=[{}], ratios=[0.5], rounds=5)), 'rounds'),
+        (dict(mutual=dict(members=[{}], ratios=[1], round=dict(iters=5))), 'iters'),
+        ({'model.type': 'mmdmt.MeanTeacher'}, 'EncoderDecoder'),
+        ({'train_dataloader.dataset.datasets': [dict()]}, 'two sources'),
+    ],
+)
+def test_wrong_configs_are_refused_by_key(change, message):
+    cfg = base_config()
+    if 'mutual' in change:
+        cfg.mutual = change['mutual']
+    else:
+        cfg.merge_from_dict(change)
+    with pytest.raises(ValueError, match=message):
+        StageConfigBuilder(cfg)
