@@ -1,0 +1,67 @@
+"""Loads stored pseudo-labels in place of annotations."""
+
+from typing import Any, Optional
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+
+from mmdmt.registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class LoadPseudoLabels(BaseTransform):
+    """Load label and confidence of an image from a pseudo-label store.
+
+    Both maps are put into ``seg_fields``, so mmseg's geometric transforms carry them along with
+    the image, by nearest neighbor. The label is 255 below the threshold of its class.
+
+    The store is opened with the first image, because it is filled only after the data set has
+    been built.
+
+    Args:
+        store_dir (str): Folder of a :class:`~mmdmt.pseudo.PseudoLabelStore`.
+
+    Required keys: ``img``, ``name``. Added keys: ``gt_seg_map``, ``pseudo_confidence``, (H, W)
+    uint8 each, and ``seg_fields``.
+    """
+
+    def __init__(self, store_dir: str) -> None:
+        self.store_dir = store_dir
+        self._store: Optional[Any] = None
+
+    def transform(self, results: dict) -> dict:
+        """Add the stored maps.
+
+        Raises:
+            KeyError: If the data info has no ``name``.
+            ValueError: If the stored maps do not have the size of the image.
+        """
+        if 'name' not in results:
+            raise KeyError(
+                'LoadPseudoLabels needs `name` in the data info; use mmdmt.UnlabeledDataset'
+            )
+        label, confidence = self._open().get_thresholded(results['name'])
+        size = results['img'].shape[:2]
+        if label.shape != size:
+            raise ValueError(
+                f'the pseudo-label of {results["name"]} in {self.store_dir} has the size '
+                f'{label.shape}, but the image loaded has {size}; put LoadPseudoLabels right after '
+                'LoadImageFromFile'
+            )
+        results['gt_seg_map'] = label
+        # Kept as bytes: four times less to crop, resize and send to the main process.
+        results['pseudo_confidence'] = np.rint(confidence * 255).astype(np.uint8)
+        fields = results.setdefault('seg_fields', [])
+        fields.extend(['gt_seg_map', 'pseudo_confidence'])
+        return results
+
+    def _open(self) -> Any:
+        if self._store is None:
+            # Not at the top: the store is a part of training that plain loading does not need.
+            from mmdmt.pseudo import PseudoLabelStore
+
+            self._store = PseudoLabelStore(self.store_dir)
+        return self._store
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(store_dir={self.store_dir!r})'

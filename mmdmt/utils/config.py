@@ -1,0 +1,102 @@
+"""Settings that are set once at the top of a config and used in many places of it."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from mmengine.config import Config
+
+# Keys under which a setting of `overridable` is used. Settings not named here are refused.
+USED_AS = {
+    'data_root': ('data_root',),
+    'labeled_list': ('ann_file',),
+    'unlabeled_list': ('ann_file',),
+    'crop_size': ('crop_size', 'size'),
+    'batch_size': ('batch_size',),
+}
+# Where the settings are used. Batch sizes of validation are not those of training.
+SECTIONS = {'batch_size': ('train_dataloader',)}
+
+
+def normalize_config(cfg: Config) -> Config:
+    """Put top-level settings of data sets wherever they are used, and check the batch size.
+
+    A config variable of a ``_base_`` file is a plain copy in every place that uses it: a child
+    config or ``--cfg-options`` that sets ``data_root`` changes only the variable. So the data set
+    configs note the values they were written with::
+
+        overridable = dict(data_root=data_root, labeled_list=labeled_list, ...)
+
+    and this function replaces the noted value by the present one, under the keys of ``USED_AS``.
+    A place that was given a value of its own keeps it. A config without ``overridable`` is only
+    checked. A second call changes nothing.
+
+    Args:
+        cfg (Config): Changed in place.
+
+    Returns:
+        Config: ``cfg``.
+
+    Raises:
+        ValueError: If ``overridable`` has an unknown setting, or the batch sizes of the training
+            loader and its sampler differ.
+    """
+    noted = cfg.get('overridable') or {}
+    unknown = sorted(set(noted) - set(USED_AS))
+    if unknown:
+        raise ValueError(f'`overridable` has unknown settings {unknown}; known: {sorted(USED_AS)}')
+    changed = {
+        name: (old, cfg[name])
+        for name, old in noted.items()
+        if name in cfg and _plain(cfg[name]) != _plain(old)
+    }
+    # All places first, so that no setting meets the new value of another one.
+    places = [
+        (node, key, new)
+        for name, (old, new) in changed.items()
+        for node, key in _uses(cfg, name, old)
+    ]
+    for node, key, new in places:
+        node[key] = new
+    for name, (_, new) in changed.items():
+        noted[name] = new
+    _check_batch_size(cfg)
+    return cfg
+
+
+def _uses(cfg: Config, name: str, value: Any) -> list[tuple[dict, str]]:
+    """The (dict, key) pairs that use ``value`` of the setting ``name``."""
+    sections = SECTIONS.get(name) or [key for key in cfg if key != 'overridable']
+    keys = USED_AS[name]
+    return [
+        (node, key)
+        for node in _dicts(cfg[section] for section in sections if section in cfg)
+        for key in keys
+        if key in node and _plain(node[key]) == _plain(value)
+    ]
+
+
+def _dicts(values: Iterable[Any]) -> Iterator[dict]:
+    """All dicts in nested dicts, lists and tuples."""
+    for value in values:
+        if isinstance(value, dict):
+            yield value
+            yield from _dicts(value.values())
+        elif isinstance(value, (list, tuple)):
+            yield from _dicts(value)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, because the command line gives either."""
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _check_batch_size(cfg: Config) -> None:
+    loader = cfg.get('train_dataloader') or {}
+    sampler = loader.get('sampler') or {}
+    sampled = sampler.get('batch_size')
+    if sampled is not None and sampled != loader.get('batch_size'):
+        raise ValueError(
+            f'`train_dataloader.batch_size` is {loader.get("batch_size")}, but '
+            f'`train_dataloader.sampler.batch_size` is {sampled}, so that batches would not have '
+            'the stated ratio; set the top-level `batch_size` of the data set config, or both'
+        )
