@@ -1,0 +1,27 @@
+"""Settings of the whole suite: small machines, no display, no GPU unless there is one."""
+
+import os
+
+os.environ.setdefault('MPLBACKEND', 'Agg')
+# Threads that spin while they wait make two busy processes several times slower.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+# Examples on a shared machine take as long as they take; the same ones are tried every time.
+settings.register_profile('mmdmt', deadline=None, derandomize=True)
+settings.load_profile('mmdmt')
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
+    """Leave tests that need a GPU out (not: skip them) where there is none."""
+    if torch.cuda.is_available():
+        return
+    gpu = [item for item in items if item.get_closest_marker('gpu')]
+    if gpu:
+        config.hook.pytest_deselected(items=gpu)
+        items[:] = [item for item in items if not item.get_closest_marker('gpu')]
