@@ -15,18 +15,20 @@ import types
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Dict, Optional, Union
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
+from mmengine.utils import digit_version
 
 from mmdmt.utils.atomic import atomic_path
 
 MapLocation = Union[str, torch.device, Callable, None]
 
-_HAS_ALLOW_LIST = hasattr(torch.serialization, 'safe_globals')  # torch >= 2.5
+# Allow-lists under another name than the object's own, which `getattr` below needs.
+_HAS_ALLOW_LIST = digit_version(torch.__version__) >= digit_version('2.6.0')
 _CHECKPOINT_NAME = re.compile(r'(?:iter|epoch)_(\d+)\.pth')
 
 
@@ -34,23 +36,28 @@ class UntrustedCheckpointError(RuntimeError):
     """A checkpoint needs more than the allow-list, and the user has not named it as trusted."""
 
 
-def _allow_list() -> list:
-    """Objects beyond torch's own that a checkpoint of an mmengine runner consists of."""
+def _allow_list() -> Dict[str, Any]:
+    """Objects beyond torch's own that a checkpoint of an mmengine runner consists of, by name."""
     # What NumPy arrays and scalars of these types are rebuilt from. None of them can call code.
     core = np._core if hasattr(np, '_core') else np.core
     dtypes = {type(np.dtype(kind)) for kind in ('float32', 'float64', 'int32', 'int64', 'bool')}
-    rebuild = [core.multiarray._reconstruct, core.multiarray.scalar]
-    return [HistoryBuffer, np.ndarray, np.dtype, *rebuild, *dtypes]
+    items = [HistoryBuffer, np.ndarray, np.dtype, *dtypes]
+    items += [core.multiarray._reconstruct, core.multiarray.scalar]
+    named = {f'{item.__module__}.{item.__qualname__}': item for item in items}
+    # NumPy 2 renamed numpy.core: files written under either name load under both.
+    for name, item in list(named.items()):
+        named[name.replace('numpy._core', 'numpy.core')] = item
+        named[name.replace('numpy.core', 'numpy._core')] = item
+    # mmengine's HistoryBuffer pickles its methods, by way of getattr, which could reach anything.
+    named['builtins.getattr'] = _history_statistic
+    return named
 
 
-def register_safe_globals() -> None:
-    """Let mmengine's own loaders read our checkpoints with ``weights_only=True`` too.
-
-    Official mmengine 0.10.7 calls ``torch.load`` without an allow-list, which torch >= 2.6
-    refuses. With this, stock tools (a plain ``Runner``) load what we wrote.
-    """
-    if hasattr(torch.serialization, 'add_safe_globals'):  # torch >= 2.4
-        torch.serialization.add_safe_globals(_allow_list())
+def _history_statistic(owner: Any, name: str) -> Callable:
+    """Stand-in for ``getattr`` that finds the statistics of a ``HistoryBuffer`` only."""
+    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
+        return getattr(owner, name)
+    raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr of {name!r}')
 
 
 def load_checkpoint_file(
@@ -86,7 +93,7 @@ def load_checkpoint_file(
         return _load_restricted(path, map_location, mmap and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
-    except (EOFError, RuntimeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged pickle fails in many ways
         raise RuntimeError(
             f'checkpoint {path} ({path.stat().st_size} bytes) is damaged or not a checkpoint: '
             f'{error}. Use another one, or delete it and resume from the one before.'
@@ -99,7 +106,8 @@ def _load_restricted(path: Path, map_location: MapLocation, mmap: bool) -> dict:
         return torch.load(
             path, map_location=map_location, pickle_module=_restricted_pickle, weights_only=False
         )
-    with torch.serialization.safe_globals(_allow_list()):
+    allowed = [(item, name) for name, item in _allow_list().items()]
+    with torch.serialization.safe_globals(allowed):
         return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
 
 
@@ -118,43 +126,41 @@ def _refusal(path: Path, error: Exception) -> UntrustedCheckpointError:
     )
 
 
-# --- torch < 2.5 ---------------------------------------------------------------------------------
-# Its weights_only unpickler takes no allow-list from outside, so the same list is enforced by a
+# --- torch < 2.6 ---------------------------------------------------------------------------------
+# Its weights_only unpickler takes no such list from outside, so the same list is enforced by a
 # pickle module of our own. Storages and tensors need a few rebuild functions of torch.
 
 _TORCH_GLOBALS = {
-    ('collections', 'OrderedDict'),
-    ('torch._utils', '_rebuild_parameter'),
-    ('torch._utils', '_rebuild_tensor_v2'),
-    ('torch', 'Size'),
-    ('torch', 'device'),
+    'builtins.set',
+    'collections.OrderedDict',
+    'torch.Size',
+    'torch.device',
+    'torch._utils._rebuild_parameter',
+    'torch._utils._rebuild_tensor_v2',
+    '_codecs.encode',  # bytes of NumPy arrays; can only encode text
 }
-_TORCH_KINDS = re.compile(r'(\w*Storage|[a-z]+\d*)')
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
     """Unpickler that finds nothing but the allow-list."""
 
     def find_class(self, module: str, name: str) -> Any:
-        allowed = {_name_of(item): item for item in _allow_list()}
-        # NumPy 2 renamed numpy.core; files written under either name load under both.
-        key = (module.replace('numpy._core', 'numpy.core'), name)
-        if key in allowed:
-            return allowed[key]
-        if (module, name) in _TORCH_GLOBALS or self._is_torch_kind(module, name):
+        module = 'builtins' if module == '__builtin__' else module  # as Python 2 called it
+        full_name = f'{module}.{name}'
+        allowed = _allow_list()
+        if full_name in allowed:
+            return allowed[full_name]
+        if full_name in _TORCH_GLOBALS or self._is_tensor_kind(module, name):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {module}.{name}')
+        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {full_name}')
 
     @staticmethod
-    def _is_torch_kind(module: str, name: str) -> bool:
-        """Whether it is a storage class or a dtype, which a tensor's record names."""
-        if module not in ('torch', 'torch.storage') or not _TORCH_KINDS.fullmatch(name):
+    def _is_tensor_kind(module: str, name: str) -> bool:
+        """Whether it is a storage class or a dtype, which the record of a tensor names."""
+        if module not in ('torch', 'torch.storage'):
             return False
-        return name.endswith('Storage') or isinstance(getattr(torch, name, None), torch.dtype)
-
-
-def _name_of(item: Any) -> tuple[str, str]:
-    return item.__module__.replace('numpy._core', 'numpy.core'), item.__qualname__
+        kind = getattr(torch, name, None)
+        return isinstance(kind, torch.dtype) or bool(re.fullmatch(r'[A-Za-z0-9]+Storage', name))
 
 
 _restricted_pickle = types.ModuleType('mmdmt_restricted_pickle')

@@ -3,11 +3,13 @@
 import contextlib
 import os.path as osp
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
+import torch
 from mmengine.dist import broadcast, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.utils import apply_to
@@ -24,7 +26,8 @@ class SafeCheckpointHook(CheckpointHook):
       it before, so that a kill in between leaves nothing with ``max_keep_ckpts=1``).
     - ``last_checkpoint`` is replaced atomically. Checkpoints themselves are written atomically by
       :meth:`mmdmt.SemiRunner.save_checkpoint`.
-    - Metrics are stored as Python numbers, so that checkpoints load with ``weights_only=True``.
+    - Metrics and logged scalars are stored as Python numbers and tensors, so that any
+      ``torch.load(..., weights_only=True)`` reads the file.
     - With several processes, all go on with the buffers of rank 0, which are the ones on disk.
       Otherwise an interrupted run would differ from one that was not in the batch-norm statistics
       of the other ranks.
@@ -39,12 +42,21 @@ class SafeCheckpointHook(CheckpointHook):
                     runner.logger.info(f'Removed {path}, left by a run that was killed.')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Turn NumPy numbers in the message hub into Python ones."""
-        checkpoint['message_hub'] = apply_to(
+        """Turn the message hub into plain values, which load without any allow-list."""
+        hub = apply_to(
             checkpoint['message_hub'],
             lambda value: isinstance(value, np.generic),
             lambda value: value.item(),
         )
+        scalars = {key: _plain_history(value) for key, value in hub['log_scalars'].items()}
+        checkpoint['message_hub'] = dict(hub, log_scalars=scalars)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Turn the plain values back into what mmengine's message hub expects."""
+        hub = checkpoint.get('message_hub')
+        if isinstance(hub, dict):
+            scalars = {key: _history(value) for key, value in hub['log_scalars'].items()}
+            checkpoint['message_hub'] = dict(hub, log_scalars=scalars)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Write the checkpoint, point ``last_checkpoint`` to it, then remove outdated ones."""
@@ -122,6 +134,24 @@ class _DeferringBackend:
         self.removed.append(path)
 
     rmtree = remove
+
+
+def _plain_history(history: HistoryBuffer) -> dict:
+    """A history as tensors."""
+    values, counts = history.data
+    return dict(
+        log_history=torch.from_numpy(np.asarray(values, dtype=np.float64)),
+        count_history=torch.from_numpy(np.asarray(counts, dtype=np.int64)),
+        max_length=history.max_length,
+    )
+
+
+def _history(plain: Union[dict, HistoryBuffer]) -> HistoryBuffer:
+    """The history that :func:`_plain_history` took apart; others stay as they are."""
+    if not isinstance(plain, dict):
+        return plain
+    arrays = (plain['log_history'].cpu().numpy(), plain['count_history'].cpu().numpy())
+    return HistoryBuffer(*arrays, max_length=plain['max_length'])
 
 
 def _remove(backend: Any, path: str) -> None:

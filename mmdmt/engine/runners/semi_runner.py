@@ -288,6 +288,8 @@ class SemiRunner(Runner):
         """
         with safe_loading(self.trusted_checkpoints):
             checkpoint = _load_checkpoint(str(filename), map_location=map_location)
+        # mmengine's `resume` would execute this text, which old versions stored.
+        checkpoint.get('meta', {}).pop('config', None)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model = self.model.module if is_model_wrapper(self.model) else self.model
         _load_checkpoint_to_model(model, checkpoint, strict, revise_keys=list(revise_keys))
