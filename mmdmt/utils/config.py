@@ -10,6 +10,11 @@ USED_AS = {
     'data_root': ('data_root',),
     'labeled_list': ('ann_file',),
     'unlabeled_list': ('ann_file',),
+    'img_suffix': ('img_suffix',),
+    'seg_map_suffix': ('seg_map_suffix',),
+    'metainfo': ('metainfo',),
+    'image_size': ('scale',),
+    'resize_ratio': ('ratio_range',),
     'crop_size': ('crop_size', 'size'),
     'batch_size': ('batch_size',),
 }

@@ -1,11 +1,11 @@
-# MSRC-21: 276/59/256 photographs of about 320x213 with 21 classes, no void class in the file names.
+# MSRC-21: photographs of about 320x213 with 21 classes, 276 for training, 59 val, 256 test.
 #
 # data_root/
 #   img/{train,val,test}/*.jpg
-#   ann/{train,val,test}/*.png      uint8 class ids, 255 = void
+#   ann/{train,val,test}/*.png                     class ids from 0, 255 = void
 #   splits/1_8/fold_0/{labeled,unlabeled}.txt      from tools/misc/split_dataset.py
 #
-# `overridable` names the settings that may be set once, at the top level of a child config or by
+# Every setting of `overridable` may be set once, at the top level of a child config or by
 # --cfg-options, e.g. data_root=/data/msrc21: the runners put the new value wherever the old one
 # was used (mmdmt.utils.config). A list may also be an absolute path.
 dataset_type = 'BaseSegDataset'
@@ -13,14 +13,8 @@ data_root = 'data/msrc21'
 labeled_list = 'splits/1_8/fold_0/labeled.txt'
 unlabeled_list = 'splits/1_8/fold_0/unlabeled.txt'
 crop_size = (192, 192)
+resize_ratio = (0.5, 2.0)
 batch_size = 8  # labeled and unlabeled images together, on each device
-overridable = dict(
-    data_root=data_root,
-    labeled_list=labeled_list,
-    unlabeled_list=unlabeled_list,
-    crop_size=crop_size,
-    batch_size=batch_size,
-)
 metainfo = dict(
     classes=(
         'building', 'grass', 'tree', 'cow', 'sheep', 'sky', 'aeroplane', 'water', 'face', 'car',
@@ -33,18 +27,26 @@ metainfo = dict(
         [128, 192, 128], [64, 64, 0], [192, 64, 0],
     ],
 )  # fmt: skip
+overridable = dict(
+    data_root=data_root,
+    labeled_list=labeled_list,
+    unlabeled_list=unlabeled_list,
+    crop_size=crop_size,
+    resize_ratio=resize_ratio,
+    batch_size=batch_size,
+)
 
 sup_pipeline = [
     dict(type='LoadImageFromFile', imdecode_backend='pillow'),
     dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=(320, 240), ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type='RandomResize', scale=(320, 240), ratio_range=resize_ratio, keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
     dict(type='mmdmt.PackSemiInputs'),
 ]
 unsup_pipeline = [
     dict(type='LoadImageFromFile', imdecode_backend='pillow'),
-    dict(type='RandomResize', scale=(320, 240), ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type='RandomResize', scale=(320, 240), ratio_range=resize_ratio, keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=1.0),
     dict(type='RandomFlip', prob=0.5),
     dict(type='mmdmt.PackSemiInputs'),

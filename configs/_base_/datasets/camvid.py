@@ -1,0 +1,118 @@
+# CamVid: driving scenes with the 11 classes and the 367/101/233 split of SegNet.
+#
+# data_root/            made by tools/dataset_converters/camvid.py
+#   img/{train,val,test}/*.png
+#   ann/{train,val,test}/*.png                     class ids from 0, 255 = void
+#   splits/1_8/fold_0/{labeled,unlabeled}.txt      from tools/misc/split_dataset.py
+#
+# Copies with JPEG images work with img_suffix=.jpg. The validation images are one clip from the
+# middle of a training sequence: report the test images.
+#
+# Every setting of `overridable` may be set once, at the top level of a child config or by
+# --cfg-options, e.g. data_root=/data/camvid: the runners put the new value wherever the old one
+# was used (mmdmt.utils.config). A list may also be an absolute path.
+dataset_type = 'BaseSegDataset'
+data_root = 'data/camvid'
+labeled_list = 'splits/1_8/fold_0/labeled.txt'
+unlabeled_list = 'splits/1_8/fold_0/unlabeled.txt'
+img_suffix = '.png'
+crop_size = (360, 480)
+resize_ratio = (0.5, 2.0)
+batch_size = 8  # labeled and unlabeled images together, on each device
+metainfo = dict(
+    classes=(
+        'sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence', 'car',
+        'pedestrian', 'bicyclist',
+    ),
+    palette=[
+        [128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [0, 0, 192], [128, 128, 0],
+        [192, 128, 128], [64, 64, 128], [64, 0, 128], [64, 64, 0], [0, 128, 192],
+    ],
+)  # fmt: skip
+overridable = dict(
+    data_root=data_root,
+    labeled_list=labeled_list,
+    unlabeled_list=unlabeled_list,
+    crop_size=crop_size,
+    resize_ratio=resize_ratio,
+    batch_size=batch_size,
+    img_suffix=img_suffix,
+)
+
+sup_pipeline = [
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(type='LoadAnnotations'),
+    dict(type='RandomResize', scale=(480, 360), ratio_range=resize_ratio, keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='mmdmt.PackSemiInputs'),
+]
+unsup_pipeline = [
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(type='RandomResize', scale=(480, 360), ratio_range=resize_ratio, keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=1.0),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='mmdmt.PackSemiInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+
+labeled_dataset = dict(
+    type=dataset_type,
+    data_root=data_root,
+    metainfo=metainfo,
+    ann_file=labeled_list,
+    img_suffix=img_suffix,
+    data_prefix=dict(img_path='img/train', seg_map_path='ann/train'),
+    pipeline=sup_pipeline,
+)
+unlabeled_dataset = dict(
+    type='mmdmt.UnlabeledDataset',
+    data_root=data_root,
+    metainfo=metainfo,
+    ann_file=unlabeled_list,
+    img_suffix=img_suffix,
+    data_prefix=dict(img_path='img/train'),
+    pipeline=unsup_pipeline,
+)
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type='mmdmt.MultiSourceSampler', batch_size=batch_size, source_ratio=[1, 1]),
+    dataset=dict(type='mmdmt.SemiDataset', datasets=[labeled_dataset, unlabeled_dataset]),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        metainfo=metainfo,
+        img_suffix=img_suffix,
+        data_prefix=dict(img_path='img/val', seg_map_path='ann/val'),
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        metainfo=metainfo,
+        img_suffix=img_suffix,
+        data_prefix=dict(img_path='img/test', seg_map_path='ann/test'),
+        pipeline=test_pipeline,
+    ),
+)
+
+val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+test_evaluator = val_evaluator

@@ -1,0 +1,120 @@
+# Your own images: any folder of images and masks.
+#
+# data_root/
+#   images/{train,val}/**/*.jpg
+#   masks/{train,val}/**/*.png       uint8, one channel, class ids from 0, 255 = not labeled
+#   splits/labeled.txt               names below images/train without suffix, one a line
+#   splits/unlabeled.txt             the other names; tools/misc/split_dataset.py makes both
+#
+# In a child config, set:
+#   data_root = '/path/to/your/data'
+#   metainfo = dict(classes=('background', 'cat', 'dog'), palette=[[0, 0, 0], ...])
+#     and in the model `num_classes` of each head. Without a palette colors are made up.
+#   img_suffix, seg_map_suffix       if not .jpg and .png
+#   image_size                       (width, height) that images are brought to before the random
+#                                    resizing by resize_ratio; the aspect ratio is kept
+# Unlabeled images need no mask. A folder of more of them, without a list, joins as
+#   train_dataloader = dict(dataset=dict(datasets=[
+#       {{_base_.labeled_dataset}},
+#       dict(type='ConcatDataset', datasets=[
+#           {{_base_.unlabeled_dataset}},
+#           dict(type='mmdmt.UnlabeledDataset', data_prefix=dict(img_path='/path/to/more'),
+#                img_suffix=('.jpg', '.png'), name_prefix='more/', metainfo={{_base_.metainfo}},
+#                pipeline={{_base_.unsup_pipeline}}),
+#       ])]))
+#
+# Every setting of `overridable` may be set once, at the top level of a child config or by
+# --cfg-options, e.g. data_root=/data/mine: the runners put the new value wherever the old one
+# was used (mmdmt.utils.config). A list may also be an absolute path.
+dataset_type = 'BaseSegDataset'
+data_root = 'data/mine'
+labeled_list = 'splits/labeled.txt'
+unlabeled_list = 'splits/unlabeled.txt'
+img_suffix = '.jpg'
+seg_map_suffix = '.png'
+image_size = (2048, 512)
+crop_size = (512, 512)
+resize_ratio = (0.5, 2.0)
+batch_size = 8  # labeled and unlabeled images together, on each device
+metainfo = dict(classes=('background', 'object'))
+overridable = dict(
+    data_root=data_root,
+    labeled_list=labeled_list,
+    unlabeled_list=unlabeled_list,
+    crop_size=crop_size,
+    resize_ratio=resize_ratio,
+    batch_size=batch_size,
+    img_suffix=img_suffix,
+    seg_map_suffix=seg_map_suffix,
+    image_size=image_size,
+    metainfo=metainfo,
+)
+
+sup_pipeline = [
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(type='LoadAnnotations'),
+    dict(type='RandomResize', scale=image_size, ratio_range=resize_ratio, keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='mmdmt.PackSemiInputs'),
+]
+unsup_pipeline = [
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(type='RandomResize', scale=image_size, ratio_range=resize_ratio, keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=1.0),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='mmdmt.PackSemiInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=image_size, keep_ratio=True),
+    # After Resize: the labels keep their size.
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+
+labeled_dataset = dict(
+    type=dataset_type,
+    data_root=data_root,
+    metainfo=metainfo,
+    ann_file=labeled_list,
+    img_suffix=img_suffix,
+    seg_map_suffix=seg_map_suffix,
+    data_prefix=dict(img_path='images/train', seg_map_path='masks/train'),
+    pipeline=sup_pipeline,
+)
+unlabeled_dataset = dict(
+    type='mmdmt.UnlabeledDataset',
+    data_root=data_root,
+    metainfo=metainfo,
+    ann_file=unlabeled_list,
+    img_suffix=img_suffix,
+    data_prefix=dict(img_path='images/train'),
+    pipeline=unsup_pipeline,
+)
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type='mmdmt.MultiSourceSampler', batch_size=batch_size, source_ratio=[1, 1]),
+    dataset=dict(type='mmdmt.SemiDataset', datasets=[labeled_dataset, unlabeled_dataset]),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        metainfo=metainfo,
+        img_suffix=img_suffix,
+        seg_map_suffix=seg_map_suffix,
+        data_prefix=dict(img_path='images/val', seg_map_path='masks/val'),
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+
+val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+test_evaluator = val_evaluator
