@@ -75,8 +75,9 @@ class SemiDataPreprocessor(SegDataPreProcessor):
         self.strong = MODELS.build(strong) if isinstance(strong, dict) else strong
         self.num_strong = num_strong
         self.branches = branches
-        # `rgb_to_bgr` and `bgr_to_rgb` are each recorded only as "swap the channels" upstream.
+        # Official and maintained mmseg keep the channel order under different private names.
         self._loaded_rgb = bool(kwargs.get('rgb_to_bgr', False))
+        self._network_rgb = bool(kwargs.get('bgr_to_rgb', False))
 
     def forward(self, data: Dict[str, Any], training: bool = False) -> Dict[str, Any]:
         """Prepare a batch.
@@ -114,9 +115,7 @@ class SemiDataPreprocessor(SegDataPreProcessor):
         Returns:
             (N, 3, H, W) in the network's channel order, normalized.
         """
-        if self._loaded_rgb == self._channel_conversion:
-            images = images.flip(1)
-        images = images * 255
+        images = (images if self._network_rgb else images.flip(1)) * 255
         return (images - self.mean) / self.std if self._enable_normalize else images
 
     def denormalize(self, inputs: Tensor) -> Tensor:
@@ -130,7 +129,7 @@ class SemiDataPreprocessor(SegDataPreProcessor):
         """
         images = inputs * self.std + self.mean if self._enable_normalize else inputs
         images = (images / 255).clamp(0, 1)
-        return images.flip(1) if self._loaded_rgb == self._channel_conversion else images
+        return images if self._network_rgb else images.flip(1)
 
     def _stack(self, data: Dict[str, Any]) -> Dict[str, Any]:
         """Do what :class:`SegDataPreProcessor` does, and pad the confidence maps as well."""
