@@ -1,0 +1,98 @@
+"""Real processes of the tools without importing mmseg anew in each.
+
+A fork server imports once, then every tool runs in a process forked from it: with its own memory,
+loader workers and exit code, and killable like any other.
+"""
+
+import multiprocessing
+import os
+import random
+import runpy
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 240
+
+_context = multiprocessing.get_context('forkserver')
+_context.set_forkserver_preload(['mmdmt', 'mmseg.models', 'mmseg.datasets', 'mmseg.engine'])
+
+
+def _run(tool, args, log, environment):
+    os.environ.update(environment)
+    # Paths that child processes of the tool need too.
+    sys.path[:0] = [path for path in environment.get('PYTHONPATH', '').split(os.pathsep) if path]
+    with open(log, 'ab', buffering=0) as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(1)
+    # Forked processes would all start from the server's states.
+    random.seed()
+    np.random.seed()
+    torch.seed()
+    sys.argv = [str(tool), *map(str, args)]
+    runpy.run_path(str(tool), run_name='__main__')
+
+
+class ForkedTool:
+    """A running tool: ``tools/<tool>`` of this project, or a script by its path."""
+
+    def __init__(self, tool, *args, log, **environment):
+        environment = dict(CUDA_VISIBLE_DEVICES='-1', **environment)
+        self.log = Path(log)
+        self.log.touch()
+        path = Path(tool) if Path(tool).is_absolute() else ROOT / 'tools' / tool
+        self.process = _context.Process(target=_run, args=(path, args, self.log, environment))
+        self.process.start()
+
+    def finish(self, check=True):
+        """Wait for the end and return what was printed."""
+        self.process.join(PATIENCE)
+        text = self.log.read_text(errors='replace')
+        if check and self.process.exitcode != 0:
+            self.kill()
+            raise AssertionError(f'exit code {self.process.exitcode}:\n{text[-5000:]}')
+        return text
+
+    def wait_for(self, path):
+        """Wait until a file exists."""
+        deadline = time.time() + PATIENCE
+        while not Path(path).exists():
+            text = self.log.read_text(errors='replace')[-5000:]
+            assert self.process.is_alive(), f'ended with {self.process.exitcode}:\n{text}'
+            assert time.time() < deadline, f'{path} did not appear:\n{text}'
+            time.sleep(0.01)
+
+    def kill(self):
+        """SIGKILL."""
+        if self.process.is_alive():
+            os.kill(self.process.pid, signal.SIGKILL)
+            self.process.join(PATIENCE)
+
+
+def forked_ranks(tool, *args, log, ranks=2, **environment):
+    """The processes that torchrun would start on a machine without a GPU."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    common = dict(WORLD_SIZE=str(ranks), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    return [
+        ForkedTool(
+            tool,
+            *args,
+            '--launcher',
+            'pytorch',
+            log=Path(log).with_suffix(f'.{rank}.log'),
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            **common,
+            **environment,
+        )
+        for rank in range(ranks)
+    ]

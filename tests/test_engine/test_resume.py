@@ -1,0 +1,171 @@
+"""Training that is killed at any moment ends with the weights of training that was not."""
+
+import shutil
+
+import pytest
+import torch
+from forked_tool import ForkedTool, forked_ranks
+from tiny_project import base_config, labeled_only, make_tree, mean_teacher, write_config
+
+MAX_ITERS = 9
+
+# Holds the process at a chosen place, so that the test can kill it exactly there.
+HOLD = """
+import os, time
+from pathlib import Path
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+def hold(where):
+    if os.environ.get('HOLD_AT') == where:
+        Path(os.environ['HOLD_FILE']).touch()
+        time.sleep(600)
+
+@HOOKS.register_module()
+class HoldHook(Hook):
+    priority = 'LOWEST'
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        hold(f'before {runner.iter}')
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        hold(f'after {runner.iter}')
+
+replace = os.replace
+def slow_replace(source, target):
+    hold(f'writing {Path(target).name}')
+    replace(source, target)
+os.replace = slow_replace
+"""
+
+
+@pytest.fixture(scope='module')
+def tree(tmp_path_factory):
+    root = make_tree(tmp_path_factory.mktemp('tree'), labeled=7, unlabeled=5)
+    (root / 'hold_hook.py').write_text(HOLD)
+    return root
+
+
+def plain(cfg):
+    """A supervised run with dropout, momentum, warm-up and validation in between."""
+    cfg = labeled_only(cfg)
+    cfg['train_cfg']['val_interval'] = 2
+    cfg['optim_wrapper']['optimizer'] = dict(type='AdamW', lr=0.01)
+    warm_up = dict(type='LinearLR', start_factor=0.1, begin=0, end=4, by_epoch=False)
+    cfg['param_scheduler'].insert(0, warm_up)
+    return cfg
+
+
+def write(tree, work_dir, adapt=plain, workers=0, keep=2, **extra):
+    work_dir.mkdir(parents=True, exist_ok=True)
+    cfg = adapt(base_config(tree, work_dir, MAX_ITERS, num_workers=workers, interval=3))
+    cfg['default_hooks']['checkpoint']['max_keep_ckpts'] = keep
+    hooks = cfg.setdefault('custom_hooks', [dict(type='mmdmt.IterSeedHook')])
+    hooks.append(dict(type='HoldHook'))
+    cfg['custom_imports'] = dict(imports=['mmdmt', 'hold_hook'], allow_failed_imports=False)
+    cfg.update(extra)
+    return write_config(cfg, work_dir / 'tiny.py')
+
+
+def train(tree, config, *args, launch=ForkedTool, **environment):
+    log = config.with_suffix('.log')
+    return launch('train.py', config, *args, log=log, PYTHONPATH=str(tree), **environment)
+
+
+def kill_held(tree, config, where, launch=ForkedTool):
+    """Train until the process is at ``where``, then SIGKILL it there."""
+    held = config.with_name('held')
+    tools = train(tree, config, launch=launch, HOLD_AT=where, HOLD_FILE=str(held))
+    tools = tools if isinstance(tools, list) else [tools]
+    tools[0].wait_for(held)
+    for tool in tools:
+        tool.kill()
+
+
+def outcome(work_dir):
+    """Everything training leads to: weights, buffers, optimizer, schedulers."""
+    checkpoint = torch.load(work_dir / f'iter_{MAX_ITERS}.pth', weights_only=True)
+    return {key: checkpoint[key] for key in ('state_dict', 'optimizer', 'param_schedulers')}
+
+
+def assert_same(found, expected, path=''):
+    """Compare bit by bit."""
+    assert type(found) is type(expected), path
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), path
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys(), path
+        for key, value in expected.items():
+            assert_same(found[key], value, f'{path}/{key}')
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected), path
+        for index, value in enumerate(expected):
+            assert_same(found[index], value, f'{path}/{index}')
+    else:
+        assert found == expected, path
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tree, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp('uninterrupted')
+    train(tree, write(tree, work_dir)).finish()
+    return outcome(work_dir)
+
+
+def test_killed_while_a_checkpoint_is_written(tree, tmp_path, uninterrupted):
+    config = write(tree, tmp_path, keep=1)
+    kill_held(tree, config, 'writing iter_6.pth')
+    # The only complete checkpoint is still there; beside it is the half-finished one.
+    assert [path.name for path in tmp_path.glob('iter_*')] == ['iter_3.pth']
+    stale = list(tmp_path.glob('.iter_6.pth*'))
+    assert len(stale) == 1
+
+    printed = train(tree, config, '--resume').finish()
+    assert 'resumed epoch: 0, iter: 3' in printed
+    assert_same(outcome(tmp_path), uninterrupted)
+    assert not stale[0].exists()
+    assert [path.name for path in tmp_path.glob('iter_*')] == [f'iter_{MAX_ITERS}.pth']
+
+
+def test_killed_in_an_iteration_with_workers_and_the_newest_checkpoint_damaged(
+    tree, tmp_path, uninterrupted
+):
+    config = write(tree, tmp_path, workers=2)
+    kill_held(tree, config, 'before 7')
+    newest = tmp_path / 'iter_6.pth'
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+
+    printed = train(tree, config, '--resume').finish()
+    assert 'iter_6.pth is missing or damaged: going on from' in printed
+    assert 'resumed epoch: 0, iter: 3' in printed
+    assert_same(outcome(tmp_path), uninterrupted)
+
+
+def test_a_finished_run_resumes_to_nothing(tree, tmp_path, uninterrupted):
+    config = write(tree, tmp_path)
+    kill_held(tree, config, f'after {MAX_ITERS - 1}')
+    before = outcome(tmp_path)
+    printed = train(tree, config, '--resume').finish()
+    assert f'Iter(train) [{MAX_ITERS}/' not in printed.split('resumed epoch')[1]
+    assert_same(outcome(tmp_path), before)
+    assert_same(before, uninterrupted)
+
+
+def test_a_random_seed_is_kept_over_a_kill(tree, tmp_path):
+    first = write(tree, tmp_path / 'a', randomness=dict(seed=None))
+    train(tree, first).finish()
+    config = write(tree, tmp_path / 'b', randomness=dict(seed=None))
+    shutil.copy(tmp_path / 'a' / 'iter_6.pth', tmp_path / 'b')
+    printed = train(tree, config, '--resume').finish()
+    assert 'instead of a random one' in printed
+    assert_same(outcome(tmp_path / 'b'), outcome(tmp_path / 'a'))
+
+
+def test_two_processes_of_an_online_method_are_killed_and_resumed(tree, tmp_path):
+    """Teachers in eval mode predict with the buffers of their own rank, which rank 0 stores."""
+    whole = write(tree, tmp_path / 'whole', adapt=mean_teacher)
+    for tool in train(tree, whole, launch=forked_ranks):
+        tool.finish()
+    config = write(tree, tmp_path / 'killed', adapt=mean_teacher)
+    kill_held(tree, config, 'before 5', launch=forked_ranks)
+    for tool in train(tree, config, '--resume', launch=forked_ranks):
+        assert 'resumed epoch: 0, iter: 3' in tool.finish()
+    assert_same(outcome(tmp_path / 'killed'), outcome(tmp_path / 'whole'))
