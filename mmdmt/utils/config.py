@@ -61,7 +61,8 @@ def normalize_config(cfg: Config) -> Config:
         for node, key in _uses(cfg, name, old)
     ]
     for node, key, new in places:
-        node[key] = new
+        # RandomCrop takes tuples only, but the command line may give lists.
+        node[key] = tuple(new) if isinstance(node[key], tuple) else new
     for name, (_, new) in changed.items():
         noted[name] = new
     _check_batch_size(cfg)
@@ -91,7 +92,7 @@ def _dicts(values: Iterable[Any]) -> Iterator[dict]:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, because the command line gives either."""
+    """Tuples as lists, because the command line may give lists."""
     return list(value) if isinstance(value, (list, tuple)) else value
 
 

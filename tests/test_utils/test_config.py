@@ -104,5 +104,5 @@ def test_unknown_settings_are_refused(cfg):
 
 def test_different_batch_sizes_of_loader_and_sampler_are_refused(cfg):
     cfg.merge_from_dict({'train_dataloader.batch_size': 8})
-    with pytest.raises(ValueError, match='`train_dataloader.batch_size` is 8.* is 4'):
+    with pytest.raises(ValueError, match=r'`train_dataloader\.batch_size` is 8.* is 4'):
         normalize_config(cfg)
