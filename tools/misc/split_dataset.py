@@ -1,0 +1,226 @@
+"""Make lists of labeled and unlabeled images for any data set.
+
+Usage::
+
+python tools/misc/split_dataset.py --list trainaug.txt --denominators 8 20 105.82 --folds 3 \
+    --out-dir splits
+python tools/misc/split_dataset.py --img-dir images/train --fractions 0.1 --counts 50 \
+    --class-aware --mask-dir masks/train --num-classes 21 --out-dir splits
+
+writes ``splits/1_8/fold_0/labeled.txt``, ``unlabeled.txt``, ... and ``splits/manifest.json``.
+Denominators reproduce the published lists of DMT and DST-CBC (seed 7777, sorted ids).
+"""
+
+import argparse
+import os.path as osp
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Optional, Union
+
+import mmdmt  # noqa: F401  (says what to install when something is missing)
+from mmdmt.datasets.file_facts import LabelRules, read_class_presence
+from mmdmt.datasets.split_files import describe_list, write_splits
+from mmdmt.datasets.splits import (
+    PUBLISHED_SEED,
+    Splits,
+    checked_count,
+    class_aware_split,
+    count_split,
+    difference_maximized_splits,
+    fraction_size,
+    fraction_split,
+    missing_classes,
+    nested_splits,
+    published_size,
+    read_list,
+)
+
+Presence = Mapping[str, frozenset]
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description='Make lists of labeled and unlabeled images for any data set'
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument('--list', metavar='FILE', help='all ids, one a line')
+    source.add_argument('--img-dir', help='take every image below this folder')
+    parser.add_argument('--img-suffix', default='.jpg', help='with --img-dir (default: .jpg)')
+    parser.add_argument('--out-dir', required=True, help='where to write')
+    parser.add_argument('--force', action='store_true', help='overwrite lists that differ')
+    _add_size_options(parser)
+    _add_class_options(parser)
+    args = parser.parse_args(argv)
+    if not (args.denominators or args.fractions or args.counts):
+        parser.error('give sizes: --denominators, --fractions or --counts')
+    if args.class_aware and (args.mask_dir is None or args.num_classes is None):
+        parser.error('--class-aware needs --mask-dir and --num-classes')
+    if not 0 <= args.common <= 1:
+        parser.error(f'--common {args.common} is not a share from 0 to 1')
+    return args
+
+
+def _add_size_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('sizes (labeled sets of one fold contain smaller ones)')
+    group.add_argument(
+        '--denominators',
+        nargs='+',
+        type=_number,
+        default=[],
+        metavar='D',
+        help='label one in D images, as published; 105.82 (VOC), 29.75 (Cityscapes): 100 labels',
+    )
+    group.add_argument('--fractions', nargs='+', type=_number, default=[], metavar='F')
+    group.add_argument('--counts', nargs='+', type=int, default=[], metavar='N')
+    group.add_argument('--folds', type=int, default=3, help='draws (default: 3)')
+    group.add_argument('--seed', type=int, default=PUBLISHED_SEED, help='default: 7777')
+    group.add_argument(
+        '--difference-maximized',
+        action='store_true',
+        help='also left.txt and right.txt: two subsets of the labeled list, one for each member',
+    )
+    group.add_argument(
+        '--common', type=float, default=0.6, help='share of ids in both subsets (default: 0.6)'
+    )
+
+
+def _add_class_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('class-aware drawing')
+    group.add_argument(
+        '--class-aware', action='store_true', help='show every class in every set, where possible'
+    )
+    group.add_argument('--mask-dir', help='masks, named as the images')
+    group.add_argument('--mask-suffix', default='.png', help='default: .png')
+    group.add_argument('--num-classes', type=int)
+    group.add_argument('--ignore-index', type=int, default=255, help='default: 255')
+    group.add_argument('--reduce-zero-label', action='store_true', help='as in mmseg')
+    group.add_argument('--workers', type=int, help='threads (default: cores, at most 8)')
+
+
+def _number(text: str) -> Union[int, float]:
+    """Read 8 as an int, so that folders are called 1_8, and 105.82 as a float."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
+def read_ids(args: argparse.Namespace) -> list[str]:
+    """Read the ids from the list, or from the names of the images below the folder.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if args.list:
+        ids, source = read_list(args.list), f'list {args.list}'
+    else:
+        paths = (
+            path.relative_to(args.img_dir).as_posix() for path in Path(args.img_dir).rglob('*')
+        )
+        ids = sorted(p[: -len(args.img_suffix)] for p in paths if p.endswith(args.img_suffix))
+        source = f'images {args.img_dir}/**/*{args.img_suffix}'
+    if not ids:
+        raise ValueError(f'there are no {source}')
+    print(f'{len(ids)} ids from {source}')
+    return ids
+
+
+def read_presence(ids: Sequence[str], args: argparse.Namespace) -> Presence:
+    """Read which classes every mask shows."""
+    masks = {name: osp.join(args.mask_dir, name + args.mask_suffix) for name in ids}
+    rules = LabelRules(args.num_classes, args.ignore_index, args.reduce_zero_label)
+    return read_class_presence(masks, rules, args.workers)
+
+
+def draw(
+    ids: Sequence[str], presence: Optional[Presence], args: argparse.Namespace
+) -> dict[str, Splits]:
+    """Draw the lists of every way sizes were named, by the prefix of their folders' names."""
+    ways = {
+        '1_': (args.denominators, nested_splits, published_size),
+        'fraction_': (args.fractions, fraction_split, fraction_size),
+        'count_': (args.counts, count_split, checked_count),
+    }
+    drawn = {}
+    for prefix, (sizes, split, size_of) in ways.items():
+        if not sizes:
+            continue
+        if presence is None:
+            drawn[prefix] = split(ids, sizes, args.folds, args.seed)
+        else:
+            counts = {size: size_of(len(ids), size) for size in sizes}
+            splits = class_aware_split(presence, list(counts.values()), args.folds, args.seed)
+            drawn[prefix] = {
+                (size, fold): splits[counts[size], fold]
+                for fold in range(args.folds)
+                for size in sizes
+            }
+    return drawn
+
+
+def lists_of(splits: Splits, prefix: str, args: argparse.Namespace) -> dict[str, dict]:
+    """Name the sets and their lists as their folders and files will be named."""
+    named = {key: dict(labeled=one, unlabeled=rest) for key, (one, rest) in splits.items()}
+    if args.difference_maximized:
+        for key, (left, right) in difference_maximized_splits(
+            splits, args.common, args.seed
+        ).items():
+            named[key].update(left=left, right=right)
+    return {f'{prefix}{size}/fold_{fold}': lists for (size, fold), lists in named.items()}
+
+
+def describe(
+    ids: Sequence[str], presence: Optional[Presence], lists: Mapping, args: argparse.Namespace
+) -> dict:
+    """Say how a set was drawn, for the manifest."""
+    facts = dict(
+        method='shuffled prefix' if presence is None else 'class-aware',
+        seed=args.seed,
+        parent=dict(source=args.list or args.img_dir, **describe_list(sorted(ids))),
+    )
+    if args.difference_maximized:
+        facts['common'] = args.common
+    if presence is not None:
+        facts['missing_classes'] = missing_classes(lists['labeled'], presence)
+    return facts
+
+
+def report(name: str, lists: Mapping[str, list], facts: Mapping) -> None:
+    """Print what a set holds."""
+    print(f'  {name}: ' + ', '.join(f'{len(ids)} {kind}' for kind, ids in lists.items()))
+    if facts.get('missing_classes'):
+        print(f'    WARNING: too small to show the classes {facts["missing_classes"]}')
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, draw and write.
+
+    Raises:
+        ValueError: On ids, masks or sizes that cannot be used.
+        OSError: On files that are missing, or lists that exist with other content.
+    """
+    ids = read_ids(args)
+    presence = read_presence(ids, args) if args.class_aware else None
+    sets = {}
+    for prefix, splits in draw(ids, presence, args).items():
+        sets.update(lists_of(splits, prefix, args))
+    facts = {name: describe(ids, presence, lists, args) for name, lists in sets.items()}
+    files = write_splits(args.out_dir, sets, facts, args.force)
+    for name, lists in sets.items():
+        report(name, lists, facts[name])
+    print(f'wrote {len(files)} lists and manifest.json to {args.out_dir}')
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the tool; return its exit status."""
+    args = parse_args(argv)
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
