@@ -1,0 +1,135 @@
+"""Find everything that is wrong with a data set before training does.
+
+Usage::
+
+python tools/misc/check_dataset.py CONFIG --cfg-options data_root=/data/voc
+python tools/misc/check_dataset.py --img-dir images --mask-dir masks --num-classes 21 \
+    --labeled splits/1_8/fold_0/labeled.txt --unlabeled splits/1_8/fold_0/unlabeled.txt
+
+Prints one table of all problems. Exit status: 0 if there are none, 1 if there are some or nothing
+can be checked, 2 if the command line is wrong.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Optional
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import init_default_scope
+
+import mmdmt  # noqa: F401  (says what to install when something is missing)
+from mmdmt.datasets.problems import Problem, format_problems
+from mmdmt.datasets.validation import check_dataset, check_folders
+from mmdmt.utils.atomic import write_text_atomically
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description='Find everything that is wrong with a data set')
+    parser.add_argument('config', nargs='?', help='config whose data to check')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config: key=value, nested keys with dots',
+    )
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
+        '--full', dest='full', action='store_true', default=True, help='decode all (default)'
+    )
+    mode.add_argument(
+        '--fast', dest='full', action='store_false', help='lists, existence, file headers only'
+    )
+    parser.add_argument('--json', metavar='FILE', help='also write the problems as JSON')
+    parser.add_argument('--max-rows', type=int, help='rows of the table (default: all)')
+    parser.add_argument(
+        '--cache',
+        metavar='FILE',
+        help='remember sound files here; WORK_DIR/dataset_check.json is what training looks at',
+    )
+    parser.add_argument('--workers', type=int, help='threads (default: cores, at most 8)')
+    _add_folder_options(parser)
+    args = parser.parse_args(argv)
+    if bool(args.config) == bool(args.img_dir):
+        parser.error('give either a config or --img-dir')
+    if (args.labeled or args.val) and not args.mask_dir:
+        parser.error('--labeled and --val need --mask-dir')
+    return args
+
+
+def _add_folder_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('without a config')
+    group.add_argument('--img-dir', help='folder of the images')
+    group.add_argument('--mask-dir', help='folder of the masks')
+    group.add_argument('--labeled', metavar='LIST', help='labeled ids, one a line')
+    group.add_argument('--unlabeled', metavar='LIST', help='unlabeled ids, one a line')
+    group.add_argument('--val', metavar='LIST', help='validation ids, one a line')
+    group.add_argument('--num-classes', type=int, help='classes are 0 to this - 1')
+    group.add_argument('--ignore-index', type=int, default=255, help='default: 255')
+    group.add_argument('--reduce-zero-label', action='store_true', help='as in mmseg')
+    group.add_argument('--img-suffix', default='.jpg', help='default: .jpg')
+    group.add_argument('--mask-suffix', default='.png', help='default: .png')
+
+
+def find_problems(args: argparse.Namespace) -> list[Problem]:
+    """Check what the command line names."""
+    options = dict(full=args.full, cache_file=args.cache, workers=args.workers)
+    if args.config:
+        return check_config(args.config, args.cfg_options, **options)
+    return check_folders(
+        args.img_dir,
+        args.mask_dir,
+        args.labeled,
+        args.unlabeled,
+        args.val,
+        args.num_classes,
+        args.ignore_index,
+        args.reduce_zero_label,
+        args.img_suffix,
+        args.mask_suffix,
+        **options,
+    )
+
+
+def check_config(path: str, overrides: Optional[dict], **options) -> list[Problem]:
+    """Check the training and validation data of a config.
+
+    Args:
+        path (str): Config file.
+        overrides (dict, optional): Settings to change.
+        **options: Of :func:`mmdmt.datasets.validation.check_dataset`.
+
+    Returns:
+        list[Problem]: Everything that is wrong.
+
+    Raises:
+        SystemExit: If the config has no ``train_dataloader.dataset``.
+    """
+    config = Config.fromfile(path)
+    config.merge_from_dict(overrides or {})
+    init_default_scope(config.get('default_scope', 'mmseg'))
+    train = (config.get('train_dataloader') or {}).get('dataset')
+    if train is None:
+        raise SystemExit(f'{path} has no train_dataloader.dataset: there is nothing to check')
+    val = (config.get('val_dataloader') or {}).get('dataset')
+    return check_dataset(train, val, **options)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the tool; return its exit status."""
+    args = parse_args(argv)
+    problems = find_problems(args)
+    if args.json:
+        write_text_atomically(args.json, json.dumps([asdict(p) for p in problems], indent=1))
+    if problems:
+        print(format_problems(problems, args.max_rows))
+        return 1
+    print('no problems in the data' + ('' if args.full else ' (files were not decoded: --fast)'))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
