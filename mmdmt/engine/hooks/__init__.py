@@ -1,7 +1,8 @@
 """Hooks."""
 
+from .dataset_check_hook import DatasetCheckHook
 from .iter_seed_hook import IterSeedHook
 from .safe_checkpoint_hook import SafeCheckpointHook
 from .teacher_update_hook import TeacherUpdateHook
 
-__all__ = ['IterSeedHook', 'SafeCheckpointHook', 'TeacherUpdateHook']
+__all__ = ['DatasetCheckHook', 'IterSeedHook', 'SafeCheckpointHook', 'TeacherUpdateHook']
