@@ -1,5 +1,6 @@
 """Segmentors, heads, losses, views and data preprocessors."""
 
-from . import data_preprocessors, decode_heads, views
+from . import data_preprocessors, decode_heads, losses, segmentors, views
+from .teachers import EMAUpdater
 
-__all__ = ['data_preprocessors', 'decode_heads', 'views']
+__all__ = ['EMAUpdater', 'data_preprocessors', 'decode_heads', 'losses', 'segmentors', 'views']

@@ -1,0 +1,5 @@
+"""Stateful helpers of the models."""
+
+from .memory_bank import ClassMemoryBank
+
+__all__ = ['ClassMemoryBank']
