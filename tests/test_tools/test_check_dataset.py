@@ -78,6 +78,19 @@ def test_options_override_the_config(config, tree):
     assert tool.main([config, *options]) == 1
 
 
+def test_one_data_root_for_all_as_in_training(tree, tmp_path, capsys):
+    root = Path(__file__).parents[2]
+    (tmp_path / 'own.py').write_text(
+        f"_base_ = ['{root}/configs/_base_/datasets/folder.py']\n"
+        "custom_imports = dict(imports=['mmdmt'])\n"
+    )
+    options = ['--cfg-options', f'data_root={tmp_path / "elsewhere"}']
+    assert tool.main([str(tmp_path / 'own.py'), *options]) == 1
+    out = capsys.readouterr().out
+    assert str(tmp_path / 'elsewhere') in out
+    assert 'data/' not in out
+
+
 def test_rows_can_be_limited(config, tree, capsys):
     for path in (tree.root / 'ann').rglob('*.png'):
         path.unlink()

@@ -24,6 +24,7 @@ import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.datasets.problems import Problem, format_problems
 from mmdmt.datasets.validation import check_dataset, check_folders
 from mmdmt.utils.atomic import write_text_atomically
+from mmdmt.utils.config import normalize_config
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -110,6 +111,7 @@ def check_config(path: str, overrides: Optional[dict], **options) -> list[Proble
     """
     config = Config.fromfile(path)
     config.merge_from_dict(overrides or {})
+    config = normalize_config(config)  # as the runner does: a new data_root reaches every data set
     init_default_scope(config.get('default_scope', 'mmseg'))
     train = (config.get('train_dataloader') or {}).get('dataset')
     if train is None:
