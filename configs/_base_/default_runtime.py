@@ -21,11 +21,10 @@ default_hooks = dict(
         type='mmdmt.SafeCheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=2
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    iter_seed=dict(type='mmdmt.IterSeedHook'),
+    dataset_check=dict(type='mmdmt.DatasetCheckHook'),
     visualization=dict(type='SegVisualizationHook', draw=False),
 )
-custom_hooks = [
-    dict(type='mmdmt.IterSeedHook'),
-]
 
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer')

@@ -3,7 +3,6 @@
 from typing import Dict, Optional, Tuple
 
 import torch
-from mmseg.utils import add_prefix
 from torch import Tensor
 
 from mmdmt.models.losses.functional import masked_consistency_loss
@@ -97,7 +96,9 @@ class MeanTeacher(SemiSegmentor):
         label, confidence = pseudo_label(self.teacher, inputs['unsup_weak'])
         strong, valid = inputs['unsup_strong'], inputs['unsup_valid']
         if self.mix is not None:
-            strong, label, confidence, valid = self.mix(strong, label, confidence, valid)
+            views = (strong, label, confidence, valid)
+            strong, *targets = self.mix(*views, label=label, valid=valid).tensors
+            return strong, tuple(targets)
         return strong, (label, confidence, valid)
 
     def _consistency(
@@ -121,5 +122,7 @@ class MeanTeacher(SemiSegmentor):
 
     @staticmethod
     def _weighted(losses: Dict[str, Tensor], weight: float, prefix: str) -> Dict[str, Tensor]:
-        scaled = {key: value * weight if 'loss' in key else value for key, value in losses.items()}
-        return add_prefix(scaled, prefix)
+        return {
+            f'{prefix}_{key}': value * weight if 'loss' in key else value
+            for key, value in losses.items()
+        }

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Dict, List, Optional
 
 import torch
+from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 from mmseg.models.segmentors import BaseSegmentor
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ def build_segmentor(cfg: dict) -> BaseSegmentor:
 
     Unprefixed types resolve in the default scope, or in mmseg's where none is set.
     """
-    cfg = copy.deepcopy(cfg)  # mmseg edits the config that it builds from
+    # A copy, because mmseg edits the config that it builds from; it reads keys as attributes.
+    cfg = ConfigDict(copy.deepcopy(cfg))
     if DefaultScope.get_current_instance() is None:
         cfg.setdefault('_scope_', 'mmseg')
     return MODELS.build(cfg)

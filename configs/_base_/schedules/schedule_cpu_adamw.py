@@ -1,0 +1,13 @@
+# A schedule that a CPU can bear: AdamW, head three times as fast as the pretrained backbone.
+max_iters = 1800
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=3e-4, weight_decay=0.01),
+    paramwise_cfg=dict(custom_keys=dict(decode_head=dict(lr_mult=3.0))),
+)
+param_scheduler = [
+    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=max_iters, by_epoch=False)
+]
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=600)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
