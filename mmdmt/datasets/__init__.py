@@ -2,6 +2,7 @@
 
 from .samplers import MultiSourceSampler, SeededIndex
 from .semi_dataset import SemiDataset
+from .toy_scenes import ToyScenesDataset
 from .transforms import LoadPseudoLabels, PackSemiInputs
 from .unlabeled_dataset import UnlabeledDataset
 
@@ -11,5 +12,6 @@ __all__ = [
     'PackSemiInputs',
     'SeededIndex',
     'SemiDataset',
+    'ToyScenesDataset',
     'UnlabeledDataset',
 ]

@@ -1,0 +1,91 @@
+# Procedural landscapes of 128x96 with 11 classes, painted by mmdmt.datasets.toy_scenes:
+#   python -c "from mmdmt.datasets.toy_scenes import generate; generate('data/toy_scenes')"
+# 24 labeled of 320 for training, 20 val, 100 test.
+#
+# Every setting of `overridable` may be set once, at the top level of a child config or by
+# --cfg-options (mmdmt.utils.config).
+dataset_type = 'mmdmt.ToyScenesDataset'
+data_root = 'data/toy_scenes'
+labeled_list = 'splits/labeled.txt'
+unlabeled_list = 'splits/unlabeled.txt'
+crop_size = (96, 96)
+resize_ratio = (0.75, 1.75)
+batch_size = 8  # labeled and unlabeled images together, on each device
+overridable = dict(
+    data_root=data_root,
+    labeled_list=labeled_list,
+    unlabeled_list=unlabeled_list,
+    crop_size=crop_size,
+    resize_ratio=resize_ratio,
+    batch_size=batch_size,
+)
+
+sup_pipeline = [
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(type='LoadAnnotations'),
+    dict(type='RandomResize', scale=(128, 96), ratio_range=resize_ratio, keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=1.0),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='mmdmt.PackSemiInputs'),
+]
+unsup_pipeline = [
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(type='RandomResize', scale=(128, 96), ratio_range=resize_ratio, keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=1.0),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='mmdmt.PackSemiInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+
+labeled_dataset = dict(
+    type=dataset_type,
+    data_root=data_root,
+    ann_file=labeled_list,
+    data_prefix=dict(img_path='img/train', seg_map_path='ann/train'),
+    pipeline=sup_pipeline,
+)
+unlabeled_dataset = dict(
+    type='mmdmt.UnlabeledDataset',
+    data_root=data_root,
+    ann_file=unlabeled_list,
+    data_prefix=dict(img_path='img/train'),
+    pipeline=unsup_pipeline,
+)
+# No workers: an image of this size is loaded in a millisecond.
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=0,
+    sampler=dict(type='mmdmt.MultiSourceSampler', batch_size=batch_size, source_ratio=[1, 1]),
+    dataset=dict(type='mmdmt.SemiDataset', datasets=[labeled_dataset, unlabeled_dataset]),
+)
+val_dataloader = dict(
+    batch_size=10,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        ann_file='splits/val.txt',
+        data_prefix=dict(img_path='img/val', seg_map_path='ann/val'),
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = dict(
+    batch_size=10,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        ann_file='splits/test.txt',
+        data_prefix=dict(img_path='img/test', seg_map_path='ann/test'),
+        pipeline=test_pipeline,
+    ),
+)
+
+val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+test_evaluator = val_evaluator
