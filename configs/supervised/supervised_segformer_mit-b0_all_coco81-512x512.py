@@ -1,0 +1,14 @@
+_base_ = [
+    '../_base_/models/segformer_mit-b0.py',
+    '../_base_/datasets/coco81_labeled.py',
+    '../_base_/schedules/schedule_80k_adamw.py',
+    '../_base_/default_runtime.py',
+]
+
+crop_size = (512, 512)
+labeled_list = ''  # all images of the folder
+data_preprocessor = dict(size=_base_.crop_size)
+model = dict(
+    data_preprocessor=data_preprocessor,
+    decode_head=dict(num_classes=81),
+)

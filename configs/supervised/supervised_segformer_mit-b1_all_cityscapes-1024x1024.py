@@ -1,0 +1,15 @@
+_base_ = [
+    '../_base_/models/segformer_mit-b1.py',
+    '../_base_/datasets/cityscapes_labeled.py',
+    '../_base_/schedules/schedule_80k_adamw.py',
+    '../_base_/default_runtime.py',
+]
+
+crop_size = (1024, 1024)
+labeled_list = ''  # all images of the folder
+data_preprocessor = dict(size=_base_.crop_size)
+model = dict(
+    data_preprocessor=data_preprocessor,
+    decode_head=dict(num_classes=19),
+    test_cfg=dict(mode='slide', crop_size=crop_size, stride=(682, 682)),
+)
