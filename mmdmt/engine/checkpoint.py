@@ -106,9 +106,15 @@ def _load_restricted(path: Path, map_location: MapLocation, mmap: bool) -> dict:
         return torch.load(
             path, map_location=map_location, pickle_module=_restricted_pickle, weights_only=False
         )
-    allowed = [(item, name) for name, item in _allow_list().items()]
-    with torch.serialization.safe_globals(allowed):
+    with _allowed_globals():
         return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+
+
+def _allowed_globals() -> contextlib.AbstractContextManager:
+    """Context in which torch's own safe loading knows the allow-list, where it can."""
+    if not _HAS_ALLOW_LIST:
+        return contextlib.nullcontext()
+    return torch.serialization.safe_globals([(item, name) for name, item in _allow_list().items()])
 
 
 def _is_trusted(path: Path, trusted: Sequence[Union[str, Path]]) -> bool:
@@ -197,6 +203,9 @@ def safe_loading(trusted: Sequence[Union[str, Path]] = ()) -> Iterator[None]:
 
     Args:
         trusted: Local files that may be unpickled without restrictions.
+
+    Raises:
+        UntrustedCheckpointError: Something loaded inside the block needs more than the allow-list.
     """
 
     # mmengine logs the name of the loader without its first ten characters.
@@ -206,8 +215,13 @@ def safe_loading(trusted: Sequence[Union[str, Path]] = ()) -> Iterator[None]:
     stock = CheckpointLoader._schemes['']
     CheckpointLoader.register_scheme('', load_from_safe_local, force=True)
     try:
-        with _forced_weights_only(True):
+        with _forced_weights_only(True), _allowed_globals():
             yield
+    except pickle.UnpicklingError as error:  # of a download; local files are refused above
+        raise UntrustedCheckpointError(
+            f'a downloaded checkpoint needs more than plain data ({error}). If you trust its '
+            'source, download the file and name it in trusted_checkpoints.'
+        ) from error
     finally:
         CheckpointLoader.register_scheme('', stock, force=True)
 

@@ -210,15 +210,15 @@ def test_downloads_are_loaded_safely(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
     save_atomically(dict(extra=Payload()), 'bad.pth')
-    save_atomically(dict(a=torch.ones(1)), 'good.pth')
+    save_atomically(make_checkpoint(), 'good.pth')
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f'http://127.0.0.1:{server.server_port}'
         with safe_loading():
-            assert CheckpointLoader.load_checkpoint(f'{address}/good.pth')['a'] == 1
-            with pytest.raises(Exception, match='mkdir'):
-                CheckpointLoader.load_checkpoint(f'{address}/bad.pth')
+            assert CheckpointLoader.load_checkpoint(f'{address}/good.pth')['meta']['iter'] == 3
+        with pytest.raises(UntrustedCheckpointError, match='mkdir'), safe_loading():
+            CheckpointLoader.load_checkpoint(f'{address}/bad.pth')
         server.shutdown()
     assert not os.path.exists('hacked')
 

@@ -166,6 +166,6 @@ def test_two_processes_of_an_online_method_are_killed_and_resumed(tree, tmp_path
         tool.finish()
     config = write(tree, tmp_path / 'killed', adapt=mean_teacher)
     kill_held(tree, config, 'before 5', launch=forked_ranks)
-    for tool in train(tree, config, '--resume', launch=forked_ranks):
-        assert 'resumed epoch: 0, iter: 3' in tool.finish()
+    printed = [tool.finish() for tool in train(tree, config, '--resume', launch=forked_ranks)]
+    assert 'resumed epoch: 0, iter: 3' in printed[0]
     assert_same(outcome(tmp_path / 'killed'), outcome(tmp_path / 'whole'))

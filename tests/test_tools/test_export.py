@@ -14,7 +14,6 @@ from mmengine.structures import PixelData
 from tiny_models import tiny_segmentor
 from tiny_project import SIZE, base_config, environment, make_tree, mean_teacher
 
-import mmdmt.models.segmentors  # noqa: F401
 from mmdmt.engine.checkpoint import UntrustedCheckpointError, save_atomically
 from mmdmt.registry import MODELS
 from mmdmt.utils.export import export_segmentor, foreign_types, plain_config, select_network
@@ -67,6 +66,11 @@ def logits_of(model, network, batch):
         return network(inputs, mode='tensor')
 
 
+@pytest.fixture(scope='module', autouse=True)
+def scope():
+    init_default_scope('mmseg')
+
+
 @pytest.fixture(scope='module')
 def tree(tmp_path_factory):
     return make_tree(tmp_path_factory.mktemp('tree'))
@@ -92,7 +96,6 @@ def offline_config(tree):
 @pytest.fixture(scope='module')
 def exported(tree, tmp_path_factory):
     """Logits before and after export, and what the process without mmdmt printed."""
-    init_default_scope('mmseg')
     folder = tmp_path_factory.mktemp('export')
     batch = torch.randint(0, 256, (1, 3, SIZE, SIZE), dtype=torch.uint8)
     torch.save(batch, folder / 'batch.pth')
