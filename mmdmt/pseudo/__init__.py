@@ -1,0 +1,15 @@
+"""Pseudo-labels: class-balanced thresholds and the store on disk."""
+
+from .codec import DamagedMapError
+from .store import PseudoLabelStats, PseudoLabelStore, StoreIncompleteError, StoreMismatchError
+from .thresholds import ClassBalancedThreshold, apply_thresholds
+
+__all__ = [
+    'ClassBalancedThreshold',
+    'DamagedMapError',
+    'PseudoLabelStats',
+    'PseudoLabelStore',
+    'StoreIncompleteError',
+    'StoreMismatchError',
+    'apply_thresholds',
+]

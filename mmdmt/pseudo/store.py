@@ -1,0 +1,401 @@
+"""Pseudo-labels on disk: complete, or not used."""
+
+import json
+import math
+import os
+import shutil
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+from torch import Tensor
+
+from mmdmt.utils.atomic import atomic_path, remove_stale_temporaries, write_text_atomically
+
+from .codec import FORMAT_VERSION, DamagedMapError, decode_map, encode_map
+from .thresholds import apply_thresholds
+
+Thresholds = Union[Tensor, np.ndarray, Sequence[float]]
+
+#: Settings of a store that may change without labeling again: maps are stored unthresholded.
+THRESHOLD_KEYS = ('ratio', 'pixel_stride', 'bins')
+
+_SUFFIX = '.plc'  # pseudo-label and confidence
+_MAX_NAMES_IN_ERRORS = 5
+
+
+class StoreIncompleteError(RuntimeError):
+    """Maps that are needed are not there.
+
+    Attributes:
+        names: The images that have no map, or a damaged one.
+    """
+
+    def __init__(self, message: str, names: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.names = list(names)
+
+
+class StoreMismatchError(RuntimeError):
+    """A store holds maps of another network or another set of classes."""
+
+
+@dataclass
+class PseudoLabelStats:
+    """What a store keeps, over some of its images.
+
+    Attributes:
+        predicted: (C,) pixels per predicted class.
+        kept: (C,) those of them that reach the threshold.
+        files: Per image ``bytes`` and ``crc32`` of its file, and the sum of its confidences.
+    """
+
+    predicted: np.ndarray
+    kept: np.ndarray
+    files: Dict[str, Dict[str, Any]] = field(default_factory=dict)
+
+    def merge(self, other: 'PseudoLabelStats') -> None:
+        """Add the images of another object, say of another rank."""
+        self.predicted = self.predicted + other.predicted
+        self.kept = self.kept + other.kept
+        self.files.update(other.files)
+
+
+class PseudoLabelStore:
+    """Folder with one compact map of classes and confidences per unlabeled image.
+
+    Writing: :meth:`begin` (one process, before the others write), :meth:`put` per image (ranks
+    write different images at the same time), :meth:`finish` (one process, after all have
+    written). Each file is complete or absent whenever the process is killed, so a pass that was
+    cut off goes on with :meth:`missing`. Only :meth:`finish` makes the manifest, and without a
+    manifest the store is not used.
+
+    Stored confidences are quantized (see :mod:`mmdmt.pseudo.codec`). Compute thresholds from what
+    :meth:`get` returns, not from what was put: then they do not depend on where a pass was cut
+    off. Thresholds are applied when maps are read, so that another ratio needs no new labels.
+
+    Layout: ``meta.json``, ``maps/<name>.plc``, ``manifest.json``.
+
+    Args:
+        root: Folder of the store. It need not exist.
+    """
+
+    def __init__(self, root: Union[str, Path]) -> None:
+        self.root = Path(root)
+        self._maps = self.root / 'maps'
+        self._meta_path = self.root / 'meta.json'
+        self._manifest_path = self.root / 'manifest.json'
+        self._num_classes: Optional[int] = None
+        self._thresholds: Optional[np.ndarray] = None
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether :meth:`finish` was reached."""
+        return self._manifest_path.is_file()
+
+    @property
+    def manifest(self) -> Dict[str, Any]:
+        """What is in the store, read from disk; see :meth:`finish`.
+
+        Raises:
+            StoreIncompleteError: If the store was not finished.
+            StoreMismatchError: If it was written in another format.
+        """
+        if not self.is_complete:
+            raise StoreIncompleteError(
+                f'{self.root} has no manifest.json: labeling was not finished. Run the stage that '
+                'makes these pseudo-labels again; it goes on where it was'
+            )
+        manifest = _read_json(self._manifest_path)
+        if manifest.get('format_version') != FORMAT_VERSION:
+            raise StoreMismatchError(
+                f'{self._manifest_path} has format version {manifest.get("format_version")}, this '
+                f'mmdmt reads {FORMAT_VERSION}: label again in an empty folder'
+            )
+        return manifest
+
+    def has(self, name: str) -> bool:
+        """Whether an image has a complete, undamaged map (its whole file is read)."""
+        try:
+            self.get(name)
+        except (StoreIncompleteError, DamagedMapError):
+            return False
+        return True
+
+    def missing(self, names: Iterable[str]) -> List[str]:
+        """Those of ``names`` that have no map, or a damaged one."""
+        return [name for name in names if not self.has(name)]
+
+    # ---------------------------------------------------------------- writing
+
+    def begin(self, meta: Dict[str, Any], restart: bool = False) -> None:
+        """Open the store for writing; call it in one process before any of them writes.
+
+        A store begun with the same ``meta`` is continued, finished or not. Where only a key of
+        ``THRESHOLD_KEYS`` differs, its maps are kept and the manifest is dropped.
+
+        Args:
+            meta: What identifies the labels, JSON values: ``num_classes`` and whatever else says
+                where they come from, such as ``checkpoint``, ``ratio``, ``classes``.
+            restart: Whether to discard maps of another network instead of refusing.
+
+        Raises:
+            ValueError: If ``meta['num_classes']`` is not in 1..255.
+            StoreMismatchError: If the store holds maps of another ``meta``.
+        """
+        num_classes = meta.get('num_classes')
+        if not isinstance(num_classes, int) or not 1 <= num_classes <= 255:
+            raise ValueError(f'`num_classes` must be in 1..255 (uint8), got {num_classes!r}')
+        meta = json.loads(json.dumps(meta))
+        known = _read_json(self._meta_path) if self._meta_path.exists() else None
+        if known != meta:
+            self._reopen(known or {}, meta, restart)
+        for folder, _, _ in os.walk(self._maps):
+            remove_stale_temporaries(folder)
+        self._num_classes, self._thresholds = num_classes, None
+
+    def put(self, name: str, label: np.ndarray, confidence: np.ndarray) -> None:
+        """Store the map of one image. A finished store is unfinished by it.
+
+        Args:
+            name: Image name, relative, may contain ``/``.
+            label: (H, W) uint8, most probable classes before any threshold; 255 where none.
+            confidence: (H, W) floats in [0, 1].
+
+        Raises:
+            ValueError: If the maps do not fit, or hold classes or confidences that cannot be.
+            RuntimeError: If the store was not begun.
+        """
+        path = self._path(name)
+        num_classes = self._load_num_classes()
+        label = np.asarray(label)
+        known = label[label != 255]
+        if known.size and known.max() >= num_classes:
+            raise ValueError(
+                f'the label of {name!r} has class {known.max()}, but the store in {self.root} was '
+                f'begun with num_classes={num_classes}'
+            )
+        try:
+            data = encode_map(label, confidence)
+        except ValueError as error:
+            raise ValueError(f'cannot store the pseudo-label of {name!r}: {error}') from error
+        self._manifest_path.unlink(missing_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(data)
+
+    def measure(self, names: Iterable[str], thresholds: Thresholds) -> PseudoLabelStats:
+        """Read maps and count what the thresholds keep; ranks may share the work and merge.
+
+        Args:
+            names: Images to count.
+            thresholds: (C,), of :class:`~mmdmt.pseudo.ClassBalancedThreshold`.
+
+        Returns:
+            Counts of these images.
+
+        Raises:
+            ValueError: If there is not one threshold per class.
+            StoreIncompleteError: If any map is missing or damaged; the error names them.
+        """
+        num_classes = self._load_num_classes()
+        thresholds = _as_thresholds(thresholds, num_classes)
+        total = PseudoLabelStats(*(np.zeros(num_classes, np.int64) for _ in range(2)))
+        absent = []
+        for name in names:
+            try:
+                total.merge(self._measure_one(name, thresholds))
+            except (StoreIncompleteError, DamagedMapError):
+                absent.append(name)
+        if absent:
+            raise self._incomplete(absent)
+        return total
+
+    def finish(
+        self,
+        names: Sequence[str],
+        thresholds: Thresholds,
+        stats: Optional[PseudoLabelStats] = None,
+    ) -> Dict[str, Any]:
+        """Write the manifest; call it in one process after all of them have written.
+
+        Args:
+            names: All images of the store.
+            thresholds: (C,), kept in the manifest and applied by :meth:`get_thresholded`.
+            stats: Merged result of :meth:`measure` with the same thresholds. Computed here by
+                default, which reads every map once.
+
+        Returns:
+            dict: The manifest: the ``meta`` of :meth:`begin`, ``format_version``, ``thresholds``,
+            ``num_images``, ``num_pixels``, ``kept_share`` and ``mean_confidence`` (of all pixels
+            that have a class), ``predicted_pixels`` and ``kept_pixels`` per class, and ``files``
+            with ``bytes`` and ``crc32`` of each image.
+
+        Raises:
+            StoreIncompleteError: If any map is missing or damaged; the error names them.
+        """
+        values = _as_thresholds(thresholds, self._load_num_classes())
+        stats = self.measure(names, values) if stats is None else stats
+        absent = [name for name in names if name not in stats.files]
+        if absent:
+            raise self._incomplete(absent)
+        manifest = dict(
+            _read_json(self._meta_path),
+            format_version=FORMAT_VERSION,
+            thresholds=values.tolist(),
+            **_summarize(names, stats),
+        )
+        write_text_atomically(self._manifest_path, json.dumps(manifest, indent=1))
+        self._thresholds = None
+        return manifest
+
+    # ---------------------------------------------------------------- reading
+
+    def get(self, name: str) -> Tuple[np.ndarray, np.ndarray]:
+        """Stored map of one image, before any threshold, also of an unfinished store.
+
+        Args:
+            name: Image name.
+
+        Returns:
+            Label (H, W) uint8, and confidence (H, W) float32.
+
+        Raises:
+            StoreIncompleteError: If the image has no map.
+            DamagedMapError: If its file is truncated or damaged.
+        """
+        return self._decode(name, self._read(name))
+
+    def get_thresholded(
+        self, name: str, thresholds: Optional[Thresholds] = None
+    ) -> Tuple[np.ndarray, np.ndarray]:
+        """Stored map of one image with labels below the threshold of their class set to 255.
+
+        Args:
+            name: Image name.
+            thresholds: (C,). By default those of the manifest, which the store then needs.
+
+        Returns:
+            Label (H, W) uint8, and confidence (H, W) float32.
+
+        Raises:
+            StoreIncompleteError: If the image has no map, or the store is not finished.
+            DamagedMapError: If its file is truncated or damaged.
+        """
+        if thresholds is None:
+            thresholds = self._load_thresholds()
+        else:
+            thresholds = _as_thresholds(thresholds, self._load_num_classes())
+        label, confidence = self.get(name)
+        return apply_thresholds(label, confidence, thresholds), confidence
+
+    # ------------------------------------------------------------------ parts
+
+    def _path(self, name: str) -> Path:
+        if any(part in ('', '.', '..') for part in name.split('/')):
+            raise ValueError(
+                f'image name {name!r} must be a relative path without empty, "." or ".." parts'
+            )
+        return self._maps / f'{name}{_SUFFIX}'
+
+    def _reopen(self, known: Dict[str, Any], meta: Dict[str, Any], restart: bool) -> None:
+        """Write a new ``meta.json``, if the maps that are there may stay or go."""
+        differing = sorted(
+            key
+            for key in known.keys() | meta.keys()
+            if known.get(key) != meta.get(key) and key not in THRESHOLD_KEYS
+        )
+        has_maps = self._maps.exists() and any(self._maps.rglob(f'*{_SUFFIX}'))
+        if differing and has_maps and not restart:
+            found = ', '.join(
+                f'{key}: {known.get(key)!r} -> {meta.get(key)!r}' for key in differing
+            )
+            raise StoreMismatchError(
+                f'{self.root} holds pseudo-labels of another origin ({found}). Delete the folder '
+                'if they are not needed, or label into another one'
+            )
+        self._manifest_path.unlink(missing_ok=True)
+        if differing:
+            shutil.rmtree(self._maps, ignore_errors=True)
+        write_text_atomically(self._meta_path, json.dumps(meta, indent=1))
+
+    def _load_num_classes(self) -> int:
+        if self._num_classes is None:
+            if not self._meta_path.exists():
+                raise RuntimeError(f'{self.root} is no pseudo-label store: call begin() first')
+            self._num_classes = _read_json(self._meta_path)['num_classes']
+        return self._num_classes
+
+    def _load_thresholds(self) -> np.ndarray:
+        if self._thresholds is None:  # once per loader worker
+            self._thresholds = np.array(self.manifest['thresholds'], np.float32)
+        return self._thresholds
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return self._path(name).read_bytes()
+        except FileNotFoundError as error:
+            raise self._incomplete([name]) from error
+
+    def _decode(self, name: str, data: bytes) -> Tuple[np.ndarray, np.ndarray]:
+        try:
+            return decode_map(data)
+        except DamagedMapError as error:
+            raise DamagedMapError(
+                f'{self._path(name)} cannot be read: {error}. Delete it and run the stage that '
+                'made it again; only this image is labeled anew'
+            ) from error
+
+    def _measure_one(self, name: str, thresholds: np.ndarray) -> PseudoLabelStats:
+        data = self._read(name)
+        label, confidence = self._decode(name, data)
+        kept = apply_thresholds(label, confidence, thresholds)
+        counts = [
+            np.bincount(values.ravel(), minlength=256)[: len(thresholds)]
+            for values in (label, kept)
+        ]
+        total = float(confidence[label < len(thresholds)].sum(dtype=np.float64))
+        facts = dict(bytes=len(data), crc32=zlib.crc32(data), confidence=total)
+        return PseudoLabelStats(*counts, {name: facts})
+
+    def _incomplete(self, absent: List[str]) -> StoreIncompleteError:
+        more = len(absent) - _MAX_NAMES_IN_ERRORS
+        return StoreIncompleteError(
+            f'{len(absent)} image(s) have no complete pseudo-label in {self.root}: '
+            + ', '.join(absent[:_MAX_NAMES_IN_ERRORS])
+            + (f' and {more} more' if more > 0 else '')
+            + '. Run the stage that makes them again; it labels only what is missing',
+            absent,
+        )
+
+
+def _summarize(names: Sequence[str], stats: PseudoLabelStats) -> Dict[str, Any]:
+    """Part of the manifest that counts; the same for any number of ranks."""
+    pixels = int(stats.predicted.sum())
+    confidence = math.fsum(stats.files[name]['confidence'] for name in names)
+    return dict(
+        num_images=len(names),
+        num_pixels=pixels,
+        kept_share=int(stats.kept.sum()) / max(1, pixels),
+        mean_confidence=confidence / max(1, pixels),
+        predicted_pixels=stats.predicted.tolist(),
+        kept_pixels=stats.kept.tolist(),
+        files={name: {key: stats.files[name][key] for key in ('bytes', 'crc32')} for name in names},
+    )
+
+
+def _as_thresholds(thresholds: Thresholds, num_classes: int) -> np.ndarray:
+    values = np.asarray(thresholds, np.float32)
+    if values.shape != (num_classes,):
+        raise ValueError(
+            f'there must be one threshold for each of the {num_classes} classes, got shape '
+            f'{values.shape}'
+        )
+    return values
+
+
+def _read_json(path: Path) -> Dict[str, Any]:
+    return json.loads(path.read_text(encoding='utf-8'))

@@ -1,0 +1,270 @@
+import json
+import os
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+
+from mmdmt.pseudo import (
+    ClassBalancedThreshold,
+    DamagedMapError,
+    PseudoLabelStore,
+    StoreIncompleteError,
+    StoreMismatchError,
+)
+
+NAMES = ['aachen/aachen_000001', 'aachen/aachen_000002', 'bochum/b 1.5', '2007_000032']
+META = dict(num_classes=4, ratio=0.5, checkpoint=dict(file='iter_9.pth', sha256='ab', bytes=9))
+
+
+def maps(name, size=(24, 32)):
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    label = rng.integers(3, size=size).astype(np.uint8)
+    confidence = rng.random(size, np.float32)
+    return label, confidence
+
+
+def write(root, names=NAMES, meta=META):
+    store = PseudoLabelStore(root)
+    store.begin(meta)
+    for name in names:
+        store.put(name, *maps(name))
+    return store
+
+
+def thresholds_of(store, names, ratio=0.5):
+    threshold = ClassBalancedThreshold(4, pixel_stride=2)
+    for name in names:
+        threshold.update(*store.get(name))
+    return threshold.compute(ratio)
+
+
+def finished(root):
+    store = write(root)
+    manifest = store.finish(NAMES, thresholds_of(store, NAMES))
+    return store, manifest
+
+
+def test_maps_and_names_round_trip(tmp_path):
+    write(tmp_path)
+    store = PseudoLabelStore(str(tmp_path))  # another process
+    for name in NAMES:
+        label, confidence = store.get(name)
+        np.testing.assert_array_equal(label, maps(name)[0])
+        np.testing.assert_allclose(confidence, maps(name)[1], atol=3e-4)
+
+
+def test_names_that_look_alike_are_different_files(tmp_path):
+    names = ['a', 'a.png', 'a.plc', 'b/a', 'b/a.png']
+    store = write(tmp_path, names)
+    for name in names:
+        np.testing.assert_array_equal(store.get(name)[0], maps(name)[0])
+
+
+@pytest.mark.parametrize('name', ['', '/etc/x', '../x', 'a/../x', 'a//b', './a'])
+def test_names_that_leave_the_folder_are_refused(tmp_path, name):
+    store = write(tmp_path)
+    with pytest.raises(ValueError, match='relative path'):
+        store.put(name, *maps('x'))
+
+
+def test_a_store_is_used_only_when_it_is_complete(tmp_path):
+    store = PseudoLabelStore(tmp_path)
+    assert not store.is_complete
+    store = write(tmp_path, NAMES[:2])
+    assert not store.is_complete
+    for read in (lambda: store.manifest, lambda: store.get_thresholded(NAMES[0])):
+        with pytest.raises(StoreIncompleteError, match=r'manifest\.json'):
+            read()
+    with pytest.raises(StoreIncompleteError, match='2007_000032') as caught:
+        store.finish(NAMES, np.zeros(4))
+    assert caught.value.names == NAMES[2:]
+    assert not store.is_complete
+
+
+def test_missing_and_damaged_maps_are_named(tmp_path):
+    store = write(tmp_path, NAMES[:3])
+    assert store.missing(NAMES) == NAMES[3:]
+    path = tmp_path / 'maps' / f'{NAMES[1]}.plc'
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert store.missing(NAMES) == [NAMES[1], NAMES[3]]
+    assert not store.has(NAMES[1])
+    with pytest.raises(DamagedMapError, match='aachen_000002'):
+        store.get(NAMES[1])
+    with pytest.raises(StoreIncompleteError, match=NAMES[3]):
+        store.get(NAMES[3])
+    with pytest.raises(StoreIncompleteError, match='2 image') as caught:
+        store.finish(NAMES, np.zeros(4))
+    assert caught.value.names == [NAMES[1], NAMES[3]]
+
+
+def test_an_error_about_many_images_stays_short(tmp_path):
+    store = write(tmp_path, [])
+    with pytest.raises(StoreIncompleteError, match='and 95 more') as caught:
+        store.finish([f'image_{index}' for index in range(100)], np.zeros(4))
+    assert len(caught.value.names) == 100
+
+
+def test_an_interrupted_pass_ends_with_the_same_manifest(tmp_path):
+    _, expected = finished(tmp_path / 'whole')
+    write(tmp_path / 'cut', NAMES[:2])
+    folder = tmp_path / 'cut' / 'maps'
+    left = [folder / 'aachen' / '.x.plc.partial-123', folder / '.y.plc.partial-123']
+    for path in left:
+        path.write_bytes(b'half')  # of a process that was killed
+    store = PseudoLabelStore(tmp_path / 'cut')
+    store.begin(META)
+    assert not any(path.exists() for path in left)
+    for name in store.missing(NAMES):
+        store.put(name, *maps(name))
+    assert store.finish(NAMES, thresholds_of(store, NAMES)) == expected
+
+
+def test_a_write_that_fails_leaves_the_old_map(tmp_path, monkeypatch):
+    store = write(tmp_path)
+
+    def fail(*_):
+        raise OSError('disk full')
+
+    monkeypatch.setattr(os, 'replace', fail)
+    with pytest.raises(OSError, match='disk full'):
+        store.put(NAMES[0], *maps('other'))
+    np.testing.assert_array_equal(store.get(NAMES[0])[0], maps(NAMES[0])[0])
+    assert not list((tmp_path / 'maps').rglob('.*'))
+
+
+def test_manifest_says_what_is_in_the_store(tmp_path):
+    store, manifest = finished(tmp_path)
+    assert store.is_complete
+    assert store.manifest == json.loads(json.dumps(manifest))
+    assert manifest['checkpoint'] == META['checkpoint']
+    assert manifest['ratio'] == 0.5 and manifest['num_classes'] == 4
+    assert manifest['num_images'] == 4 and manifest['num_pixels'] == 4 * 24 * 32
+    labels, kept, sure = [], [], []
+    for name in NAMES:
+        labels.append(store.get(name)[0])
+        kept.append(store.get_thresholded(name)[0])
+        sure.append(store.get(name)[1])
+    labels, kept, sure = (np.stack(values) for values in (labels, kept, sure))
+    assert manifest['kept_share'] == pytest.approx((kept != 255).mean())
+    assert manifest['kept_share'] == pytest.approx(0.5, abs=0.05)
+    assert manifest['mean_confidence'] == pytest.approx(sure.mean(), rel=1e-6)
+    for key, values in (('predicted_pixels', labels), ('kept_pixels', kept)):
+        assert manifest[key] == [(values == index).sum() for index in range(4)]
+    for name, facts in manifest['files'].items():
+        content = (tmp_path / 'maps' / f'{name}.plc').read_bytes()
+        assert facts == dict(bytes=len(content), crc32=zlib.crc32(content))
+
+
+def test_thresholds_are_applied_when_labels_are_read(tmp_path):
+    _, manifest = finished(tmp_path)
+    store = PseudoLabelStore(tmp_path)
+    label, confidence = store.get(NAMES[0])
+    thresholds = np.array(manifest['thresholds'], np.float32)
+    expected = np.where(confidence >= thresholds[label], label, 255)
+    got, got_confidence = store.get_thresholded(NAMES[0])
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(got_confidence, confidence)
+    assert got.dtype == np.uint8
+    other, _ = store.get_thresholded(NAMES[0], [2, 2, 2, 2])
+    assert (other == 255).all()
+
+
+def test_pixels_without_a_class_stay_so(tmp_path):
+    store = write(tmp_path, [])
+    label, confidence = maps('x')
+    label[:, :5] = 255
+    store.put('x', label, confidence)
+    manifest = store.finish(['x'], np.zeros(4))
+    assert (store.get_thresholded('x')[0][:, :5] == 255).all()
+    assert manifest['num_pixels'] == 24 * 27
+    assert manifest['kept_share'] == 1
+    assert manifest['mean_confidence'] == pytest.approx(confidence[:, 5:].mean(), abs=1e-4)
+
+
+def test_ranks_may_share_the_counting(tmp_path):
+    store, expected = finished(tmp_path)
+    thresholds = thresholds_of(store, NAMES)
+    stats = store.measure(NAMES[1::2], thresholds)
+    stats.merge(store.measure(NAMES[::2], thresholds))
+    assert store.finish(NAMES, thresholds, stats) == expected
+
+
+def put_share(root, names):
+    store = PseudoLabelStore(root)
+    for name in names:
+        store.put(name, *maps(name))
+
+
+def test_processes_write_at_the_same_time(tmp_path):
+    names = [f'city_{index % 3}/{index}' for index in range(40)]
+    store = write(tmp_path, [])
+    with ProcessPoolExecutor(2) as pool:
+        list(pool.map(put_share, [tmp_path] * 2, [names[::2], names[1::2]]))
+    assert store.missing(names) == []
+    assert store.finish(names, np.zeros(4))['num_images'] == 40
+
+
+def test_another_ratio_keeps_the_maps_but_not_the_manifest(tmp_path):
+    finished(tmp_path)
+    store = PseudoLabelStore(tmp_path)
+    store.begin(META)
+    assert store.is_complete  # nothing to do
+    store.begin(dict(META, ratio=0.8))
+    assert not store.is_complete
+    assert store.missing(NAMES) == []
+    manifest = store.finish(NAMES, thresholds_of(store, NAMES, 0.8))
+    assert manifest['ratio'] == 0.8
+    assert manifest['kept_share'] == pytest.approx(0.8, abs=0.05)
+
+
+def test_maps_of_another_network_are_refused(tmp_path):
+    finished(tmp_path)
+    store = PseudoLabelStore(tmp_path)
+    other = dict(META, checkpoint=dict(META['checkpoint'], sha256='cd'))
+    with pytest.raises(StoreMismatchError, match=r'checkpoint.*ab.*cd'):
+        store.begin(other)
+    assert store.is_complete  # nothing was touched
+    store.begin(other, restart=True)
+    assert store.missing(NAMES) == NAMES
+    assert not store.is_complete
+
+
+def test_maps_without_meta_are_not_trusted(tmp_path):
+    finished(tmp_path)
+    (tmp_path / 'meta.json').unlink()
+    with pytest.raises(StoreMismatchError):
+        PseudoLabelStore(tmp_path).begin(META)
+
+
+def test_writing_opens_a_finished_store_again(tmp_path):
+    store, _ = finished(tmp_path)
+    store.put(NAMES[0], *maps('other'))
+    assert not store.is_complete
+
+
+def test_bad_input_is_refused(tmp_path):
+    store = PseudoLabelStore(tmp_path / 'new')
+    with pytest.raises(RuntimeError, match='begin'):
+        store.put('x', *maps('x'))
+    for num_classes in (None, 0, 256):
+        with pytest.raises(ValueError, match='num_classes'):
+            store.begin(dict(num_classes=num_classes))
+    store.begin(META)
+    label, confidence = maps('x')
+    with pytest.raises(ValueError, match=r"'x' has class 7.*num_classes=4"):
+        store.put('x', label + 5, confidence)
+    with pytest.raises(ValueError, match=r"'x'.*diverged"):
+        store.put('x', label, confidence * np.nan)
+    store.put('x', label, confidence)
+    with pytest.raises(ValueError, match='one threshold for each of the 4 classes'):
+        store.finish(['x'], np.zeros(3))
+
+
+def test_a_manifest_of_another_format_is_refused(tmp_path):
+    _, manifest = finished(tmp_path)
+    (tmp_path / 'manifest.json').write_text(json.dumps(dict(manifest, format_version=99)))
+    with pytest.raises(StoreMismatchError, match='99'):
+        PseudoLabelStore(tmp_path).get_thresholded(NAMES[0])
