@@ -12,7 +12,8 @@ from mmseg.models import SegDataPreProcessor
 from torch import Tensor
 
 from mmdmt.engine.checkpoint import load_checkpoint_file, save_atomically
-from mmdmt.registry import DATASETS, MODELS
+from mmdmt.registry import MODELS
+from mmdmt.utils.config import normalize_config
 from mmdmt.utils.stored_config import read_stored_config
 
 PathLike = Union[str, Path]
@@ -78,7 +79,7 @@ def export_segmentor(
     cfg = _read_config(checkpoint, loaded, config)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     network = select_network(loaded['state_dict'], cfg.model, network)
-    plain = plain_config(cfg, loaded.get('meta', {}).get('dataset_meta'))
+    plain = plain_config(cfg)
     weights = _weights_of(loaded['state_dict'], network)
     weights = _check_fit(plain, weights, f'network {network!r} of {checkpoint}')
 
@@ -96,7 +97,7 @@ def _read_config(checkpoint: PathLike, loaded: dict, config: Optional[PathLike])
     if 'state_dict' not in loaded:
         raise ValueError(f'{checkpoint} has no state_dict: it was not written by a runner')
     if config is not None:
-        return Config.fromfile(config)
+        return normalize_config(Config.fromfile(config))
     text = loaded.get('meta', {}).get('cfg')
     if not text:
         raise ValueError(f'{checkpoint} stores no config: name the config file')
@@ -168,12 +169,11 @@ def _dataset_meta(loaded: dict, plain: Config) -> dict:
 # --- Config --------------------------------------------------------------------------------------
 
 
-def plain_config(cfg: Config, dataset_meta: Optional[dict] = None) -> Config:
+def plain_config(cfg: Config) -> Config:
     """Config with mmseg's own types for testing a single network.
 
     Args:
         cfg: Training config.
-        dataset_meta: Classes and palette of the checkpoint, for data sets of mmdmt.
 
     Returns:
         A flat config. It imports mmdmt only if :func:`foreign_types` are left.
@@ -190,7 +190,7 @@ def plain_config(cfg: Config, dataset_meta: Optional[dict] = None) -> Config:
             sampler_seed=dict(type='DistSamplerSeedHook'),
             visualization=dict(type='SegVisualizationHook'),
         ),
-        **_plain_data(cfg, dataset_meta),
+        **_plain_data(cfg),
     )
     plain = Config(_replace_types(plain))
     imports = [name for name in _imports(cfg) if name != 'mmdmt']
@@ -248,14 +248,13 @@ def _forget_pretrained(part: dict) -> None:
         part['init_cfg'] = None
 
 
-def _plain_data(cfg: dict, dataset_meta: Optional[dict]) -> dict:
+def _plain_data(cfg: dict) -> dict:
     """Test pipeline, loader, evaluator and loop, as far as the config has them."""
     loader = copy.deepcopy(cfg.get('test_dataloader') or cfg.get('val_dataloader'))
     data = {key: cfg[key] for key in ('test_pipeline', 'tta_pipeline') if key in cfg}
     if loader is None:
         return data
-    dataset = loader['dataset'] = _plain_dataset(loader['dataset'], dataset_meta)
-    data.setdefault('test_pipeline', dataset.get('pipeline', []))
+    data.setdefault('test_pipeline', loader['dataset'].get('pipeline', []))
     evaluator = cfg.get('test_evaluator') or cfg.get('val_evaluator')
     metrics = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
     stock = [metric for metric in metrics if not str(metric['type']).startswith('mmdmt.')]
@@ -266,26 +265,6 @@ def _plain_data(cfg: dict, dataset_meta: Optional[dict]) -> dict:
         test_evaluator=stock[0] if len(stock) == 1 else stock,
         test_cfg=dict(type='TestLoop'),
     )
-
-
-def _plain_dataset(dataset: dict, dataset_meta: Optional[dict]) -> dict:
-    """A data set of mmdmt as a ``BaseSegDataset`` with the same files and classes."""
-    if not str(dataset.get('type')).startswith('mmdmt.'):
-        return dataset
-    built = DATASETS.build(dict(dataset, lazy_init=True, pipeline=[]))
-    known = inspect.signature(_base_dataset().__init__).parameters
-    plain = {key: value for key, value in dataset.items() if key in known}
-    for key in ('img_suffix', 'seg_map_suffix', 'ignore_index', 'reduce_zero_label'):
-        plain[key] = getattr(built, key)
-    meta = dataset_meta or built.metainfo
-    metainfo = {key: meta[key] for key in ('classes', 'palette') if key in meta}
-    return dict(plain, type='BaseSegDataset', metainfo=metainfo)
-
-
-def _base_dataset() -> type:
-    from mmseg.datasets import BaseSegDataset
-
-    return BaseSegDataset
 
 
 def _replace_types(value: Any) -> Any:

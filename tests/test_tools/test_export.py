@@ -181,19 +181,33 @@ def test_heads_of_mmdmt_are_named_and_imported(tree, tmp_path):
     load_checkpoint(again, str(exported.checkpoint), strict=True)
 
 
-def test_data_sets_metrics_and_losses_of_mmdmt_become_plain(tree):
+def test_transforms_metrics_and_losses_of_mmdmt_become_plain(tree):
     cfg = offline_config(tree).to_dict()
     cfg['model']['decode_head']['loss_decode'] = dict(type='mmdmt.Some', loss_weight=1.0)
     cfg['test_dataloader']['dataset']['pipeline'][-1]['type'] = 'mmdmt.PackSemiInputs'
     cfg['test_evaluator'] = [dict(type='mmdmt.Calibration'), dict(type='IoUMetric')]
     cfg['test_pipeline'] = [dict(type='LoadImageFromFile'), dict(type='mmdmt.PackSemiInputs')]
     cfg['custom_imports'] = dict(imports=['mmpretrain.models', 'mmdmt'])
-    plain = plain_config(Config(cfg), DATASET_META)
+    plain = plain_config(Config(cfg))
     assert foreign_types(plain) == []
     assert plain.test_evaluator == dict(type='IoUMetric')
     assert plain.test_pipeline[-1].type == 'PackSegInputs'
     assert plain.model.decode_head.loss_decode.type == 'CrossEntropyLoss'
     assert plain.custom_imports.imports == ['mmpretrain.models']
+
+
+def test_a_config_file_with_its_overrides_can_be_named(tree, tmp_path):
+    cfg = Config(dict(base_config(tree, 'unused'), default_scope='mmseg'))
+    model = MODELS.build(cfg.model.copy())
+    save_atomically(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
+    cfg.overridable = dict(data_root=str(tree))
+    cfg.data_root = '/moved'
+    cfg.dump(tmp_path / 'c.py')
+    exported = export_segmentor(tmp_path / 'a.pth', tmp_path / 'out', config=tmp_path / 'c.py')
+    assert Config.fromfile(exported.config).test_dataloader.dataset.data_root == '/moved'
+    # Without meta in the checkpoint, the classes of the test data set are written.
+    meta = torch.load(exported.checkpoint, weights_only=True)['meta']
+    assert meta['dataset_meta']['classes'] == list('abcd')
 
 
 def test_the_network_that_predicts_is_the_default():
