@@ -26,7 +26,7 @@ class Store:
 
     def get_thresholded(self, name):
         label = np.arange(H * W, dtype=np.int64).reshape(H, W)
-        confidence = (label % 256 / 255).astype(np.float32)
+        confidence = (label % 256).astype(np.float32) / 255
         return (label % 7).astype(np.uint8), confidence
 
 
@@ -80,11 +80,12 @@ def test_maps_of_another_size_are_refused(key):
         PackSemiInputs()(sample(**{key: np.zeros((3, 3), np.uint8)}))
 
 
-def test_pseudo_labels_are_loaded_with_quantized_confidence(store):
+def test_pseudo_labels_are_loaded_with_their_confidence_in_full_precision(store):
     results = LoadPseudoLabels('somewhere')(sample())
     assert results['seg_fields'] == ['gt_seg_map', 'pseudo_confidence']
-    assert results['gt_seg_map'].dtype == results['pseudo_confidence'].dtype == np.uint8
-    assert np.array_equal(results['pseudo_confidence'], results['img'][..., 1])
+    assert results['gt_seg_map'].dtype == np.uint8
+    assert results['pseudo_confidence'].dtype == np.float32
+    assert np.array_equal(results['pseudo_confidence'], results['img'][..., 1] / np.float32(255))
     assert np.array_equal(results['gt_seg_map'], results['img'][..., 0])
 
 
@@ -117,8 +118,8 @@ def test_geometry_carries_label_and_confidence_with_the_image(store, seed):
     packed = pipeline(sample())
     image, data = packed['inputs'], packed['data_samples']
     assert data.is_pseudo
-    assert data.pseudo_confidence.data.dtype == torch.uint8
-    assert torch.equal(data.pseudo_confidence.data[0], image[1])
+    assert data.pseudo_confidence.data.dtype == torch.float32
+    assert torch.equal(data.pseudo_confidence.data[0], image[1] / 255)
     assert torch.equal(data.gt_sem_seg.data[0], image[0].long())
 
 
@@ -137,3 +138,18 @@ def test_pseudo_labels_need_a_name(store):
 
 def test_a_pipeline_with_pseudo_labels_prints_its_store():
     assert "store_dir='somewhere'" in repr(LoadPseudoLabels('somewhere'))
+
+
+def test_reads_a_real_store_that_was_filled_after_the_pipeline_was_built(tmp_path):
+    transform = LoadPseudoLabels(str(tmp_path))
+    store = mmdmt.pseudo.PseudoLabelStore(str(tmp_path))
+    label = np.arange(H * W).reshape(H, W).astype(np.uint8) % 3
+    confidence = np.linspace(0, 1, H * W, dtype=np.float32).reshape(H, W)
+    store.begin(dict(num_classes=3))
+    store.put('city/x', label, confidence)
+    store.finish(['city/x'], np.full(3, 0.5))
+    results = transform(sample(name='city/x'))
+    kept = results['gt_seg_map'] != 255
+    assert np.array_equal(results['gt_seg_map'][kept], label[kept])
+    assert results['pseudo_confidence'][kept].min() >= 0.5
+    assert np.allclose(results['pseudo_confidence'], confidence, atol=0.01)

@@ -2,7 +2,6 @@
 
 from typing import Any, Optional
 
-import numpy as np
 from mmcv.transforms import BaseTransform
 
 from mmdmt.registry import TRANSFORMS
@@ -21,8 +20,8 @@ class LoadPseudoLabels(BaseTransform):
     Args:
         store_dir (str): Folder of a :class:`~mmdmt.pseudo.PseudoLabelStore`.
 
-    Required keys: ``img``, ``name``. Added keys: ``gt_seg_map``, ``pseudo_confidence``, (H, W)
-    uint8 each, and ``seg_fields``.
+    Required keys: ``img``, ``name``. Added keys: ``gt_seg_map``, (H, W) uint8,
+    ``pseudo_confidence``, (H, W) float32, and ``seg_fields``.
     """
 
     def __init__(self, store_dir: str) -> None:
@@ -49,8 +48,8 @@ class LoadPseudoLabels(BaseTransform):
                 'LoadImageFromFile'
             )
         results['gt_seg_map'] = label
-        # Kept as bytes: four times less to crop, resize and send to the main process.
-        results['pseudo_confidence'] = np.rint(confidence * 255).astype(np.uint8)
+        # In full precision: DMT asks who is surer, which is decided far above 254/255.
+        results['pseudo_confidence'] = confidence
         fields = results.setdefault('seg_fields', [])
         fields.extend(['gt_seg_map', 'pseudo_confidence'])
         return results

@@ -13,7 +13,7 @@ class PackSemiInputs(PackSegInputs):
 
     A labeled sample has ``gt_sem_seg``, an unlabeled one has not. A pseudo-labeled sample
     (:class:`~mmdmt.datasets.LoadPseudoLabels`) has ``gt_sem_seg``, ``pseudo_confidence``
-    (1, H, W) uint8, where 255 means 1.0, and ``is_pseudo=True`` in its meta information.
+    (1, H, W) float32, and ``is_pseudo=True`` in its meta information.
 
     Args:
         meta_keys (Sequence[str]): Keys that go to the meta information, where they exist.
@@ -40,7 +40,7 @@ class PackSemiInputs(PackSegInputs):
 
         Args:
             results (dict): ``img`` (H, W, 3) uint8, optionally ``gt_seg_map`` and
-                ``pseudo_confidence`` (H, W) uint8.
+                ``pseudo_confidence`` (H, W) float32.
 
         Returns:
             dict: ``inputs`` (3, H, W) uint8 and ``data_samples``, a ``SegDataSample``.
