@@ -93,7 +93,8 @@ class PseudoLabeler:
         """
         dataset = DATASETS.build(self.dataset_cfg)
         names = [dataset.get_data_info(index)['name'] for index in range(len(dataset))]
-        meta = self._meta(checkpoint, ratio, len(dataset.metainfo['classes']))
+        model = build_segmentor(self.model_cfg)
+        meta = self._meta(checkpoint, ratio, model.num_classes)
         finished = _from_main(lambda: self._open(names, meta))
         if finished is not None:
             return finished
@@ -101,7 +102,8 @@ class PseudoLabeler:
         barrier()
         indices = [index for index, name in enumerate(names) if name in own]
         if indices:
-            self._label(dataset, indices, names, self._build_model(checkpoint, trusted))
+            self._load_weights(model, checkpoint, trusted)
+            self._label(dataset, indices, names, model.to(get_device()).eval())
         barrier()
         return self._finish(names, ratio, meta['num_classes'])
 
@@ -134,11 +136,11 @@ class PseudoLabeler:
             return self.store.manifest
         return None
 
-    def _build_model(self, checkpoint: str, trusted: Sequence[str]) -> torch.nn.Module:
-        model = build_segmentor(self.model_cfg)
+    def _load_weights(
+        self, model: torch.nn.Module, checkpoint: str, trusted: Sequence[str]
+    ) -> None:
         content = load_checkpoint_file(checkpoint, trusted=trusted)
         model.load_state_dict(content.get('state_dict', content))
-        return model.to(get_device()).eval()
 
     @torch.no_grad()
     def _label(self, dataset, indices: List[int], names: List[str], model) -> None:
@@ -161,18 +163,22 @@ class PseudoLabeler:
         label, confidence = label_and_confidence(sample.seg_logits.data)
         self.store.put(name, label.cpu().numpy(), confidence.cpu().numpy())
 
-    def _finish(self, names: List[str], ratio: float, num_classes: int) -> Dict[str, Any]:
+    def _finish(
+        self, names: List[str], ratio: float, num_classes: int
+    ) -> Dict[str, Any]:
         """Thresholds and statistics over all ranks; the first rank writes the manifest."""
         threshold = ClassBalancedThreshold(num_classes, self.pixel_stride, self.bins)
-        for name in names[get_rank() :: get_world_size()]:
+        own = names[get_rank() :: get_world_size()]
+        for name in own:
             threshold.update(*self.store.get(name))
         for rank, other in enumerate(all_gather_object(threshold)):
             if rank != get_rank():
                 threshold.merge(other)
         thresholds = threshold.compute(ratio)
-        manifest = _from_main(lambda: self.store.finish(names, thresholds))
-        barrier()
-        return manifest
+        shares = all_gather_object(self.store.measure(own, thresholds))
+        for share in shares[1:]:
+            shares[0].merge(share)
+        return _from_main(lambda: self.store.finish(names, thresholds, shares[0]))
 
 
 class _Progress:

@@ -2,7 +2,14 @@
 
 from .dataset_check_hook import DatasetCheckHook
 from .iter_seed_hook import IterSeedHook
+from .pseudo_label_hook import PseudoLabelHook
 from .safe_checkpoint_hook import SafeCheckpointHook
 from .teacher_update_hook import TeacherUpdateHook
 
-__all__ = ['DatasetCheckHook', 'IterSeedHook', 'SafeCheckpointHook', 'TeacherUpdateHook']
+__all__ = [
+    'DatasetCheckHook',
+    'IterSeedHook',
+    'PseudoLabelHook',
+    'SafeCheckpointHook',
+    'TeacherUpdateHook',
+]

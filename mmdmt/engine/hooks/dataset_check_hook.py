@@ -1,10 +1,12 @@
 """Refusing to train on faulty data."""
 
+import logging
 import os.path as osp
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from mmdmt.datasets.validation import DatasetError, check_dataset, raise_on_problems
@@ -42,38 +44,65 @@ class DatasetCheckHook(Hook):
             raise ValueError(f'DatasetCheckHook: mode={mode!r} is none of {", ".join(MODES)}')
         self.mode = mode
         self.cache = cache
+        self._checked = False
 
-    def before_train(self, runner: Runner) -> None:
-        """Check the data of ``runner``.
+    def before_loading(self, runner: Runner) -> None:
+        """Check the configured data before ``SemiRunner`` builds the data sets.
+
+        A missing list is thus reported as such, where building the data set would fail with
+        another message or silently use the whole folder.
 
         Raises:
             DatasetError: On every rank, with a table of all problems, if there are any.
         """
+        loaders = runner._train_dataloader, runner._val_dataloader
+        self.check(*map(_dataset_of, loaders), runner.work_dir)
+        self._checked = True
+
+    def before_train(self, runner: Runner) -> None:
+        """Check the built data sets under runners without ``before_loading``.
+
+        Raises:
+            DatasetError: As above.
+        """
+        if not self._checked:
+            val_loop = getattr(runner, 'val_loop', None)
+            val = None if val_loop is None else val_loop.dataloader.dataset
+            self.check(runner.train_dataloader.dataset, val, runner.work_dir)
+
+    def check(self, train: Any, val: Any, work_dir: str) -> None:
+        """Check on rank 0 and raise on every rank.
+
+        Args:
+            train (BaseDataset | dict): Training set or its config.
+            val (BaseDataset | dict, optional): Validation set or its config.
+            work_dir (str): Where the cache lies by default.
+
+        Raises:
+            DatasetError: With a table of all problems, if there are any.
+        """
         if self.mode == 'off':
             return
-        result: list[Any] = [self._check(runner) if is_main_process() else None]
+        result: list[Any] = [None]
+        if is_main_process():
+            result = [self._find(train, val, work_dir)]
         broadcast_object_list(result)
         if isinstance(result[0], Exception):
             raise result[0]
         raise_on_problems(result[0])
 
-    def _check(self, runner: Runner) -> Any:
+    def _find(self, train: Any, val: Any, work_dir: str) -> Any:
         """Return the problems, or the error that checking ended with: other ranks wait for it."""
-        val_loop = getattr(runner, 'val_loop', None)
+        cache = osp.join(work_dir, 'dataset_check.json') if self.cache is True else self.cache
         try:
-            problems = check_dataset(
-                runner.train_dataloader.dataset,
-                None if val_loop is None else val_loop.dataloader.dataset,
-                full=self.mode == 'full',
-                cache_file=self._cache_file(runner),
-            )
+            problems = check_dataset(train, val, full=self.mode == 'full', cache_file=cache or None)
         except Exception as error:
-            runner.logger.exception('the data check itself failed')
+            print_log('the data check itself failed', 'current', logging.ERROR)
             return DatasetError(f'the data check failed: {type(error).__name__}: {error}')
-        runner.logger.info(f'data check ({self.mode}): {len(problems)} problems')
+        print_log(f'data check ({self.mode}): {len(problems)} problems', 'current')
         return problems
 
-    def _cache_file(self, runner: Runner) -> Optional[str]:
-        if isinstance(self.cache, str):
-            return self.cache
-        return osp.join(runner.work_dir, 'dataset_check.json') if self.cache else None
+
+def _dataset_of(loader: Any) -> Any:
+    """Data set of a loader, or of its config."""
+    return loader.get('dataset') if isinstance(loader, dict) else getattr(loader, 'dataset', None)

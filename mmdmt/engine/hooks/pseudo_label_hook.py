@@ -54,9 +54,20 @@ class PseudoLabelHook(Hook):
             bins=bins,
         )
         self.ratio = ratio
+        self._labeled = False
 
-    def before_train(self, runner: Runner) -> None:
-        """Label, and log how much was kept."""
+    def before_loading(self, runner: Runner) -> None:
+        """Label before any loader is built, and log how much was kept.
+
+        Official mmengine starts loader workers while it builds the train loop, so that they would
+        ask for labels that are not there yet at ``before_train``.
+        """
         trusted = runner.cfg.get('trusted_checkpoints', ())
         manifest = self.labeler.run(self.checkpoint, self.ratio, trusted=trusted)
+        self._labeled = True
         runner.logger.info(self.labeler.summary(manifest))
+
+    def before_train(self, runner: Runner) -> None:
+        """Label under runners without ``before_loading``."""
+        if not self._labeled:
+            self.before_loading(runner)

@@ -1,6 +1,7 @@
 """Derives the config of each stage, an ordinary training run, from one ``mutual`` config."""
 
 import copy
+import os.path as osp
 from collections.abc import Sequence
 from typing import Any, Dict, Optional
 
@@ -117,6 +118,9 @@ class StageConfigBuilder:
         cfg.load_from = None if settings.get('from_scratch') else load_from
         cfg.resume = False
         cfg.work_dir = stage_dir
+        check = cfg.get('default_hooks', {}).get('dataset_check')
+        if check and check.get('cache', True) is True:  # one cache for the whole chain
+            check.cache = osp.join(osp.dirname(stage_dir), 'dataset_check.json')
         if self.select == 'best':
             cfg.default_hooks.checkpoint.save_best = self.metric
         return cfg

@@ -1,5 +1,6 @@
 """Runners."""
 
+from .mutual_training_runner import MutualTrainingRunner
 from .semi_runner import SemiRunner
 
-__all__ = ['SemiRunner']
+__all__ = ['MutualTrainingRunner', 'SemiRunner']

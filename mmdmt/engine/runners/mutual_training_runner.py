@@ -18,7 +18,7 @@ from mmdmt.engine.checkpoint import find_latest_valid_checkpoint
 from mmdmt.engine.mutual.ledger import Ledger, stage_table
 from mmdmt.engine.mutual.plan import Stage
 from mmdmt.engine.mutual.stage_config import StageConfigBuilder
-from mmdmt.registry import RUNNERS
+from mmdmt.registry import HOOKS, RUNNERS
 from mmdmt.utils.config import normalize_config
 
 from .semi_runner import SemiRunner
@@ -96,6 +96,7 @@ class MutualTrainingRunner:
             LedgerMismatchError: If a stage was begun with another config.
             RuntimeError: If ``cfg.stage`` needs a stage that is not finished.
         """
+        self._check_data()
         only = self.cfg.get('stage')
         stages = [self.plan.find(only)] if only else self.plan.stages
         for index, stage in enumerate(stages):
@@ -114,6 +115,15 @@ class MutualTrainingRunner:
         last = len(self.plan.ratios)
         names = self.plan.member_names
         return {name: self.ledger.checkpoint(Stage(last, name).name) for name in names}
+
+    def _check_data(self) -> None:
+        """Check all sources now: a fault in the unlabeled images must not wait for round 1."""
+        check = self.cfg.get('default_hooks', {}).get('dataset_check')
+        if check:
+            val = self.cfg.get('val_dataloader') or {}
+            HOOKS.build(check).check(
+                self.cfg.train_dataloader.dataset, val.get('dataset'), self.work_dir
+            )
 
     def _run_unless_done(self, stage: Stage) -> None:
         cfg = self._stage_config(stage)

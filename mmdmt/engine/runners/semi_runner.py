@@ -46,6 +46,8 @@ class SemiRunner(Runner):
       become ordinary ones there, which a warning says.
     - Config key ``channels_last=True`` stores convolution weights channels-last.
     - Settings with which training could not do what they say are refused at the start.
+    - Hooks may have a method ``before_loading(runner)``, called before data sets and loaders are
+      built: to check the data, or to make pseudo-labels.
 
     Exact resuming also needs :class:`IterSeedHook`, :class:`SafeCheckpointHook` and a train data
     set of type :class:`mmdmt.SemiDataset`, as in ``configs/_base_``. Under torch >= 2.6 official
@@ -171,6 +173,7 @@ class SemiRunner(Runner):
         """
         self._check_settings()
         self._adopt_seed()
+        self.call_hook('before_loading')
         return super().train()
 
     def _check_settings(self) -> None:

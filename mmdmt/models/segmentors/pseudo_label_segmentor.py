@@ -1,6 +1,6 @@
 """The segmentor of off-line methods: ground truth and stored pseudo-labels in one batch."""
 
-from typing import Dict, List, Optional
+from typing import Dict, List
 
 import torch
 from mmseg.models.segmentors import EncoderDecoder
@@ -95,16 +95,16 @@ class PseudoLabelSegmentor(EncoderDecoder):
         kept = ((label != self.ignore_index) & is_pseudo[:, None, None]).sum()
         health = dict(pseudo_keep_ratio=kept / pixels.clamp(min=1))
         for key in ('disagreement', 'student_wins'):
-            if key in stats:
-                health[f'pseudo_{key}'] = stats[key] / kept.clamp(min=1)
+            if key in stats:  # -1 where the loss does not weigh
+                share = stats[key] / kept.clamp(min=1)
+                health[f'pseudo_{key}'] = share.masked_fill(stats[key] < 0, float('nan'))
         if 'mean_weight' in stats:
             health['mean_weight'] = stats['mean_weight']
         return health
 
 
-def _confidence(sample: SegDataSample, default: Optional[Tensor]) -> Tensor:
-    """Stored confidence (H, W) of a sample in [0, 1]; ground truth is certain."""
+def _confidence(sample: SegDataSample, default: Tensor) -> Tensor:
+    """Stored confidence (H, W) of a sample in [0, 1]; that of ground truth is not read."""
     if 'pseudo_confidence' not in sample:
         return default
-    data = sample.pseudo_confidence.data.squeeze(0)
-    return data.float() / 255 if data.dtype == torch.uint8 else data.float()
+    return sample.pseudo_confidence.data.squeeze(0)

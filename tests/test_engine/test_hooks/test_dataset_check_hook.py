@@ -12,14 +12,11 @@ from mmdmt.engine.hooks.dataset_check_hook import DatasetCheckHook
 from mmdmt.registry import DATASETS, HOOKS
 
 
-class Log:
-    def __init__(self):
-        self.lines = []
-
-    def info(self, text):
-        self.lines.append(text)
-
-    exception = info
+@pytest.fixture
+def log(monkeypatch):
+    lines = []
+    monkeypatch.setattr(dataset_check_hook, 'print_log', lambda text, *_: lines.append(text))
+    return lines
 
 
 @pytest.fixture
@@ -46,7 +43,6 @@ def make_runner(tree, val=True):
         train_dataloader=SimpleNamespace(dataset=train),
         val_loop=val_loop,
         work_dir=str(tree.root.parent / 'work'),
-        logger=Log(),
     )
 
 
@@ -58,10 +54,10 @@ def break_mask(tree):
     tree.write_mask('a', np.full((40, 48), 77, np.uint8))
 
 
-def test_sound_data_may_train(tree):
+def test_sound_data_may_train(tree, log):
     runner = make_runner(tree)
     DatasetCheckHook().before_train(runner)
-    assert runner.logger.lines == ['data check (full): 0 problems']
+    assert log == ['data check (full): 0 problems']
     DatasetCheckHook().before_train(make_runner(tree, val=False))
 
 
@@ -92,11 +88,11 @@ def test_fast_mode_does_not_decode(tree):
         DatasetCheckHook(mode='fast').before_train(runner)
 
 
-def test_off_checks_nothing(tree):
+def test_off_checks_nothing(tree, log):
     runner = make_runner(tree)
     tree.image('a').unlink()
     DatasetCheckHook(mode='off').before_train(runner)
-    assert runner.logger.lines == []
+    assert log == []
 
 
 @pytest.mark.parametrize(
@@ -137,6 +133,26 @@ def test_a_check_that_fails_itself_reaches_the_other_ranks(tree, monkeypatch):
     with pytest.raises(DatasetError, match='the data check failed: RuntimeError: disk on fire'):
         DatasetCheckHook().before_train(make_runner(tree))
     assert isinstance(sent[0], DatasetError)
+
+
+def test_our_runner_checks_configs_before_anything_is_built(tree):
+    """A list that is not there is reported, where mmseg would use the whole folder."""
+    labeled = dict(tree.config('labeled'), ann_file='no_such_list.txt')
+    loader = dict(dataset=dict(type='mmdmt.SemiDataset', datasets=[labeled]))
+    runner = SimpleNamespace(
+        _train_dataloader=loader, _val_dataloader=None, work_dir=str(tree.root.parent / 'work')
+    )
+    with pytest.raises(DatasetError, match=r'no_such_list\.txt'):
+        DatasetCheckHook().before_loading(runner)
+
+
+def test_data_are_checked_once(tree, log):
+    runner = make_runner(tree)
+    runner._train_dataloader, runner._val_dataloader = runner.train_dataloader, None
+    hook = DatasetCheckHook()
+    hook.before_loading(runner)
+    hook.before_train(runner)
+    assert len(log) == 1
 
 
 def test_mode_is_checked():

@@ -30,5 +30,5 @@ def test_with_accumulated_gradients_teachers_move_with_the_optimizer():
 
 
 def test_a_model_without_teachers_is_refused():
-    with pytest.raises(TypeError, match='TeacherUpdateHook needs a model.*Linear'):
+    with pytest.raises(TypeError, match=r'TeacherUpdateHook needs a model.*Linear'):
         TeacherUpdateHook().before_train(runner(nn.Linear(1, 1)))

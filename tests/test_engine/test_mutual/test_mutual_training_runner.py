@@ -1,0 +1,164 @@
+"""The chain of mutual training, in this process and as a process that is killed."""
+
+import json
+
+import pytest
+import torch
+from kill import kill_at
+from mmengine.config import Config
+from tiny_models import tiny_segmentor
+from tiny_project import (
+    base_config,
+    load_config,
+    make_tree,
+    mutual,
+    run_tool,
+    write_config,
+)
+
+from mmdmt.engine.mutual import LedgerMismatchError
+from mmdmt.engine.runners import MutualTrainingRunner
+from mmdmt.models.segmentors.semi_base import build_segmentor
+from mmdmt.registry import RUNNERS
+
+STAGES = [f'stage_{r}_{m}' for r in range(3) for m in 'ab']
+
+
+@pytest.fixture(scope='module')
+def tree(tmp_path_factory):
+    return make_tree(tmp_path_factory.mktemp('tree'))
+
+
+@pytest.fixture(scope='module')
+def finished(tree, tmp_path_factory):
+    """An uninterrupted chain: (work dir, ledger entries)."""
+    work_dir = tmp_path_factory.mktemp('chain')
+    torch.set_num_threads(1)
+    cfg = load_config(mutual(base_config(tree, work_dir)), work_dir / 'chain.py')
+    runner = RUNNERS.build(cfg)
+    return work_dir, runner.train()
+
+
+def state_dict(path):
+    return torch.load(path, map_location='cpu', weights_only=True)['state_dict']
+
+
+def assert_same_weights(one, two):
+    one, two = state_dict(one), state_dict(two)
+    assert one.keys() == two.keys()
+    for key in one:
+        assert torch.equal(one[key], two[key]), key
+
+
+def test_every_stage_is_run_and_recorded(finished):
+    work_dir, entries = finished
+    assert set(entries) == set(STAGES)
+    for name in STAGES:
+        entry = entries[name]
+        assert entry['state'] == 'done' and 0 <= entry['metrics']['mIoU'] <= 100
+        assert (work_dir / entry['checkpoint']).exists()
+    assert json.loads((work_dir / 'stages.json').read_text())['stages'] == entries
+
+
+def test_products_are_ordinary_checkpoints(finished):
+    work_dir, entries = finished
+    model = build_segmentor(tiny_segmentor())
+    missing, unexpected = model.load_state_dict(
+        state_dict(work_dir / entries['stage_2_a']['checkpoint'])
+    )
+    assert not missing and not unexpected
+
+
+def test_labels_come_from_the_other_member_of_the_round_before(finished):
+    work_dir, entries = finished
+    for stage, teacher in (('stage_1_a', 'stage_0_b'), ('stage_2_b', 'stage_1_a')):
+        manifest = json.loads((work_dir / stage / 'pseudo_labels' / 'manifest.json').read_text())
+        size = entries[teacher]['checkpoint_bytes']
+        assert manifest['checkpoint']['bytes'] == size
+        assert manifest['num_images'] == 6
+    ratios = [
+        json.loads((work_dir / f'stage_{r}_a' / 'pseudo_labels' / 'manifest.json').read_text())
+        for r in (1, 2)
+    ]
+    assert ratios[0]['kept_share'] < ratios[1]['kept_share'] == 1.0
+
+
+def test_members_end_with_different_weights(finished):
+    work_dir, entries = finished
+    a, b = (state_dict(work_dir / entries[f'stage_2_{m}']['checkpoint']) for m in 'ab')
+    assert not torch.equal(a['decode_head.conv_seg.weight'], b['decode_head.conv_seg.weight'])
+
+
+def test_a_finished_chain_is_not_run_again(finished, tree):
+    work_dir, entries = finished
+    cfg = load_config(mutual(base_config(tree, work_dir)), work_dir / 'chain.py')
+    assert MutualTrainingRunner.from_cfg(cfg).train() == entries
+
+
+def test_a_changed_config_is_refused(finished, tree):
+    work_dir, _ = finished
+    cfg = load_config(mutual(base_config(tree, work_dir)), work_dir / 'chain.py')
+    cfg.optim_wrapper.optimizer.lr = 0.01
+    with pytest.raises(LedgerMismatchError, match=r'optim_wrapper\.optimizer\.lr: 0\.05 -> 0\.01'):
+        MutualTrainingRunner.from_cfg(cfg).train()
+
+
+def test_the_stage_config_tests_the_stage(finished):
+    work_dir, entries = finished
+    stage = work_dir / 'stage_2_a'
+    cfg = Config.fromfile(str(stage / 'config.py'))
+    cfg.update(load_from=str(stage / 'iter_4.pth'), resume=False)
+    metrics = RUNNERS.build(cfg).test()
+    assert metrics['mIoU'] == pytest.approx(entries['stage_2_a']['metrics']['mIoU'])
+
+
+def test_a_stage_alone_gives_what_the_chain_gives(finished, tree, tmp_path):
+    """Two machines can share a round: each stage depends only on the round before."""
+    work_dir, entries = finished
+    cfg = mutual(base_config(tree, tmp_path))
+    config = write_config(cfg, tmp_path / 'chain.py')
+    for stage in ('round_0.b', 'round_0.a'):  # the other order than the chain's
+        run_stage(config, stage)
+    run_stage(config, 'round_1.b')
+    for name in ('stage_0_a', 'stage_0_b', 'stage_1_b'):
+        path = entries[name]['checkpoint']
+        assert_same_weights(tmp_path / path, work_dir / path)
+    with pytest.raises(RuntimeError, match=r'stage_1_a is pending'):
+        run_stage(config, 'round_2.a')
+
+
+def run_stage(config, stage):
+    cfg = Config.fromfile(str(config))
+    cfg.stage = stage
+    RUNNERS.build(cfg).train()
+
+
+def test_best_on_validation_can_be_what_goes_on(tree, tmp_path):
+    cfg = mutual(base_config(tree, tmp_path), select='best', ratios=[1.0])
+    cfg['train_cfg']['val_interval'] = 2
+    entries = RUNNERS.build(load_config(cfg, tmp_path / 'chain.py')).train()
+    for entry in entries.values():
+        assert 'best_mIoU_iter_' in entry['checkpoint']
+
+
+def test_best_without_validation_is_an_error_that_says_so(tree, tmp_path):
+    cfg = mutual(base_config(tree, tmp_path), select='best', ratios=[1.0])
+    for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
+        cfg.pop(key)
+    with pytest.raises(RuntimeError, match='val_interval'):
+        RUNNERS.build(load_config(cfg, tmp_path / 'chain.py')).train()
+
+
+@pytest.mark.parametrize(
+    ('moment', 'workers'), [('stage_0_b/iter_4.pth', 0), ('stage_1_a/pseudo_labels', 2)]
+)
+def test_a_killed_chain_ends_with_the_same_weights(finished, tree, tmp_path, moment, workers):
+    work_dir, entries = finished
+    cfg = mutual(base_config(tree, tmp_path, num_workers=workers))
+    config = write_config(cfg, tmp_path / 'chain.py')
+    kill_at(config, tmp_path / moment)
+    assert not (tmp_path / 'stage_2_b').exists(), 'killed too late to test anything'
+    run_tool('train.py', config, '--resume')
+    for name in STAGES:
+        path = entries[name]['checkpoint']
+        assert_same_weights(tmp_path / path, work_dir / path)
