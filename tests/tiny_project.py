@@ -1,8 +1,5 @@
 """A tiny data set on disk and whole configs that train on it in seconds."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -150,32 +147,3 @@ def write_config(cfg, path):
 def load_config(cfg, path):
     """Write a config file and read it as the tools do."""
     return Config.fromfile(str(write_config(cfg, path)))
-
-
-def environment(**extra):
-    """Environment of a child process: this checkout first, one thread, no GPU."""
-    paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
-    return dict(
-        os.environ,
-        PYTHONPATH=os.pathsep.join(path for path in paths if path),
-        OMP_NUM_THREADS='1',
-        OMP_WAIT_POLICY='PASSIVE',
-        CUDA_VISIBLE_DEVICES='-1',
-        **extra,
-    )
-
-
-def run_tool(tool, *args, check=True, **extra):
-    """Run a script of this project, or a path, in a process of its own."""
-    path = Path(tool) if Path(tool).is_absolute() else ROOT / 'tools' / tool
-    command = [sys.executable] if path.suffix == '.py' else ['bash']
-    done = subprocess.run(
-        [*command, str(path), *map(str, args)],
-        env=environment(**extra),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    if check and done.returncode:
-        raise AssertionError(f'{path} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}')
-    return done

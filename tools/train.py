@@ -5,6 +5,8 @@ Usage::
 python tools/train.py CONFIG
 python tools/train.py CONFIG --resume                 # go on where it was interrupted
 tools/dist_train.sh CONFIG 4                          # four processes
+python tools/train.py CONFIG --list-stages            # plan and state of mutual training
+python tools/train.py CONFIG --stage round_2.a        # one stage of it
 """
 
 import argparse
@@ -32,6 +34,12 @@ def parse_args() -> argparse.Namespace:
         metavar='CHECKPOINT',
         help='resume from this checkpoint; without a value from the newest complete one of the '
         'work dir, or start if there is none',
+    )
+    parser.add_argument(
+        '--stage', help='run only this stage of mutual training, such as round_2.a or stage_2_a'
+    )
+    parser.add_argument(
+        '--list-stages', action='store_true', help='print the stages with their state, and exit'
     )
     parser.add_argument(
         '--amp', action='store_true', help='mixed precision (bfloat16 where there is no GPU)'
@@ -101,6 +109,10 @@ def load_config(args: argparse.Namespace) -> Config:
         enable_amp(cfg)
     if args.seed is not None:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=args.seed)
+    if args.stage or args.list_stages:
+        if 'mutual' not in cfg:
+            raise ValueError(f'{args.config} has no `mutual`: --stage and --list-stages need it')
+        cfg.stage = args.stage
     if args.resume is not None:
         set_resume(cfg, args.resume)
     cfg.trusted_checkpoints = [*cfg.get('trusted_checkpoints', []), *args.trust_checkpoint]
@@ -115,7 +127,12 @@ def build_runner(cfg: Config) -> Runner:
 
 def main() -> None:
     """Train."""
-    build_runner(load_config(parse_args())).train()
+    args = parse_args()
+    runner = build_runner(load_config(args))
+    if args.list_stages:
+        print(runner.describe())
+    else:
+        runner.train()
 
 
 if __name__ == '__main__':

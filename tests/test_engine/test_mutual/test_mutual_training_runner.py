@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from kill import kill_at
+from forked_tool import ForkedTool, forked_ranks
 from mmengine.config import Config
 from tiny_models import tiny_segmentor
 from tiny_project import (
@@ -12,7 +12,6 @@ from tiny_project import (
     load_config,
     make_tree,
     mutual,
-    run_tool,
     write_config,
 )
 
@@ -150,15 +149,35 @@ def test_best_without_validation_is_an_error_that_says_so(tree, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('moment', 'workers'), [('stage_0_b/iter_4.pth', 0), ('stage_1_a/pseudo_labels', 2)]
+    ('moment', 'workers'), [('stage_0_b/iter_4.pth', 0), ('stage_1_a/pseudo_labels/maps', 2)]
 )
 def test_a_killed_chain_ends_with_the_same_weights(finished, tree, tmp_path, moment, workers):
     work_dir, entries = finished
     cfg = mutual(base_config(tree, tmp_path, num_workers=workers))
     config = write_config(cfg, tmp_path / 'chain.py')
-    kill_at(config, tmp_path / moment)
+    tool = ForkedTool('train.py', config, log=tmp_path / 'killed.log')
+    tool.wait_for(tmp_path / moment)
+    tool.kill()
     assert not (tmp_path / 'stage_2_b').exists(), 'killed too late to test anything'
-    run_tool('train.py', config, '--resume')
+    ForkedTool('train.py', config, '--resume', log=tmp_path / 'resumed.log').finish()
     for name in STAGES:
         path = entries[name]['checkpoint']
         assert_same_weights(tmp_path / path, work_dir / path)
+
+
+def test_the_chain_runs_on_two_processes(tree, tmp_path):
+    """Ranks share the labeling and the training; the plan is printed before and after."""
+    cfg = mutual(base_config(tree, tmp_path), ratios=[1.0])
+    config = write_config(cfg, tmp_path / 'chain.py')
+    for tool in forked_ranks('train.py', config, log=tmp_path / 'log'):
+        tool.finish()
+    printed = ForkedTool('train.py', config, '--list-stages', log=tmp_path / 'list.log').finish()
+    assert printed.count(' done ') == 4 and 'pending' not in printed
+    manifest = json.loads((tmp_path / 'stage_1_a/pseudo_labels/manifest.json').read_text())
+    assert manifest['num_images'] == 6 and len(manifest['files']) == 6
+
+
+def test_one_stage_can_be_run_from_the_command_line(tree, tmp_path):
+    config = write_config(mutual(base_config(tree, tmp_path)), tmp_path / 'chain.py')
+    ForkedTool('train.py', config, '--stage', 'round_0.b', log=tmp_path / 'log').finish()
+    assert [d.name for d in tmp_path.glob('stage_*_?')] == ['stage_0_b']
