@@ -2,7 +2,6 @@
 
 from .samplers import MultiSourceSampler, SeededIndex
 from .semi_dataset import SemiDataset
-from .toy_scenes import ToyScenesDataset
 from .transforms import LoadPseudoLabels, PackSemiInputs
 from .unlabeled_dataset import UnlabeledDataset
 
@@ -12,6 +11,5 @@ __all__ = [
     'PackSemiInputs',
     'SeededIndex',
     'SemiDataset',
-    'ToyScenesDataset',
     'UnlabeledDataset',
 ]

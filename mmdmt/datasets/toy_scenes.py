@@ -24,25 +24,15 @@ from typing import Any, Dict, List, Tuple, Union
 
 import numpy as np
 from mmengine.logging import print_log
-from mmseg.datasets import BaseSegDataset
 from PIL import Image
 from tqdm import tqdm
 
-from mmdmt.registry import DATASETS
-
-from .toy_scene_painter import CLASSES, PALETTE, paint_scene
+from .toy_scene_painter import paint_scene
 
 PARTS = ('train', 'val', 'test')
 _MANIFEST = 'manifest.json'
 _GENERATOR = 'mmdmt.toy_scenes'
 _VERSION = 1  # raise when the same seed gives other scenes
-
-
-@DATASETS.register_module()
-class ToyScenesDataset(BaseSegDataset):
-    """Labeled scenes made by :func:`generate`; arguments as in mmseg's ``BaseSegDataset``."""
-
-    METAINFO = dict(classes=CLASSES, palette=PALETTE)
 
 
 def generate(

@@ -1,13 +1,18 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from PIL import Image
 
 from mmdmt.datasets import toy_scenes
 from mmdmt.datasets.toy_scene_painter import CLASSES, PALETTE
-from mmdmt.datasets.toy_scenes import ToyScenesDataset, generate, render
+from mmdmt.datasets.toy_scenes import generate, render
 from mmdmt.registry import DATASETS
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 GOLDEN_COUNTS = [11287, 1786, 1788, 15117, 4730, 5048, 1548, 1342, 2576, 1994, 1936]
 SMALL = dict(num_train=6, num_val=1, num_test=2, num_labeled=2, size=(48, 64), progress=False)
@@ -152,18 +157,18 @@ def test_any_size():
     assert image.dtype == mask.dtype == np.uint8
 
 
-def test_dataset_class_reads_the_tree(root):
+def test_the_config_reads_the_tree(root):
     generate(root, **SMALL)
-    dataset = DATASETS.build(
-        dict(
-            type='mmdmt.ToyScenesDataset',
-            data_root=str(root),
-            ann_file='splits/labeled.txt',
-            data_prefix=dict(img_path='img/train', seg_map_path='ann/train'),
-            pipeline=[],
-        )
-    )
-    assert isinstance(dataset, ToyScenesDataset) and len(dataset) == 2
-    assert dataset.metainfo['classes'] == CLASSES
-    info = dataset.get_data_info(1)
-    assert info['seg_map_path'] == str(root / 'ann' / 'train' / '0001.png')
+    cfg = Config.fromfile(CONFIGS / '_base_' / 'datasets' / 'toy_scenes.py')
+    assert tuple(cfg.metainfo['classes']) == CLASSES
+    assert [list(color) for color in cfg.metainfo['palette']] == PALETTE
+    sources = {
+        'labeled': (cfg.labeled_dataset, 2),
+        'unlabeled': (cfg.unlabeled_dataset, 4),
+        'val': (cfg.val_dataloader.dataset, 1),
+        'test': (cfg.test_dataloader.dataset, 2),
+    }
+    for name, (source, wanted) in sources.items():
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            dataset = DATASETS.build(dict(source, data_root=str(root), pipeline=[]))
+        assert len(dataset) == wanted, name

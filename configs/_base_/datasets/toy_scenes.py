@@ -4,13 +4,24 @@
 #
 # Every setting of `overridable` may be set once, at the top level of a child config or by
 # --cfg-options (mmdmt.utils.config).
-dataset_type = 'mmdmt.ToyScenesDataset'
+dataset_type = 'BaseSegDataset'
 data_root = 'data/toy_scenes'
 labeled_list = 'splits/labeled.txt'
 unlabeled_list = 'splits/unlabeled.txt'
 crop_size = (96, 96)
 resize_ratio = (0.75, 1.75)
 batch_size = 8  # labeled and unlabeled images together, on each device
+metainfo = dict(
+    classes=(
+        'sky', 'mountain', 'grass', 'sand', 'water', 'tree', 'rock', 'house', 'tent', 'boat',
+        'balloon',
+    ),
+    palette=[
+        [135, 190, 235], [128, 112, 150], [120, 180, 80], [225, 200, 130], [50, 105, 175],
+        [25, 95, 50], [125, 125, 125], [190, 80, 60], [240, 150, 40], [245, 240, 235],
+        [200, 60, 150],
+    ],
+)  # fmt: skip
 overridable = dict(
     data_root=data_root,
     labeled_list=labeled_list,
@@ -44,6 +55,7 @@ test_pipeline = [
 labeled_dataset = dict(
     type=dataset_type,
     data_root=data_root,
+    metainfo=metainfo,
     ann_file=labeled_list,
     data_prefix=dict(img_path='img/train', seg_map_path='ann/train'),
     pipeline=sup_pipeline,
@@ -51,6 +63,7 @@ labeled_dataset = dict(
 unlabeled_dataset = dict(
     type='mmdmt.UnlabeledDataset',
     data_root=data_root,
+    metainfo=metainfo,
     ann_file=unlabeled_list,
     data_prefix=dict(img_path='img/train'),
     pipeline=unsup_pipeline,
@@ -69,6 +82,7 @@ val_dataloader = dict(
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
+        metainfo=metainfo,
         ann_file='splits/val.txt',
         data_prefix=dict(img_path='img/val', seg_map_path='ann/val'),
         pipeline=test_pipeline,
@@ -81,6 +95,7 @@ test_dataloader = dict(
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
+        metainfo=metainfo,
         ann_file='splits/test.txt',
         data_prefix=dict(img_path='img/test', seg_map_path='ann/test'),
         pipeline=test_pipeline,
