@@ -315,7 +315,7 @@ class SheetPainter:
 
     def _pseudo_labeled(self, images: Tensor, samples: Sequence[SegDataSample]) -> Columns:
         label = _stack(samples, 'gt_sem_seg')
-        confidence = _stack(samples, 'pseudo_confidence').float() / 255
+        confidence = _stack(samples, 'pseudo_confidence')
         valid = torch.ones_like(label, dtype=torch.bool)
         return {
             'image': self._images(images),
