@@ -88,12 +88,8 @@ def base_config(root, work_dir, max_iters=8, num_workers=0, interval=2):
         test_dataloader=test_loader,
         val_evaluator=dict(type='IoUMetric', iou_metrics=['mIoU']),
         test_evaluator=dict(type='IoUMetric', iou_metrics=['mIoU']),
-        optim_wrapper=dict(
-            type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05, momentum=0.9)
-        ),
-        param_scheduler=[
-            dict(type='PolyLR', power=0.9, begin=0, end=max_iters, by_epoch=False)
-        ],
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05, momentum=0.9)),
+        param_scheduler=[dict(type='PolyLR', power=0.9, begin=0, end=max_iters, by_epoch=False)],
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters),
         val_cfg=dict(type='ValLoop'),
         test_cfg=dict(type='TestLoop'),

@@ -163,9 +163,7 @@ class PseudoLabeler:
         label, confidence = label_and_confidence(sample.seg_logits.data)
         self.store.put(name, label.cpu().numpy(), confidence.cpu().numpy())
 
-    def _finish(
-        self, names: List[str], ratio: float, num_classes: int
-    ) -> Dict[str, Any]:
+    def _finish(self, names: List[str], ratio: float, num_classes: int) -> Dict[str, Any]:
         """Thresholds and statistics over all ranks; the first rank writes the manifest."""
         threshold = ClassBalancedThreshold(num_classes, self.pixel_stride, self.bins)
         own = names[get_rank() :: get_world_size()]

@@ -1,1 +1,1 @@
-
+"""Helpers: atomic files, configs, export, paths, dependencies."""

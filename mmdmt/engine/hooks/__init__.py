@@ -2,6 +2,7 @@
 
 from .dataset_check_hook import DatasetCheckHook
 from .iter_seed_hook import IterSeedHook
+from .progress_bar_hook import ProgressBarHook
 from .pseudo_label_hook import PseudoLabelHook
 from .safe_checkpoint_hook import SafeCheckpointHook
 from .teacher_update_hook import TeacherUpdateHook
@@ -9,6 +10,7 @@ from .teacher_update_hook import TeacherUpdateHook
 __all__ = [
     'DatasetCheckHook',
     'IterSeedHook',
+    'ProgressBarHook',
     'PseudoLabelHook',
     'SafeCheckpointHook',
     'TeacherUpdateHook',
