@@ -1,0 +1,15 @@
+# The demo: dynamic mutual training with 24 labeled and 296 unlabeled scenes. The two members
+# differ in their seeds only: in what they start from and in the order of the images.
+_base_ = './supervised_fcn_unet_24_toy-scenes-96x96.py'
+
+runner_type = 'mmdmt.MutualTrainingRunner'
+mutual = dict(
+    members=[dict(name='a', seed=0), dict(name='b', seed=1)],
+    ratios=[0.5, 0.8],
+    supervised=dict(max_iters=400),
+    round=dict(max_iters=300, lr=4e-3, source_ratio=[3, 5]),
+    labeling=dict(batch_size=16, num_workers=0),
+)
+train_dataloader = dict(
+    dataset=dict(datasets=[_base_.labeled_dataset, _base_.unlabeled_dataset]),
+)
