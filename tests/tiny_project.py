@@ -1,5 +1,6 @@
 """A tiny data set on disk and whole configs that train on it in seconds."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +144,16 @@ def write_config(cfg, path):
 def load_config(cfg, path):
     """Write a config file and read it as the tools do."""
     return Config.fromfile(str(write_config(cfg, path)))
+
+
+def environment(**extra):
+    """Environment of a child process: this checkout first, one thread, no GPU."""
+    paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
+    return dict(
+        os.environ,
+        PYTHONPATH=os.pathsep.join(path for path in paths if path),
+        OMP_NUM_THREADS='1',
+        OMP_WAIT_POLICY='PASSIVE',
+        CUDA_VISIBLE_DEVICES='-1',
+        **extra,
+    )

@@ -12,6 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import barrier, broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 from mmdmt.engine.checkpoint import find_latest_valid_checkpoint
@@ -119,8 +120,10 @@ class MutualTrainingRunner:
     def _check_data(self) -> None:
         """Check all sources now: a fault in the unlabeled images must not wait for round 1."""
         check = self.cfg.get('default_hooks', {}).get('dataset_check')
-        if check:
-            val = self.cfg.get('val_dataloader') or {}
+        if not check:
+            return
+        val = self.cfg.get('val_dataloader') or {}
+        with DefaultScope.overwrite_default_scope(self.cfg.get('default_scope', 'mmseg')):
             HOOKS.build(check).check(
                 self.cfg.train_dataloader.dataset, val.get('dataset'), self.work_dir
             )

@@ -1,14 +1,17 @@
 """The chain of mutual training, in this process and as a process that is killed."""
 
 import json
+import subprocess
 
 import pytest
 import torch
-from forked_tool import ForkedTool, forked_ranks
+from forked_tool import ForkedTool
 from mmengine.config import Config
 from tiny_models import tiny_segmentor
 from tiny_project import (
+    ROOT,
     base_config,
+    environment,
     load_config,
     make_tree,
     mutual,
@@ -166,11 +169,18 @@ def test_a_killed_chain_ends_with_the_same_weights(finished, tree, tmp_path, mom
 
 
 def test_the_chain_runs_on_two_processes(tree, tmp_path):
-    """Ranks share the labeling and the training; the plan is printed before and after."""
+    """Ranks share the labeling and the training, and the first one keeps the ledger."""
     cfg = mutual(base_config(tree, tmp_path), ratios=[1.0])
     config = write_config(cfg, tmp_path / 'chain.py')
-    for tool in forked_ranks('train.py', config, log=tmp_path / 'log'):
-        tool.finish()
+    done = subprocess.run(
+        [str(ROOT / 'tools' / 'dist_train.sh'), str(config), '2'],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
     printed = ForkedTool('train.py', config, '--list-stages', log=tmp_path / 'list.log').finish()
     assert printed.count(' done ') == 4 and 'pending' not in printed
     manifest = json.loads((tmp_path / 'stage_1_a/pseudo_labels/manifest.json').read_text())
