@@ -43,14 +43,16 @@ class OnlinePseudoLoss(nn.Module):
         Args:
             logits (Tensor): (N, C, H, W).
             label (Tensor): (N, H, W), ground truth; not read on pseudo samples.
-            confidence (Tensor): Not used; all losses of stored pseudo-labels are called alike.
+            confidence (Tensor): (N, H, W), positive on all pixels of an image and 0 on padding.
             is_pseudo (Tensor): (N,) bool.
             ignore_index (int): Label of pixels that are not learned.
-            valid (Tensor, optional): (N, H, W) bool, False on padded pixels.
+            valid (Tensor, optional): (N, H, W) bool, False on padded pixels. Defaults to where
+                ``confidence`` is positive.
 
         Returns:
             tuple: Scalar loss, and ``keep_ratio``.
         """
+        valid = confidence > 0 if valid is None else valid
         return online_pseudo_loss(
             logits, label, is_pseudo, self.threshold, ignore_index=ignore_index, valid=valid
         )

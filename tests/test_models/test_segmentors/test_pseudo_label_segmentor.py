@@ -8,11 +8,13 @@ from mmdmt.models.segmentors.forward import dense_logits
 from mmdmt.models.segmentors.semi_base import build_segmentor
 
 
-def build(auxiliary=False, **changes):
+DMT_LOSS = dict(type='mmdmt.DynamicMutualLoss', gamma1=5.0, gamma2=5.0)
+
+
+def build(auxiliary=False, pseudo_loss=DMT_LOSS, **changes):
     torch.manual_seed(0)
     cfg = tiny_segmentor(auxiliary=auxiliary, dropout=0)
-    loss = dict(type='mmdmt.DynamicMutualLoss', gamma1=5.0, gamma2=5.0)
-    cfg.update(type='mmdmt.PseudoLabelSegmentor', pseudo_loss=loss)
+    cfg.update(type='mmdmt.PseudoLabelSegmentor', pseudo_loss=pseudo_loss)
     cfg['decode_head'].update(changes)
     return build_segmentor(cfg)
 
@@ -49,6 +51,21 @@ def test_without_weighting_there_is_no_disagreement_to_report():
     model.pseudo_loss.gamma1 = model.pseudo_loss.gamma2 = 0.0
     images, samples, *_ = batch()
     assert model.loss(images, samples)['pseudo_disagreement'].isnan()
+
+
+def test_padding_is_not_learned_by_labels_made_on_the_fly():
+    """The preprocessor pads stored confidence with 0; whatever lies there must not count."""
+    model = build(pseudo_loss=dict(type='mmdmt.OnlinePseudoLoss', threshold=0.0)).eval()
+    images, samples, *_ = batch()
+    for sample in samples[1:]:
+        sample.pseudo_confidence.data[:, 20:] = 0
+    logits = dense_logits(model, images)
+    loss = model.loss(images, samples)['decode.loss_pseudo']
+    own = logits.argmax(1)
+    own[1:, 20:] = 255
+    own[0] = samples[0].gt_sem_seg.data[0]
+    expected = torch.nn.functional.cross_entropy(logits, own, ignore_index=255)
+    torch.testing.assert_close(loss, expected)
 
 
 def test_auxiliary_heads_learn_with_their_weight():
