@@ -1,5 +1,8 @@
 # Mean Teacher with a small network on CamVid, one label in eight images.
-_base_ = ['../supervised/supervised_deeplabv3plus_mobilenetv2_1_8_camvid-360x480.py', '../_base_/methods/mean_teacher.py']
+_base_ = [
+    '../supervised/supervised_deeplabv3plus_mobilenetv2_1_8_camvid-360x480.py',
+    '../_base_/methods/mean_teacher.py',
+]
 
 segmentor = _base_.model
 segmentor.pop('data_preprocessor')

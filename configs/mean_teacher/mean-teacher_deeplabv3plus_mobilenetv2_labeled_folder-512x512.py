@@ -1,5 +1,8 @@
 # Mean Teacher on your own images: see ../_base_/datasets/folder.py for what to set.
-_base_ = ['../supervised/supervised_deeplabv3plus_mobilenetv2_labeled_folder-512x512.py', '../_base_/methods/mean_teacher.py']
+_base_ = [
+    '../supervised/supervised_deeplabv3plus_mobilenetv2_labeled_folder-512x512.py',
+    '../_base_/methods/mean_teacher.py',
+]
 
 segmentor = _base_.model
 segmentor.pop('data_preprocessor')

@@ -1,5 +1,8 @@
 # Mean Teacher with DeepLabV3+ R50 on Cityscapes, one label in eight images.
-_base_ = ['../supervised/supervised_deeplabv3plus_r50_1_8_cityscapes-801x801.py', '../_base_/methods/mean_teacher.py']
+_base_ = [
+    '../supervised/supervised_deeplabv3plus_r50_1_8_cityscapes-801x801.py',
+    '../_base_/methods/mean_teacher.py',
+]
 
 segmentor = _base_.model
 segmentor.pop('data_preprocessor')

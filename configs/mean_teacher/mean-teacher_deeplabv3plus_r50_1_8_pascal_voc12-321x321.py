@@ -1,5 +1,8 @@
 # Mean Teacher with DeepLabV3+ R50 on PASCAL VOC 2012 with SBD, one label in eight images.
-_base_ = ['../supervised/supervised_deeplabv3plus_r50_1_8_pascal_voc12-321x321.py', '../_base_/methods/mean_teacher.py']
+_base_ = [
+    '../supervised/supervised_deeplabv3plus_r50_1_8_pascal_voc12-321x321.py',
+    '../_base_/methods/mean_teacher.py',
+]
 
 segmentor = _base_.model
 segmentor.pop('data_preprocessor')

@@ -1,5 +1,8 @@
 # Mean Teacher with SegFormer B1 on ADE20K, one label in eight images.
-_base_ = ['../supervised/supervised_segformer_mit-b1_1_8_ade20k-512x512.py', '../_base_/methods/mean_teacher.py']
+_base_ = [
+    '../supervised/supervised_segformer_mit-b1_1_8_ade20k-512x512.py',
+    '../_base_/methods/mean_teacher.py',
+]
 
 segmentor = _base_.model
 segmentor.pop('data_preprocessor')
