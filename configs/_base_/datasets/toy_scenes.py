@@ -37,6 +37,7 @@ sup_pipeline = [
     dict(type='RandomResize', scale=(128, 96), ratio_range=resize_ratio, keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=1.0),
     dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
     dict(type='mmdmt.PackSemiInputs'),
 ]
 unsup_pipeline = [
@@ -44,6 +45,7 @@ unsup_pipeline = [
     dict(type='RandomResize', scale=(128, 96), ratio_range=resize_ratio, keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=1.0),
     dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
     dict(type='mmdmt.PackSemiInputs'),
 ]
 test_pipeline = [

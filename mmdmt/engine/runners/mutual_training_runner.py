@@ -153,6 +153,8 @@ class MutualTrainingRunner:
         results = ValidationResults()
         runner.register_hook(results)
         runner.train()
+        if runner.val_loop is not None and results.iteration != runner.max_iters:
+            runner.val_loop.run()  # killed after the last iteration, before it was validated
         checkpoint = self._product(runner)
         metrics = self._metrics(runner, results)
         self._shared(
@@ -176,18 +178,10 @@ class MutualTrainingRunner:
         return osp.join(runner.work_dir, f'iter_{runner.max_iters}.pth')
 
     def _metrics(self, runner: SemiRunner, results: 'ValidationResults') -> Dict[str, float]:
-        """Validation metrics of the stage's product.
-
-        With 'last' the loop has validated after the last iteration, unless the stage was resumed
-        from its very last checkpoint; then it is validated now.
-        """
+        """Validation metrics of the stage's product."""
         if self.builder.select == 'best':
             score = runner.message_hub.get_info('best_score')
             return {self.builder.metric: float(score)}
-        if runner.val_loop is None:
-            return {}
-        if results.iteration != runner.max_iters:
-            runner.val_loop.run()
         return results.metrics
 
     def _stage_config(self, stage: Stage) -> Config:

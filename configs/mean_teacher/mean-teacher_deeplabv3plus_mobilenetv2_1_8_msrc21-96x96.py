@@ -1,6 +1,6 @@
 # Mean Teacher on the small MSRC-21 benchmark of docs/results.md: 4 labeled and 4 unlabeled images.
 _base_ = [
-    '../supervised/supervised_deeplabv3plus_mobilenetv2_1_8_msrc21-144x144.py',
+    '../supervised/supervised_deeplabv3plus_mobilenetv2_1_8_msrc21-96x96.py',
     '../_base_/methods/mean_teacher.py',
 ]
 

@@ -1,7 +1,7 @@
 # Labeled-only baseline of docs/results.md: small images, a schedule that a CPU can bear.
 _base_ = [
     '../_base_/models/deeplabv3plus_mobilenetv2-d16.py',
-    '../_base_/datasets/msrc21-144.py',
+    '../_base_/datasets/msrc21-96.py',
     '../_base_/schedules/schedule_cpu_adamw.py',
     '../_base_/default_runtime.py',
 ]
