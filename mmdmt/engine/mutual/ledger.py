@@ -7,6 +7,8 @@ import os
 import time
 from typing import Any, Dict, List, Optional
 
+from mmdmt.utils.atomic import write_text_atomically
+
 try:
     import fcntl
 except ImportError:  # Windows: two machines can not share a work dir there
@@ -141,12 +143,8 @@ class Ledger:
         with self._lock():
             stages = self.read()
             stages[name] = {**stages.get(name, {}), **fields}
-            temporary = f'{self.path}.{os.getpid()}.tmp'
-            with open(temporary, 'w', encoding='utf-8') as file:
-                json.dump(dict(version=VERSION, stages=stages), file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
+            content = dict(version=VERSION, stages=stages)
+            write_text_atomically(self.path, json.dumps(content, indent=1))
 
     @contextlib.contextmanager
     def _lock(self):
