@@ -5,11 +5,14 @@ _base_ = './supervised_fcn_unet_24_toy-scenes-96x96.py'
 runner_type = 'mmdmt.MutualTrainingRunner'
 mutual = dict(
     members=[dict(name='a', seed=0), dict(name='b', seed=1)],
-    ratios=[0.5, 0.8],
+    ratios=[0.6, 1.0],
     supervised=dict(max_iters=400),
-    round=dict(max_iters=300, lr=4e-3, source_ratio=[3, 5]),
+    round=dict(max_iters=300, lr=4e-3, source_ratio=[2, 6]),
+    # Networks trained from scratch are unsure; larger gammas would leave little to learn from.
+    pseudo_loss=dict(type='mmdmt.DynamicMutualLoss', gamma1=1.0, gamma2=1.0),
     labeling=dict(batch_size=16, num_workers=0),
 )
+
 train_dataloader = dict(
     dataset=dict(datasets=[_base_.labeled_dataset, _base_.unlabeled_dataset]),
 )

@@ -37,7 +37,7 @@ PALETTE = [
     [125, 125, 125],
     [190, 80, 60],
     [240, 150, 40],
-    [245, 240, 235],
+    [95, 225, 215],
     [200, 60, 150],
 ]
 _LABEL = {name: index for index, name in enumerate(CLASSES)}
