@@ -123,7 +123,7 @@ def dmt_config(args: argparse.Namespace, data_root: Path) -> Config:
     cfg = Config.fromfile(configs_dir() / CONFIG)
     cfg.data_root = str(data_root)
     cfg.work_dir = str(args.work_dir / 'dmt')
-    cfg.log_level = 'WARNING'
+    cfg.log_level = 'ERROR'
     cfg.custom_hooks = [dict(type='mmdmt.ProgressBarHook')]
     for number, member in enumerate(cfg.mutual.members):
         member.seed = args.seed * len(cfg.mutual.members) + number

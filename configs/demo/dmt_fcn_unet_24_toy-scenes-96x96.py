@@ -7,7 +7,7 @@ mutual = dict(
     members=[dict(name='a', seed=0), dict(name='b', seed=1)],
     ratios=[0.6, 1.0],
     supervised=dict(max_iters=400),
-    round=dict(max_iters=300, lr=4e-3, source_ratio=[2, 6]),
+    round=dict(max_iters=300, lr=4e-3, source_ratio=[4, 4]),
     # Networks trained from scratch are unsure; larger gammas would leave little to learn from.
     pseudo_loss=dict(type='mmdmt.DynamicMutualLoss', gamma1=1.0, gamma2=1.0),
     labeling=dict(batch_size=16, num_workers=0),
