@@ -1,6 +1,7 @@
 """A tiny data set on disk and whole configs that train on it in seconds."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -147,10 +148,12 @@ def load_config(cfg, path):
 
 
 def environment(**extra):
-    """Environment of a child process: this checkout first, one thread, no GPU."""
+    """Environment of a child process: this Python and checkout first, one thread, no GPU."""
     paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
+    programs = [str(Path(sys.executable).parent), os.environ.get('PATH', '')]
     return dict(
         os.environ,
+        PATH=os.pathsep.join(programs),
         PYTHONPATH=os.pathsep.join(path for path in paths if path),
         OMP_NUM_THREADS='1',
         OMP_WAIT_POLICY='PASSIVE',
