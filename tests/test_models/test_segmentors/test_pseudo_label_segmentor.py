@@ -7,7 +7,6 @@ from mmdmt.models.losses.functional import dynamic_mutual_loss
 from mmdmt.models.segmentors.forward import dense_logits
 from mmdmt.models.segmentors.semi_base import build_segmentor
 
-
 DMT_LOSS = dict(type='mmdmt.DynamicMutualLoss', gamma1=5.0, gamma2=5.0)
 
 
