@@ -15,18 +15,13 @@ import contextlib
 import copy
 import io
 import json
-import multiprocessing
-import os
 import os.path as osp
 import shutil
-import sys
 import time
-import warnings
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Sequence
 
 import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.apis import MMSegInferencer
@@ -106,16 +101,10 @@ def main() -> None:
     data_root = generate(
         args.work_dir / 'scenes', seed=args.seed, **(QUICK_SCENES if args.quick else SCENES)
     )
-    share_cores()
-    cfg = dmt_config(args, data_root)
-    baseline_cfg = baseline_config(cfg, args)
-    with training_beside(baseline_cfg, args.fresh):
-        chain = train(cfg, args.fresh)
-        say(f'Waiting for the end of the training in {baseline_cfg.work_dir}')
-    baseline = MutualTrainingRunner.from_cfg(baseline_cfg)
+    chain = train(dmt_config(args, data_root), args.fresh)
+    baseline = train(baseline_config(chain.cfg, args), args.fresh)
     say('Scores on the held-out images')
-    rows = [*score(chain), *score(baseline)]
-    rows.sort(key=lambda row: (row.method.startswith('DMT'), row.steps))
+    rows = [*score(baseline), *score(chain)]
     say('Pictures')
     pictures = draw(args.work_dir, data_root, baseline, chain)
     report(args, rows, pictures, time.time() - began)
@@ -144,56 +133,14 @@ def dmt_config(args: argparse.Namespace, data_root: Path) -> Config:
 
 
 def baseline_config(dmt: Config, args: argparse.Namespace) -> Config:
-    """Labeled images alone, for as many steps as a member of DMT takes in all rounds."""
+    """Labeled images alone, for as many steps as the first member of DMT takes in all rounds."""
     cfg = copy.deepcopy(dmt)
     cfg.work_dir = str(args.work_dir / 'labeled_only')
     steps = dmt.mutual.supervised.max_iters + len(dmt.mutual.ratios) * dmt.mutual.round.max_iters
+    cfg.mutual.members = cfg.mutual.members[:1]
     cfg.mutual.ratios = []
     cfg.mutual.supervised.max_iters = steps
     return cfg
-
-
-def share_cores() -> None:
-    """Leave half of the cores to the other training: small networks gain little from threads."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-
-
-@contextlib.contextmanager
-def training_beside(cfg: Config, fresh: bool) -> Iterator[None]:
-    """Train in a second process while the block runs, and wait for it at the end.
-
-    Args:
-        cfg: What to train. The process writes to a log file beside its work dir.
-        fresh: Whether to train again what is there.
-
-    Raises:
-        RuntimeError: If that training failed, with the end of its log.
-    """
-    log = Path(f'{cfg.work_dir}.log')
-    log.parent.mkdir(parents=True, exist_ok=True)
-    say(f'Training in {cfg.work_dir}, in the background: progress is in {log}')
-    process = multiprocessing.get_context('spawn').Process(
-        target=_train_into_log, args=(cfg.to_dict(), fresh, log), daemon=True
-    )
-    process.start()
-    try:
-        yield
-        process.join()
-    finally:
-        process.terminate()
-    if process.exitcode:
-        raise RuntimeError(f'the training in {cfg.work_dir} failed:\n{log.read_text()[-3000:]}')
-
-
-def _train_into_log(cfg: Dict[str, Any], fresh: bool, log: Path) -> None:
-    """Body of the second process."""
-    with open(log, 'w') as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
-    warnings.simplefilter('ignore')
-    init_default_scope('mmseg')
-    share_cores()
-    train(Config(cfg), fresh)
 
 
 def train(cfg: Config, fresh: bool) -> MutualTrainingRunner:
@@ -224,7 +171,8 @@ def score(runner: MutualTrainingRunner) -> List[Row]:
         cfg = stage_config(runner, stage.name)
         steps[stage.member] = steps.get(stage.member, 0) + cfg.train_cfg.max_iters
         method = f'DMT round {stage.round}' if stage.round else 'labeled only'
-        method += f', member {stage.member}'
+        if len(runner.plan.member_names) > 1:
+            method += f', member {stage.member}'
         needed = [s.name for s in runner.plan.stages if s.round < stage.round or s == stage]
         seconds = sum(entries[name]['seconds'] for name in needed)
         rows.append(Row(method, labels, steps[stage.member], test(cfg), seconds))
@@ -362,27 +310,9 @@ def report(
     )
     (args.work_dir / 'results.json').write_text(json.dumps(content, indent=2) + '\n')
     say(f'Results of seed {args.seed}')
-    print(f'{text}\n\n{summary(rows)}')
+    print(text)
     print(f'\n{" and ".join(str(path) for path in pictures)} show them.')
     print(f'The whole demo took {seconds:.0f} s.')
-
-
-def summary(rows: Sequence[Row]) -> str:
-    """What DMT gains, as a mean over the members."""
-    last = max(row.steps for row in rows)
-    alone = [row for row in rows if not row.method.startswith('DMT')]
-
-    def mean(chosen: Sequence[Row]) -> float:
-        return float(np.mean([row.miou for row in chosen]))
-
-    dmt = mean([row for row in rows if row not in alone and row.steps == last])
-    own = mean([row for row in alone if row.steps < last])
-    long = mean([row for row in alone if row.steps == last])
-    return (
-        f'Means of both members: DMT {dmt:.1f}; its own labeled-only members {own:.1f} '
-        f'({dmt - own:+.1f}); labeled images alone for as many steps {long:.1f} '
-        f'({dmt - long:+.1f}).'
-    )
 
 
 def table(rows: Sequence[Row]) -> str:
