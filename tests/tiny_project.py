@@ -1,5 +1,6 @@
 """A tiny data set on disk and whole configs that train on it in seconds."""
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from tiny_models import NORMALIZE, NUM_CLASSES, tiny_segmentor
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 32
+_numbers = itertools.count()
 PALETTE = [[128, 0, 0], [0, 128, 0], [0, 0, 128], [128, 128, 0]]
 
 
@@ -143,8 +145,13 @@ def write_config(cfg, path):
 
 
 def load_config(cfg, path):
-    """Write a config file and read it as the tools do."""
-    return Config.fromfile(str(write_config(cfg, path)))
+    """Write a config file and read it as the tools do, as an experiment of its own.
+
+    Two runners of one name that are built within a second would share mmengine's logger.
+    """
+    read = Config.fromfile(str(write_config(cfg, path)))
+    read.experiment_name = f'test_{next(_numbers)}'
+    return read
 
 
 def environment(**extra):
