@@ -5,6 +5,7 @@ from .iter_seed_hook import IterSeedHook
 from .progress_bar_hook import ProgressBarHook
 from .pseudo_label_hook import PseudoLabelHook
 from .safe_checkpoint_hook import SafeCheckpointHook
+from .switch_teacher_hook import SwitchTeacherHook
 from .teacher_update_hook import TeacherUpdateHook
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     'ProgressBarHook',
     'PseudoLabelHook',
     'SafeCheckpointHook',
+    'SwitchTeacherHook',
     'TeacherUpdateHook',
 ]

@@ -206,7 +206,8 @@ class SemiSegmentor(BaseSegmentor, metaclass=ABCMeta):
                 value = state_dict.pop(key)
                 state_dict.update({name + key[len(prefix) :]: value for name in names})
             # A plain checkpoint has no counters: the teachers start to follow from step 0.
-            state_dict[f'{prefix}ema_steps'] = torch.zeros_like(self.ema_steps)
+            for name, counter in self._buffers.items():
+                state_dict[f'{prefix}{name}'] = torch.zeros_like(counter)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._ema_steps = self.ema_steps.tolist()
 

@@ -1,5 +1,6 @@
 """Stateful helpers of the models."""
 
 from .memory_bank import ClassMemoryBank
+from .stochastic_depth import StochasticDepth
 
-__all__ = ['ClassMemoryBank']
+__all__ = ['ClassMemoryBank', 'StochasticDepth']
