@@ -110,7 +110,8 @@ class StageConfigBuilder:
         """
         cfg = self._member_config(stage)
         settings = self.mutual.get('round' if stage.round else 'supervised', {})
-        cfg.merge_from_dict(settings.get('cfg_options', {}))
+        # Copies: merging takes `_delete_` out of what is merged, which later stages need too.
+        cfg.merge_from_dict(copy.deepcopy(settings.get('cfg_options', {})))
         _set_schedule(cfg, settings.get('max_iters'), settings.get('lr'))
         self._set_data(cfg, stage, settings, stage_dir)
         if stage.round:
@@ -140,7 +141,7 @@ class StageConfigBuilder:
         """The whole config with the member's options, the way round 0 sees it."""
         cfg = copy.deepcopy(self.cfg)
         member = self.plan.member(stage.member)
-        cfg.merge_from_dict(member.get('cfg_options', {}))
+        cfg.merge_from_dict(copy.deepcopy(member.get('cfg_options', {})))
         base_seed = member.get('seed', self.plan.member_names.index(stage.member))
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=base_seed + 1000 * stage.round)
         for key in ('mutual', 'runner_type', 'stage'):
