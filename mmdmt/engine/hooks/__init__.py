@@ -1,5 +1,6 @@
 """Hooks."""
 
+from .coupling_hook import CouplingHook
 from .dataset_check_hook import DatasetCheckHook
 from .iter_seed_hook import IterSeedHook
 from .progress_bar_hook import ProgressBarHook
@@ -9,6 +10,7 @@ from .switch_teacher_hook import SwitchTeacherHook
 from .teacher_update_hook import TeacherUpdateHook
 
 __all__ = [
+    'CouplingHook',
     'DatasetCheckHook',
     'IterSeedHook',
     'ProgressBarHook',
