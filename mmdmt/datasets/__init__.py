@@ -2,10 +2,17 @@
 
 from .samplers import MultiSourceSampler, SeededIndex
 from .semi_dataset import SemiDataset
-from .transforms import LoadPseudoLabels, PackSemiInputs
+from .transforms import (
+    LoadAnnotationsAtImageSize,
+    LoadImageAtSize,
+    LoadPseudoLabels,
+    PackSemiInputs,
+)
 from .unlabeled_dataset import UnlabeledDataset
 
 __all__ = [
+    'LoadAnnotationsAtImageSize',
+    'LoadImageAtSize',
     'LoadPseudoLabels',
     'MultiSourceSampler',
     'PackSemiInputs',

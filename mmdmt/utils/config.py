@@ -5,6 +5,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmdmt.utils.protocols import apply_protocol
+
 # Keys under which a setting of `overridable` is used. Settings not named here are refused.
 USED_AS = {
     'data_root': ('data_root',),
@@ -32,8 +34,9 @@ def normalize_config(cfg: Config) -> Config:
         overridable = dict(data_root=data_root, labeled_list=labeled_list, ...)
 
     and this function replaces the noted value by the present one, under the keys of ``USED_AS``.
-    A place that was given a value of its own keeps it. A config without ``overridable`` is only
-    checked. A second call changes nothing.
+    A place that was given a value of its own keeps it. ``evaluation_protocol`` is resolved as well
+    (:func:`mmdmt.utils.protocols.apply_protocol`). A config without either is only checked. A
+    second call changes nothing.
 
     Args:
         cfg (Config): Changed in place.
@@ -65,6 +68,7 @@ def normalize_config(cfg: Config) -> Config:
         node[key] = tuple(new) if isinstance(node[key], tuple) else new
     for name, (_, new) in changed.items():
         noted[name] = new
+    apply_protocol(cfg)  # last: its windows have the final crop size
     _check_batch_size(cfg)
     return cfg
 

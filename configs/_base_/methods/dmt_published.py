@@ -1,0 +1,36 @@
+# The sets, batches and epochs that DMT and DST-CBC published, and the steps that follow from them.
+#
+# An epoch of round 0 is a pass over the labeled images, one of a round a pass over the
+# pseudo-labeled ones. `subset` is round 0 on one of the two difference-maximized subsets, which
+# hold all labeled images but a fifth (rounded up).
+#
+# Not published: epochs for 1464 (those of 1/8, a set of nearly that size). Two published scripts
+# differ in the epochs for 1/50: 212 (here) and 134.
+published_sets = dict(
+    pascal_voc12={
+        '1_106': dict(images=10582, labeled=100, pseudo_batch=7, epochs=300, round_epochs=4),
+        '1_50': dict(images=10582, labeled=211, pseudo_batch=7, epochs=212, round_epochs=4),
+        '1_20': dict(images=10582, labeled=530, pseudo_batch=7, epochs=134, round_epochs=4),
+        '1_8': dict(images=10582, labeled=1322, pseudo_batch=7, epochs=85, round_epochs=4),
+        '1_4': dict(images=10582, labeled=2645, pseudo_batch=7, epochs=60, round_epochs=4),
+        '1464': dict(images=10582, labeled=1464, pseudo_batch=7, epochs=85, round_epochs=5),
+    },
+    cityscapes={
+        '1_30': dict(images=2975, labeled=100, pseudo_batch=6, epochs=330, round_epochs=10),
+        '1_8': dict(images=2975, labeled=371, pseudo_batch=6, epochs=170, round_epochs=10),
+        '1_4': dict(images=2975, labeled=743, pseudo_batch=6, epochs=120, round_epochs=10),
+    },
+)
+# -(-a // b) is a / b rounded up: the last batch of an epoch may be smaller. Batches have 8 images.
+published_steps = {
+    dataset: {
+        labels: dict(
+            supervised=-(-s['labeled'] // 8) * s['epochs'],
+            subset=-(-(s['labeled'] - -(-s['labeled'] // 5)) // 8) * s['epochs'],
+            dmt_round=-(-(s['images'] - s['labeled']) // s['pseudo_batch']) * s['round_epochs'],
+            dst_cbc_round=-(-(s['images'] - s['labeled']) // 4) * 6,
+        )
+        for labels, s in sets.items()
+    }
+    for dataset, sets in published_sets.items()
+}

@@ -1,0 +1,11 @@
+# DMT with SegFormer B5 on ADE20K, one label in eight images.
+_base_ = './dmt_segformer_mit-b1_1_8_ade20k-512x512.py'
+
+checkpoint = (
+    'https://mmassets.onedl.ai/mmsegmentation/v0.5/pretrain/segformer/mit_b5_20220624-658746d9.pth'
+)
+model = dict(
+    backbone=dict(
+        num_layers=[3, 6, 40, 3], init_cfg=dict(type='Pretrained', checkpoint=checkpoint)
+    ),
+)

@@ -1,0 +1,10 @@
+_base_ = './supervised_segformer_mit-b1_all_cityscapes-1024x1024.py'
+
+checkpoint = (
+    'https://mmassets.onedl.ai/mmsegmentation/v0.5/pretrain/segformer/mit_b5_20220624-658746d9.pth'
+)
+model = dict(
+    backbone=dict(
+        num_layers=[3, 6, 40, 3], init_cfg=dict(type='Pretrained', checkpoint=checkpoint)
+    ),
+)

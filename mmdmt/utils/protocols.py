@@ -1,0 +1,170 @@
+"""Evaluation protocols by name: at which size a data set is predicted and scored.
+
+Numbers from different protocols cannot be compared, and which one a paper used is a matter of a
+few lines in its code. Here it is one line: ``evaluation_protocol='cityscapes_half'`` in a config
+or with ``--cfg-options``.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Dict, Optional, Tuple
+
+from mmengine.config import Config
+
+#: Windows of a sliding evaluation overlap by a third.
+STRIDE = 2 / 3
+
+Size = Tuple[int, int]
+
+
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """How the images of one data set are predicted and scored.
+
+    Attributes:
+        dataset (str): mmseg type of the validation data set.
+        source (str): Who evaluates like this.
+        image_scale (tuple[int, int], optional): Width and height that images are brought to before
+            the network; by default they keep their size.
+        keep_ratio (bool): Whether ``image_scale`` is a bound that keeps the aspect ratio.
+        scale_labels (bool): Whether labels are brought to ``image_scale`` too (nearest neighbor)
+            and the score is taken there. Otherwise predictions are scaled to the labels' size.
+        pad_to (tuple[int, int], optional): Height and width that images are padded to at the
+            bottom and right, after normalization and with the preprocessor's ``pad_val``. What was
+            predicted there is cut off before scoring.
+        slide (bool): Whether windows of the training crop are predicted and averaged.
+    """
+
+    dataset: str
+    source: str
+    image_scale: Optional[Size] = None
+    keep_ratio: bool = False
+    scale_labels: bool = False
+    pad_to: Optional[Size] = None
+    slide: bool = False
+
+    def pipeline(self) -> list:
+        """Pipeline that scores by this protocol."""
+        if self.scale_labels:
+            return [
+                dict(type='mmdmt.LoadImageAtSize', scale=self.image_scale),
+                dict(type='mmdmt.LoadAnnotationsAtImageSize'),
+                dict(type='PackSegInputs'),
+            ]
+        return self.inference_pipeline()
+
+    def inference_pipeline(self) -> list:
+        """Pipeline of mmseg's own transforms, with the prediction at the size of the file."""
+        steps = [dict(type='LoadImageFromFile')]
+        if self.image_scale is not None:
+            steps.append(dict(type='Resize', scale=self.image_scale, keep_ratio=self.keep_ratio))
+        # After Resize: the labels keep their size.
+        return [*steps, dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+
+
+PROTOCOLS: Dict[str, EvaluationProtocol] = {
+    'pascal_voc12_whole': EvaluationProtocol(
+        'PascalVOCDataset', 'standard: whole images at their size'
+    ),
+    'pascal_voc12_padded': EvaluationProtocol(
+        'PascalVOCDataset', 'DMT, DST-CBC: whole images, padded to 505x505', pad_to=(505, 505)
+    ),
+    'cityscapes_whole': EvaluationProtocol(
+        'CityscapesDataset', 'standard: whole images at 1024x2048'
+    ),
+    'cityscapes_sliding': EvaluationProtocol(
+        'CityscapesDataset', 'standard: windows of the crop size at 1024x2048', slide=True
+    ),
+    'cityscapes_half': EvaluationProtocol(
+        'CityscapesDataset',
+        'DMT: images and labels at 512x1024',
+        image_scale=(1024, 512),
+        scale_labels=True,
+    ),
+    'cityscapes_half_input': EvaluationProtocol(
+        'CityscapesDataset',
+        'images at 512x1024, scored at 1024x2048: networks trained at half size against others',
+        image_scale=(1024, 512),
+    ),
+    'ade20k': EvaluationProtocol(
+        'ADE20KDataset',
+        'standard: shorter side 512, scored at the size of the labels',
+        image_scale=(2048, 512),
+        keep_ratio=True,
+    ),
+}
+
+
+def apply_protocol(cfg: Config) -> Config:
+    """Write the protocol that ``cfg.evaluation_protocol`` names into a config.
+
+    Validation and test pipelines, ``test_pipeline``, the padding of the data preprocessor and the
+    segmentor's ``test_cfg`` are set; training is left as it is. A config without the key is not
+    changed. A second call changes nothing.
+
+    Args:
+        cfg (Config): Changed in place.
+
+    Returns:
+        Config: ``cfg``.
+
+    Raises:
+        ValueError: If the name is unknown or the protocol is for another data set, or it needs
+            windows and the config has no ``crop_size``.
+    """
+    name = cfg.get('evaluation_protocol')
+    if not name:
+        return cfg
+    if name not in PROTOCOLS:
+        raise ValueError(f'`evaluation_protocol` {name!r} is unknown; known: {sorted(PROTOCOLS)}')
+    protocol = PROTOCOLS[name]
+    for section in ('val_dataloader', 'test_dataloader'):
+        if cfg.get(section):
+            _check_dataset(name, protocol, section, cfg[section].dataset)
+            cfg[section].dataset.pipeline = protocol.pipeline()
+    cfg.test_pipeline = protocol.inference_pipeline()
+    _set_padding(cfg, protocol)
+    _segmentor(cfg.model).test_cfg = _test_cfg(name, protocol, cfg)
+    return cfg
+
+
+def _check_dataset(
+    name: str, protocol: EvaluationProtocol, section: str, dataset: Dict[str, Any]
+) -> None:
+    found = str(dataset.get('type')).split('.')[-1]
+    if found != protocol.dataset:
+        fitting = sorted(key for key, value in PROTOCOLS.items() if value.dataset == found)
+        raise ValueError(
+            f'`evaluation_protocol` {name!r} is for {protocol.dataset}, but `{section}` has '
+            f'{found}; for that there are {fitting}'
+        )
+
+
+def _set_padding(cfg: Config, protocol: EvaluationProtocol) -> None:
+    """Pad in the data preprocessor: mmseg cuts off again only what was padded there."""
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
+    if protocol.pad_to is not None:
+        preprocessor.test_cfg = dict(size=protocol.pad_to)
+    else:
+        preprocessor.pop('test_cfg', None)
+
+
+def _segmentor(model: Dict[str, Any]) -> Dict[str, Any]:
+    """The ordinary segmentor, which an on-line method holds under ``segmentor``."""
+    return model.get('segmentor') or model
+
+
+def _test_cfg(name: str, protocol: EvaluationProtocol, cfg: Config) -> dict:
+    """Whole images or windows; other keys of the segmentor's ``test_cfg`` stay."""
+    kept = copy.deepcopy(dict(_segmentor(cfg.model).get('test_cfg') or {}))
+    for key in ('mode', 'crop_size', 'stride'):
+        kept.pop(key, None)
+    if not protocol.slide:
+        return dict(kept, mode='whole')
+    crop = cfg.get('crop_size')
+    if not crop:
+        raise ValueError(f'`evaluation_protocol` {name!r} needs `crop_size` in the config')
+    crop = tuple(crop)
+    return dict(
+        kept, mode='slide', crop_size=crop, stride=tuple(int(side * STRIDE) for side in crop)
+    )

@@ -1,0 +1,69 @@
+"""Loading at another size: what counts as the original size, and that masks are never blended."""
+
+import numpy as np
+import pytest
+from mmcv.transforms import Compose
+from mmengine.registry import init_default_scope
+from PIL import Image
+
+from mmdmt.datasets import LoadAnnotationsAtImageSize, LoadImageAtSize
+
+HALF = (8, 4)  # width, height
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    init_default_scope('mmseg')
+
+
+@pytest.fixture
+def files(tmp_path):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (8, 16, 3), np.uint8)
+    mask = rng.choice(np.array([0, 5, 255], np.uint8), (8, 16))
+    Image.fromarray(image).save(tmp_path / 'image.png')
+    Image.fromarray(mask).save(tmp_path / 'mask.png')
+    info = dict(
+        img_path=str(tmp_path / 'image.png'),
+        seg_map_path=str(tmp_path / 'mask.png'),
+        seg_fields=[],
+        reduce_zero_label=False,
+    )
+    return info, mask
+
+
+def test_the_reduced_size_counts_as_the_original_one(files):
+    found = LoadImageAtSize(HALF)(files[0])
+    assert found['img'].shape == (4, 8, 3) and found['img'].dtype == np.uint8
+    assert found['img_shape'] == found['ori_shape'] == (4, 8)
+
+
+def test_masks_follow_by_nearest_neighbor(files):
+    info, mask = files
+    found = LoadAnnotationsAtImageSize()(LoadImageAtSize(HALF)(info))
+    np.testing.assert_array_equal(found['gt_seg_map'], mask[::2, ::2])
+    assert found['gt_seg_map'].dtype == np.uint8
+    assert found['seg_fields'] == ['gt_seg_map']
+
+
+def test_an_image_of_that_size_is_not_changed(files):
+    plain = Compose([dict(type='LoadImageFromFile')])(dict(files[0]))
+    np.testing.assert_array_equal(LoadImageAtSize((16, 8))(files[0])['img'], plain['img'])
+
+
+def test_wrong_use_is_refused(files):
+    with pytest.raises(ValueError, match=r'`scale` must be \(width, height\)'):
+        LoadImageAtSize((0, 8))
+    with pytest.raises(KeyError, match='load the image first'):
+        LoadAnnotationsAtImageSize()(files[0])
+
+
+def test_they_are_found_by_their_names(files):
+    pipeline = Compose(
+        [
+            dict(type='mmdmt.LoadImageAtSize', scale=HALF, imdecode_backend='pillow'),
+            dict(type='mmdmt.LoadAnnotationsAtImageSize'),
+        ]
+    )
+    assert pipeline(files[0])['gt_seg_map'].shape == (4, 8)
+    assert 'scale=(8, 4)' in repr(pipeline)
