@@ -1,0 +1,208 @@
+"""Dual Teacher as users run it: trained, killed in the middle of a shift, evaluated, exported."""
+
+import math
+
+import pytest
+import torch
+from forked_tool import ForkedTool
+from mmengine.registry import RUNNERS
+from mmseg.apis import init_model
+from tiny_project import base_config, labeled_only, load_config, make_tree, write_config
+
+from mmdmt.utils.export import export_segmentor
+
+MAX_ITERS = 9
+
+
+@pytest.fixture(scope='module')
+def tree(tmp_path_factory):
+    # Two labeled images in a batch: a pass over 7 of them is 4 iterations.
+    return make_tree(tmp_path_factory.mktemp('tree'), labeled=7, unlabeled=5)
+
+
+def config(tree, work_dir, every='epoch', **kwargs):
+    cfg = base_config(tree, work_dir, max_iters=MAX_ITERS, **kwargs)
+    segmentor = cfg['model']
+    preprocessor = dict(segmentor.pop('data_preprocessor'), type='mmdmt.SemiDataPreprocessor')
+    preprocessor['strong'] = dict(type='mmdmt.StrongAugment', preset='dual_teacher')
+    cfg['model'] = dict(
+        type='mmdmt.DualTeacher',
+        segmentor=segmentor,
+        data_preprocessor=preprocessor,
+        semi_train_cfg=dict(threshold=0.3, sub_model=dict(drop_rate=0.5)),
+        semi_test_cfg=dict(predict_on='student'),
+    )
+    cfg['custom_hooks'] = [
+        dict(type='mmdmt.SwitchTeacherHook', every=every),
+        dict(type='mmdmt.TeacherUpdateHook'),
+        dict(type='mmdmt.CouplingHook', interval=1),
+    ]
+    cfg['train_cfg']['val_interval'] = 3
+    cfg['val_cfg'] = dict(type='mmdmt.NetworksValLoop')
+    cfg['default_hooks']['checkpoint'].update(
+        interval=3, save_best=['student/mIoU', 'teacher_0/mIoU', 'teacher_1/mIoU'], rule='greater'
+    )
+    return cfg
+
+
+@pytest.fixture(scope='module')
+def trained(tree, tmp_path_factory):
+    """A finished run: (work dir, runner)."""
+    work_dir = tmp_path_factory.mktemp('run')
+    torch.set_num_threads(1)
+    runner = RUNNERS.build(load_config(config(tree, work_dir), work_dir / 'dual_teacher.py'))
+    runner.train()
+    return work_dir, runner
+
+
+def load(path):
+    return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def values(runner, name):
+    return runner.message_hub.get_scalar(name).data[0].tolist()
+
+
+def test_teachers_take_turns_every_pass_over_the_labeled_images(trained):
+    work_dir, runner = trained
+    assert values(runner, 'train/on_duty') == [0, 0, 0, 0, 1, 1, 1, 1, 0]
+    state = load(work_dir / f'iter_{MAX_ITERS}.pth')['state_dict']
+    assert state['ema_steps'].tolist() == [5, 4] and state['student_steps'].item() == 9
+    assert state['on_duty'].item() == 0
+    for name, value in runner.model.state_dict().items():
+        assert torch.equal(state[name], value), name
+
+
+def test_a_teacher_off_duty_stays_as_it_is(trained):
+    """Between iterations 3 and 6 the turn changes from teacher 0, after its fourth step, to 1."""
+    work_dir, _ = trained
+    before, after = (load(work_dir / f'iter_{n}.pth')['state_dict'] for n in (6, MAX_ITERS))
+    key = 'decode_head.conv_seg.weight'
+    assert not torch.equal(before[f'teacher_0.{key}'], after[f'teacher_0.{key}'])
+    assert not torch.equal(before[f'teacher_1.{key}'], after[f'teacher_1.{key}'])
+    assert before['ema_steps'].tolist() == [4, 2]
+
+
+def test_optimizer_holds_the_student_only(trained):
+    _, runner = trained
+    students = {id(p) for p in runner.model.student.parameters()}
+    groups = runner.optim_wrapper.optimizer.param_groups
+    updated = {id(p) for group in groups for p in group['params'] if p.requires_grad}
+    assert updated == students
+
+
+def test_coupling_is_logged_for_the_teacher_on_duty_and_for_each(trained):
+    _, runner = trained
+    for kind in ('distance', 'disagreement'):
+        duty = values(runner, f'train/coupling_{kind}')
+        each = [values(runner, f'train/teacher_{i}/{kind}') for i in range(2)]
+        on_duty = [int(i) for i in values(runner, 'train/on_duty')]
+        assert duty == [each[i][step] for step, i in enumerate(on_duty)]
+        assert all(math.isfinite(value) and value >= 0 for value in duty)
+    # The first step of a teacher makes it the student.
+    distance = values(runner, 'train/coupling_distance')
+    assert distance[0] == distance[4] == 0 and min(distance[1:4]) > 0
+
+
+def test_measuring_changes_nothing_in_training(trained, tree, tmp_path):
+    cfg = config(tree, tmp_path)
+    del cfg['custom_hooks'][-1]
+    runner = RUNNERS.build(load_config(cfg, tmp_path / 'dual_teacher.py'))
+    runner.train()
+    for key, value in trained[1].model.state_dict().items():
+        assert torch.equal(runner.model.state_dict()[key], value), key
+
+
+def test_student_and_teachers_are_evaluated_and_the_best_is_kept(trained):
+    work_dir, runner = trained
+    scalars = runner.message_hub.log_scalars
+    assert scalars['val/mIoU'].current() == scalars['val/student/mIoU'].current()
+    for name in ('student', 'teacher_0', 'teacher_1'):
+        found = values(runner, f'val/{name}/mIoU')
+        assert len(found) == 3
+        best = list(work_dir.glob(f'best_{name}_mIoU_iter_*.pth'))
+        assert len(best) == 1
+        # The first of equally good ones is kept.
+        expected = (found.index(max(found)) + 1) * 3
+        assert best[0].stem.endswith(f'iter_{expected}')
+
+
+def test_any_network_is_exported(trained, tmp_path):
+    work_dir, runner = trained
+    images = torch.randn(1, 3, 32, 32)
+    checkpoint = work_dir / f'iter_{MAX_ITERS}.pth'
+    runner.model.eval()
+    for name in ('student', 'teacher_0', 'teacher_1'):
+        written = export_segmentor(
+            work_dir / f'iter_{MAX_ITERS}.pth', tmp_path / name, network=name
+        )
+        model = init_model(str(written.config), str(written.checkpoint), device='cpu')
+        assert written.foreign_types == []
+        with torch.no_grad():
+            expected = runner.model.network(name)(images)
+            assert torch.equal(model(images), expected)
+    auto = export_segmentor(checkpoint, tmp_path / 'auto')
+    assert auto.network == 'student'
+
+
+@pytest.mark.parametrize(('iteration', 'workers'), [(3, 0), (6, 2)])
+def test_a_run_killed_in_the_middle_of_a_shift_ends_with_the_same_weights(
+    trained, tree, tmp_path, iteration, workers
+):
+    """Shifts begin at iterations 4 and 8: from 3 the duty changes twice, from 6 once."""
+    cfg = write_config(config(tree, tmp_path, num_workers=workers), tmp_path / 'dual_teacher.py')
+    tool = ForkedTool('train.py', cfg, log=tmp_path / 'killed.log')
+    tool.wait_for(tmp_path / f'iter_{iteration}.pth')
+    tool.kill()
+    assert not (tmp_path / f'iter_{MAX_ITERS}.pth').exists(), 'killed too late to test anything'
+    ForkedTool('train.py', cfg, '--resume', log=tmp_path / 'resumed.log').finish()
+    expected, found = (load(d / f'iter_{MAX_ITERS}.pth') for d in (trained[0], tmp_path))
+    for key, value in expected['state_dict'].items():
+        assert torch.equal(found['state_dict'][key], value), key
+    for index, state in expected['optimizer']['state'].items():
+        other = found['optimizer']['state'][index]['momentum_buffer']
+        assert torch.equal(other, state['momentum_buffer'])
+
+
+def test_a_checkpoint_between_two_shifts_switches_once(tree, tmp_path):
+    """With shifts of 3 iterations every checkpoint lies between two."""
+    whole = RUNNERS.build(load_config(config(tree, tmp_path / 'a', every=3), tmp_path / 'a.py'))
+    whole.train()
+    cfg = config(tree, tmp_path / 'b', every=3)
+    cfg.update(resume=True, load_from=str(tmp_path / 'a' / 'iter_6.pth'))
+    resumed = RUNNERS.build(load_config(cfg, tmp_path / 'b.py'))
+    resumed.train()
+    assert resumed.model.ema_steps.tolist() == [6, 3]
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[key], value), key
+
+
+def test_a_supervised_checkpoint_goes_into_all_networks(tree, tmp_path):
+    cfg = labeled_only(base_config(tree, tmp_path / 'a', max_iters=2))
+    RUNNERS.build(load_config(cfg, tmp_path / 'a.py')).train()
+    cfg = config(tree, tmp_path / 'b')
+    cfg['load_from'] = str(tmp_path / 'a' / 'iter_2.pth')
+    runner = RUNNERS.build(load_config(cfg, tmp_path / 'b.py'))
+    runner.load_or_resume()
+    plain = load(tmp_path / 'a' / 'iter_2.pth')['state_dict']
+    for name in ('student', 'teacher_0', 'teacher_1'):
+        state = runner.model.network(name).state_dict()
+        assert all(torch.equal(state[key], value) for key, value in plain.items())
+
+
+def test_the_coupling_hook_works_on_other_methods_and_refuses_plain_models(tree, tmp_path):
+    cfg = config(tree, tmp_path / 'mean')
+    cfg['model'].update(type='mmdmt.MeanTeacher', semi_train_cfg=dict(threshold=0.3))
+    cfg['model']['semi_test_cfg'] = dict(predict_on='teacher')
+    cfg['default_hooks']['checkpoint'].pop('save_best')
+    cfg['custom_hooks'] = cfg['custom_hooks'][1:]
+    cfg['val_cfg'] = dict(type='ValLoop')
+    runner = RUNNERS.build(load_config(cfg, tmp_path / 'mean.py'))
+    runner.train()
+    assert len(values(runner, 'train/coupling_distance')) == MAX_ITERS
+    assert 'train/teacher/distance' not in runner.message_hub.log_scalars
+
+    cfg = labeled_only(base_config(tree, tmp_path / 'plain', max_iters=2))
+    cfg['custom_hooks'] = [dict(type='mmdmt.CouplingHook')]
+    with pytest.raises(TypeError, match='CouplingHook needs a model with teachers'):
+        RUNNERS.build(load_config(cfg, tmp_path / 'plain.py')).train()
