@@ -36,4 +36,5 @@ val_cfg = dict(type='mmdmt.NetworksValLoop')
 custom_hooks = [
     dict(type='mmdmt.SwitchTeacherHook', every=50),
     dict(type='mmdmt.TeacherUpdateHook'),
+    dict(type='mmdmt.CouplingHook', interval=50),
 ]

@@ -18,4 +18,5 @@ semi_train_cfg = dict(
 custom_hooks = [
     dict(type='mmdmt.SwitchTeacherHook', every='epoch'),
     dict(type='mmdmt.TeacherUpdateHook'),
+    dict(type='mmdmt.CouplingHook', interval=50),
 ]
