@@ -32,7 +32,8 @@ class _NetworksMixin:
         for name in self.networks or model.network_names:
             with model.predicting_on(name):
                 found = self._evaluate()
-            metrics.update({f'{name}/{key}': value for key, value in found.items()})
+            prefix = name if isinstance(name, str) else '+'.join(name)
+            metrics.update({f'{prefix}/{key}': value for key, value in found.items()})
             if name == default:
                 metrics.update(found)
         runner.call_hook(f'after_{self.mode}_epoch', metrics=metrics)
@@ -52,7 +53,8 @@ class NetworksValLoop(_NetworksMixin, ValLoop):
 
     Args:
         *args: Arguments of mmengine's ``ValLoop``.
-        networks (Sequence[str], optional): Names of the networks; all by default.
+        networks (Sequence[str], optional): Names of the networks, or whatever else
+            ``semi_test_cfg.predict_on`` may be, such as 'average'; all networks by default.
         **kwargs: Arguments of mmengine's ``ValLoop``.
     """
 

@@ -37,6 +37,8 @@ CONFLICTS = ('ignore', 'flip')
 
 # Similarities (anchor, bank feature) held at a time by the contrastive losses: 64 MiB of float32.
 _MAX_SIMILARITIES = 1 << 24
+# Similarity of a bank row that holds nothing: its exponential is 0.
+_NO_SIMILARITY = -1e4
 
 
 # ---------------------------------------------------------------- off-line methods: DMT, DST-CBC
@@ -292,6 +294,7 @@ def memory_contrast_loss(
     mask: Tensor,
     bank: Tensor,
     temperature: float = 0.1,
+    filled: Optional[Tensor] = None,
 ) -> Tensor:
     r"""Pulls pixel features to their class in a memory bank (CTT's high-level contrast).
 
@@ -312,8 +315,11 @@ def memory_contrast_loss(
         label: Their classes, (N, H, W).
         mask: (N, H, W) bool, True on anchors. Labels outside 0..C-1 are never anchors.
         bank: Features of every class, (C, K, D), C >= 2, all filled (see
-            :class:`~mmdmt.models.utils.ClassMemoryBank`). No gradient flows into it.
+            :class:`~mmdmt.models.utils.ClassMemoryBank`), or see ``filled``. No gradient flows
+            into it.
         temperature: Scale of the similarities.
+        filled: (C, K) bool, False on bank rows that hold no feature: these are neither positives
+            nor negatives, and classes without any other row have no anchors. Defaults to all.
 
     Returns:
         Scalar loss; 0 where there are no anchors.
@@ -321,15 +327,18 @@ def memory_contrast_loss(
     Raises:
         ValueError: If shapes do not fit or the bank has a single class.
     """
-    anchors, classes, chosen, bank = _prepare_contrast(feat, label, mask, bank)
+    anchors, classes, chosen, bank = _prepare_contrast(feat, label, mask, bank, filled)
     bank = bank / temperature
+    if filled is not None:
+        chosen &= filled.any(dim=1)[classes]
 
     def loss_of(anchor: Tensor, cls: Tensor) -> Tensor:
-        similarity = _similarities(anchor, bank)
+        similarity = _similarities(anchor, bank, filled)
         own = cls[:, None, None].expand(-1, 1, similarity.shape[2])
         positive = similarity.gather(1, own).squeeze(1)
         negative = _log_sum_of_others(similarity, cls)
-        return F.softplus(negative[:, None] - positive).mean(dim=1)
+        losses = F.softplus(negative[:, None] - positive)
+        return losses.mean(dim=1) if filled is None else _mean_over_rows(losses, filled[cls])
 
     losses = _in_chunks(loss_of, [anchors, classes], bank.shape[0] * bank.shape[1])
     return _mean_over_classes(losses, classes, chosen, bank.shape[0])
@@ -342,6 +351,7 @@ def peer_contrast_loss(
     mask: Tensor,
     bank: Tensor,
     temperature: float = 0.5,
+    filled: Optional[Tensor] = None,
 ) -> Tensor:
     """Pulls pixel features to the same pixel's feature in the peer network (CTT, low level).
 
@@ -355,6 +365,7 @@ def peer_contrast_loss(
         mask: (N, H, W) bool, True on anchors. Labels outside 0..C-1 are never anchors.
         bank: (C, K, D), C >= 2; CTT gives both networks' banks concatenated along K.
         temperature: Scale of the similarities.
+        filled: (C, K) bool, False on bank rows that are no negatives. Defaults to all.
 
     Returns:
         Scalar loss; 0 where there are no anchors.
@@ -367,12 +378,12 @@ def peer_contrast_loss(
             f'`peer_feat` must have the shape of `feat`, {tuple(feat.shape)}, '
             f'got {tuple(peer_feat.shape)}'
         )
-    anchors, classes, chosen, bank = _prepare_contrast(feat, label, mask, bank)
+    anchors, classes, chosen, bank = _prepare_contrast(feat, label, mask, bank, filled)
     bank = bank / temperature
     peers = F.normalize(_as_rows(peer_feat.detach()), dim=1) / temperature
 
     def loss_of(anchor: Tensor, peer: Tensor, cls: Tensor) -> Tensor:
-        negative = _log_sum_of_others(_similarities(anchor, bank), cls)
+        negative = _log_sum_of_others(_similarities(anchor, bank, filled), cls)
         return F.softplus(negative - (anchor * peer).sum(dim=1))
 
     losses = _in_chunks(loss_of, [anchors, peers, classes], bank.shape[0] * bank.shape[1])
@@ -584,7 +595,7 @@ def _check_gammas(**gammas: float) -> None:
 
 
 def _prepare_contrast(
-    feat: Tensor, label: Tensor, mask: Tensor, bank: Tensor
+    feat: Tensor, label: Tensor, mask: Tensor, bank: Tensor, filled: Optional[Tensor]
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Unit anchors (P, D), classes (P,), which anchors count (P,), unit bank (C, K, D)."""
     pixels = (feat.shape[0], *feat.shape[2:])
@@ -597,6 +608,11 @@ def _prepare_contrast(
         raise ValueError(
             f'`bank` must be (C, K, {feat.shape[1]}) with at least 2 classes, '
             f'got {tuple(bank.shape)}'
+        )
+    if filled is not None and (filled.dtype != torch.bool or filled.shape != bank.shape[:2]):
+        raise ValueError(
+            f'`filled` must be a bool tensor of shape {tuple(bank.shape[:2])}, got '
+            f'{filled.dtype} of shape {tuple(filled.shape)}'
         )
     classes = label.reshape(-1).long()
     chosen = mask.reshape(-1).bool() & (classes >= 0) & (classes < bank.shape[0])
@@ -611,10 +627,17 @@ def _as_rows(feat: Tensor) -> Tensor:
     return feat.movedim(1, -1).reshape(-1, feat.shape[1])
 
 
-def _similarities(anchor: Tensor, bank: Tensor) -> Tensor:
-    """Products of (P, D) anchors with a (C, K, D) bank: (P, C, K)."""
+def _similarities(anchor: Tensor, bank: Tensor, filled: Optional[Tensor]) -> Tensor:
+    """Products of (P, D) anchors with a (C, K, D) bank: (P, C, K); very small if not filled."""
     with _full_precision(anchor.device.type):
-        return (anchor @ bank.flatten(0, 1).t()).unflatten(1, bank.shape[:2])
+        similarity = (anchor @ bank.flatten(0, 1).t()).unflatten(1, bank.shape[:2])
+    # Finite, because a class of nothing but -inf would have no gradient.
+    return similarity if filled is None else similarity.masked_fill(~filled, _NO_SIMILARITY)
+
+
+def _mean_over_rows(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the masked elements of each row of (P, K); 0 where there are none."""
+    return values.masked_fill(~mask, 0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
 def _full_precision(device_type: str) -> ContextManager:

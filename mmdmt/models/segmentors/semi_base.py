@@ -5,7 +5,7 @@ import warnings
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence, Union
 
 import torch
 from mmengine.config import ConfigDict
@@ -50,8 +50,9 @@ class SemiSegmentor(BaseSegmentor, metaclass=ABCMeta):
             - ``ema`` (dict): Arguments of :class:`~mmdmt.models.teachers.EMAUpdater`.
             - ``teacher_mode`` (str): 'eval' (default) or 'train': batch norm and dropout of the
               teachers while they label.
-        semi_test_cfg (dict, optional): ``predict_on`` (str) is the network used for prediction.
-            Defaults to the first teacher.
+        semi_test_cfg (dict, optional): ``predict_on`` (str or list[str]) is the network used for
+            prediction, or a list of networks whose probabilities are averaged; 'average' are all
+            students, 'teacher_average' all teachers. Defaults to the first teacher.
         data_preprocessor (dict, optional): Config of the data preprocessor.
         init_cfg (dict, optional): mmengine's initialization config.
 
@@ -115,8 +116,19 @@ class SemiSegmentor(BaseSegmentor, metaclass=ABCMeta):
         return self.student_names + self.teacher_names
 
     def network(self, name: Optional[str] = None) -> BaseSegmentor:
-        """The network of a name; by default the one that predicts."""
-        return getattr(self, name or self.predict_on)
+        """The network of a name; by default the one that predicts, of several the first."""
+        return getattr(self, name) if name else self.predictors()[0]
+
+    def predictors(self) -> List[BaseSegmentor]:
+        """The networks that predict, together if there are several."""
+        return [getattr(self, name) for name in self._names_of(self.predict_on)]
+
+    def _names_of(self, predict_on: Union[str, Sequence[str]]) -> List[str]:
+        """Names of the networks that ``predict_on`` stands for."""
+        averages = dict(average=self.student_names, teacher_average=self.teacher_names)
+        if isinstance(predict_on, str):
+            return averages.get(predict_on, [predict_on])
+        return list(predict_on)
 
     def _finish_build(self) -> None:
         default = (self.teacher_names or self.student_names)[0]
@@ -135,8 +147,9 @@ class SemiSegmentor(BaseSegmentor, metaclass=ABCMeta):
         self.register_buffer('ema_steps', torch.zeros(len(self.teacher_names), dtype=torch.long))
         self._ema_steps = [0] * len(self.teacher_names)
 
-    def _check_network_name(self, name: str) -> None:
-        if name not in self.network_names:
+    def _check_network_name(self, name: Union[str, Sequence[str]]) -> None:
+        names = self._names_of(name)
+        if not names or not set(names) <= set(self.network_names):
             raise ValueError(
                 f'`semi_test_cfg.predict_on` is {name!r}, but {type(self).__name__} has the '
                 f'networks {self.network_names}'
@@ -214,8 +227,8 @@ class SemiSegmentor(BaseSegmentor, metaclass=ABCMeta):
     # ------------------------------------------------------------------ prediction
 
     @contextmanager
-    def predicting_on(self, name: str) -> Iterator[None]:
-        """Predict with another network inside the ``with`` block."""
+    def predicting_on(self, name: Union[str, Sequence[str]]) -> Iterator[None]:
+        """Predict with another network, or the average of several, inside the ``with`` block."""
         self._check_network_name(name)
         before, self.predict_on = self.predict_on, name
         try:
@@ -230,16 +243,26 @@ class SemiSegmentor(BaseSegmentor, metaclass=ABCMeta):
         return super().forward(inputs, data_samples, mode)
 
     def predict(self, inputs: Tensor, data_samples: Optional[list] = None) -> list:
-        """Predict with the network ``predict_on``; see mmseg's ``EncoderDecoder.predict``."""
-        return self.network().predict(inputs, data_samples)
+        """Predict with ``predict_on``; see mmseg's ``EncoderDecoder.predict``.
+
+        Of several networks, ``seg_logits`` are the logarithms of their average probabilities.
+        """
+        networks = self.predictors()
+        if len(networks) == 1:
+            return networks[0].predict(inputs, data_samples)
+        metas = _metas(inputs, data_samples)
+        logits = _average([network.inference(inputs, metas) for network in networks])
+        return self.postprocess_result(logits, data_samples)
 
     def extract_feat(self, inputs: Tensor) -> List[Tensor]:
         """Features of the network ``predict_on``."""
         return self.network().extract_feat(inputs)
 
     def encode_decode(self, inputs: Tensor, batch_data_samples: List[dict]) -> Tensor:
-        """Dense logits of the network ``predict_on``."""
-        return self.network().encode_decode(inputs, batch_data_samples)
+        """Dense logits of ``predict_on``."""
+        return _average(
+            [network.encode_decode(inputs, batch_data_samples) for network in self.predictors()]
+        )
 
     def _forward(self, inputs: Tensor, data_samples: Optional[list] = None) -> Tensor:
         return self.network()._forward(inputs, data_samples)
@@ -263,3 +286,22 @@ class SemiSegmentor(BaseSegmentor, metaclass=ABCMeta):
     def decode_head(self) -> nn.Module:
         """Decode head of the network ``predict_on`` (inferencers ask it for its classes)."""
         return self.network().decode_head
+
+
+def _metas(inputs: Tensor, data_samples: Optional[list]) -> List[dict]:
+    """Meta information of each image, made up where there are no data samples."""
+    if data_samples is not None:
+        return [sample.metainfo for sample in data_samples]
+    size = tuple(inputs.shape[2:])
+    meta = dict(ori_shape=size, img_shape=size, pad_shape=size, padding_size=[0] * 4)
+    return [meta] * len(inputs)
+
+
+def _average(logits: List[Tensor]) -> Tensor:
+    """Logarithm of the average probabilities of networks; of a single one, its logits."""
+    if len(logits) == 1:
+        return logits[0]
+    # Probabilities and not logits, which networks may have on different scales.
+    probs = torch.stack([each.float().softmax(dim=1) for each in logits]).mean(dim=0)
+    # No -inf, which becomes NaN where predictions are resized.
+    return probs.clamp(min=1e-12).log()

@@ -4,7 +4,10 @@ import math
 from typing import Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .anchors import gather_pixels
 
 #: What :class:`ClassMemoryBank` compares with its threshold.
 ADMIT_ON = ('prob', 'logit')
@@ -69,6 +72,12 @@ class ClassMemoryBank(nn.Module):
         """
         return (self.counts == self.feats.shape[1]).all()
 
+    @property
+    def filled(self) -> Tensor:
+        """Which rows hold a feature: (C, K) bool."""
+        rows = torch.arange(self.feats.shape[1], device=self.counts.device)
+        return rows < self.counts[:, None]
+
     @torch.no_grad()
     def update(self, feat: Tensor, logits: Tensor, label: Tensor, per_class: int) -> None:
         """Admit the most certain pixels that are classified correctly.
@@ -84,12 +93,47 @@ class ClassMemoryBank(nn.Module):
         Raises:
             ValueError: If shapes do not fit or ``per_class`` is not positive.
         """
+        self._check_channels(feat.shape[1])
+        self.append(*self.select(feat, logits, label, per_class))
+
+    @torch.no_grad()
+    def select(
+        self, feat: Tensor, logits: Tensor, label: Tensor, per_class: int
+    ) -> Tuple[Tensor, Tensor]:
+        """Choose what :meth:`update` would append, for a projection or an exchange in between.
+
+        Args:
+            feat (Tensor): (N, D', H, W) features of any length.
+            logits (Tensor): As for :meth:`update`.
+            label (Tensor): As for :meth:`update`.
+            per_class (int): As for :meth:`update`; more than ``capacity`` is never chosen.
+
+        Returns:
+            tuple[Tensor, Tensor]: Features (C, k, D') with ``k = min(per_class, capacity)``, and
+            how many of them (C,) each class has; rows beyond are meaningless.
+
+        Raises:
+            ValueError: As :meth:`update`.
+        """
         self._check(feat, logits, label, per_class)
         scores = self._scores(logits, label.reshape(-1))
-        per_class = min(per_class, self.feats.shape[1], scores.shape[1])
-        pixels, counts = _most_certain(scores, per_class)
-        rows = feat.movedim(1, -1).reshape(-1, feat.shape[1])
-        self._append(rows[pixels].to(self.feats), counts)
+        per_class = min(per_class, self.feats.shape[1])
+        # A fixed number of rows, so that ranks of any image size can exchange them.
+        missing = max(0, per_class - scores.shape[1])
+        pixels, counts = _most_certain(F.pad(scores, (0, missing), value=-math.inf), per_class)
+        pixels = pixels.clamp(max=scores.shape[1] - 1)
+        return gather_pixels(feat, pixels.flatten()).unflatten(0, pixels.shape), counts
+
+    @torch.no_grad()
+    def append(self, rows: Tensor, counts: Tensor) -> None:
+        """Append features of every class, dropping the oldest on overflow.
+
+        Args:
+            rows (Tensor): (C, k, D) features, k at most ``capacity``.
+            counts (Tensor): (C,) how many of them, from the first, are real.
+        """
+        self._check_channels(rows.shape[2])
+        self._append(rows.to(self.feats), counts)
 
     def _scores(self, logits: Tensor, label: Tensor) -> Tensor:
         """Certainty (C, P) of each pixel for the class it is admitted to, -inf for the others."""
@@ -116,12 +160,18 @@ class ClassMemoryBank(nn.Module):
         self.feats.copy_(rows.gather(1, source[:, :, None].expand(-1, -1, rows.shape[2])))
         self.counts.copy_(total.squeeze(1).clamp(max=capacity))
 
-    def _check(self, feat: Tensor, logits: Tensor, label: Tensor, per_class: int) -> None:
-        num_classes, _, channels = self.feats.shape
-        pixels = (feat.shape[0], *feat.shape[2:])
-        if feat.shape[1] != channels or tuple(label.shape) != pixels:
+    def _check_channels(self, channels: int) -> None:
+        if channels != self.feats.shape[2]:
             raise ValueError(
-                f'`feat` must be (N, {channels}, H, W) and `label` (N, H, W), got '
+                f'features must have the {self.feats.shape[2]} channels of the bank, got {channels}'
+            )
+
+    def _check(self, feat: Tensor, logits: Tensor, label: Tensor, per_class: int) -> None:
+        num_classes = len(self.feats)
+        pixels = (feat.shape[0], *feat.shape[2:])
+        if tuple(label.shape) != pixels:
+            raise ValueError(
+                f'`feat` must be (N, D, H, W) and `label` (N, H, W), got '
                 f'{tuple(feat.shape)} and {tuple(label.shape)}'
             )
         if tuple(logits.shape) != (pixels[0], num_classes, *pixels[1:]):

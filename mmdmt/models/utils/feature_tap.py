@@ -1,0 +1,116 @@
+"""Pixel features of any mmseg segmentor: what its last classifier reads."""
+
+from typing import List, Optional, Tuple
+
+import torch
+from mmseg.models.segmentors import BaseSegmentor
+from torch import Tensor, nn
+
+#: The classifier of nearly all mmseg heads, a 1x1 convolution from features to logits.
+CLASSIFIER = 'decode_head.conv_seg'
+
+
+def find_classifier(segmentor: BaseSegmentor, path: str = CLASSIFIER) -> nn.Module:
+    """The module of a segmentor that turns pixel features into logits.
+
+    Args:
+        segmentor (BaseSegmentor): Any segmentor; of a cascade the last decode head is taken.
+        path (str): Dotted name of the module inside the segmentor.
+
+    Returns:
+        nn.Module: The module.
+
+    Raises:
+        ValueError: If there is no such module, as in heads that classify masks or points.
+    """
+    module: Optional[nn.Module] = segmentor
+    for name in path.split('.'):
+        last = module[-1] if isinstance(module, nn.ModuleList) and len(module) else None
+        module = getattr(module, name, getattr(last, name, None))
+    if not isinstance(module, nn.Module):
+        head = getattr(segmentor, 'decode_head', None)
+        raise ValueError(
+            f'pixel features are read before `{path}`, but {type(head).__name__} has no such '
+            'module: name the layer whose input is one feature per pixel as `classifier`, or '
+            'switch the contrastive modules off (`semi_train_cfg.contrast=None`)'
+        )
+    return module
+
+
+def feature_channels(classifier: nn.Module) -> int:
+    """Channels of the features that a classifier reads.
+
+    Raises:
+        ValueError: If neither ``in_channels`` nor a weight tells.
+    """
+    for module in classifier.modules():
+        if isinstance(getattr(module, 'in_channels', None), int):
+            return module.in_channels
+    raise ValueError(
+        f'cannot tell how many channels {type(classifier).__name__} reads: `classifier` must '
+        'name a convolution or hold one'
+    )
+
+
+class FeatureTap:
+    """Records what the last classifier of a segmentor reads and says, inside a ``with`` block.
+
+    ::
+
+        with FeatureTap(segmentor) as tap:
+            logits = dense_logits(segmentor, images)
+        features = tap.features  # (N, D, h, w)
+
+    mmseg's heads end in ``conv_seg(dropout(features))``. The tap sits directly before
+    ``conv_seg``, i.e. **after** the dropout, as in the published code of Cross Teacher Training:
+    in training mode some channels of an image are 0, in eval mode nothing is. Features keep
+    their graph. Nothing of the segmentor is edited, and outside the block nothing is recorded.
+
+    Args:
+        segmentor (BaseSegmentor): Any segmentor whose decode head ends in a dense classifier.
+        path (str): Dotted name of that classifier. Defaults to ``decode_head.conv_seg``.
+
+    Raises:
+        ValueError: If the segmentor has no such module.
+    """
+
+    def __init__(self, segmentor: BaseSegmentor, path: str = CLASSIFIER) -> None:
+        self.path = path
+        self.head = type(getattr(segmentor, 'decode_head', segmentor)).__name__
+        self.classifier = find_classifier(segmentor, path)
+        self.calls: List[Tuple[Tensor, Tensor]] = []
+        self._handle = None
+
+    def __enter__(self) -> 'FeatureTap':
+        self._handle = self.classifier.register_forward_hook(self._record)
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._handle.remove()
+
+    def _record(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        feature = args[0]
+        if feature.ndim != 4 or output.ndim != 4 or feature.shape[2:] != output.shape[2:]:
+            raise ValueError(
+                f'`{self.path}` of {self.head} does not classify a feature map pixel by pixel: it '
+                f'turned {tuple(feature.shape)} into {tuple(output.shape)}'
+            )
+        self.calls.append((feature, output))
+
+    @property
+    def features(self) -> Tensor:
+        """Features (N, D, h, w) of all images that ran inside the block, in their order."""
+        return self._stacked(0)
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits (N, C, h, w) on the pixels of :attr:`features`."""
+        return self._stacked(1)
+
+    def _stacked(self, index: int) -> Tensor:
+        if not self.calls:
+            raise ValueError(
+                f'{self.head} never called `{self.path}`: name the layer whose input is one '
+                'feature per pixel as `classifier`'
+            )
+        return torch.cat([call[index] for call in self.calls])
