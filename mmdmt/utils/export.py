@@ -66,7 +66,7 @@ def export_segmentor(
         out_dir: Folder to write to.
         config: Config file the checkpoint was trained with. Defaults to the text stored in it.
         network: Name of the network (``student``, ``teacher``, ...), or ``auto``: the one that
-            predicts (``semi_test_cfg.predict_on``, else the first teacher).
+            predicts (``semi_test_cfg.predict_on``, of several the first; else the first teacher).
         trusted: Checkpoints that may be unpickled without restrictions.
 
     Returns:
@@ -79,7 +79,7 @@ def export_segmentor(
     cfg = _read_config(checkpoint, loaded, config)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     network = select_network(loaded['state_dict'], cfg.model, network)
-    plain = plain_config(cfg)
+    plain = plain_config(cfg, network)
     weights = _weights_of(loaded['state_dict'], network)
     weights = _check_fit(plain, weights, f'network {network!r} of {checkpoint}')
 
@@ -127,11 +127,20 @@ def select_network(state_dict: Dict[str, Tensor], model: dict, network: str = 'a
             )
         return ''
     if network == 'auto':
-        default = next((name for name in names if name.startswith('teacher')), names[0])
-        network = (model.get('semi_test_cfg') or {}).get('predict_on', default)
+        network = _predicting_network(names, model)
     if network not in names:
         raise ValueError(f'there is no network {network!r}: the checkpoint holds {names}')
     return network
+
+
+def _predicting_network(names: List[str], model: dict) -> str:
+    """The network that ``semi_test_cfg.predict_on`` names; the first of an average."""
+    teacher = next((name for name in names if name.startswith('teacher')), names[0])
+    averages = dict(average=names[0], teacher_average=teacher)
+    predict_on = (model.get('semi_test_cfg') or {}).get('predict_on', teacher)
+    if not isinstance(predict_on, str):
+        predict_on = predict_on[0]
+    return averages.get(predict_on, predict_on)
 
 
 def _weights_of(state_dict: Dict[str, Tensor], network: str) -> Dict[str, Tensor]:
@@ -169,11 +178,12 @@ def _dataset_meta(loaded: dict, plain: Config) -> dict:
 # --- Config --------------------------------------------------------------------------------------
 
 
-def plain_config(cfg: Config) -> Config:
+def plain_config(cfg: Config, network: str = '') -> Config:
     """Config with mmseg's own types for testing a single network.
 
     Args:
         cfg: Training config.
+        network: Name of the network, for a method whose networks have configs of their own.
 
     Returns:
         A flat config. It imports mmdmt only if :func:`foreign_types` are left.
@@ -181,7 +191,7 @@ def plain_config(cfg: Config) -> Config:
     cfg = copy.deepcopy(cfg.to_dict())
     plain = {key: cfg[key] for key in _RUNTIME_KEYS if key in cfg}
     plain.update(
-        model=_plain_model(cfg),
+        model=_plain_model(cfg, network),
         default_hooks=dict(
             timer=dict(type='IterTimerHook'),
             logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
@@ -213,10 +223,12 @@ def _imports(cfg: dict) -> List[str]:
     return [imports] if isinstance(imports, str) else list(imports)
 
 
-def _plain_model(cfg: dict) -> dict:
+def _plain_model(cfg: dict, network: str) -> dict:
     """The segmentor without what only training needs."""
     outer = cfg['model']
     model = copy.deepcopy(outer.get('segmentor', outer))
+    if 'type' not in model:  # one config for each side: dict(l=..., r=...)
+        model = model[network.rsplit('_', 1)[-1]]
     preprocessor = outer.get('data_preprocessor') or cfg.get('data_preprocessor')
     preprocessor = preprocessor or model.get('data_preprocessor')
     for key in ('pseudo_loss', 'ignore_index'):

@@ -216,10 +216,39 @@ def test_the_network_that_predicts_is_the_default():
     assert select_network(weights, dict(semi_test_cfg=dict(predict_on='student'))) == 'student'
     assert select_network(weights, {}, 'student') == 'student'
     assert select_network({'backbone.a': 0, 'decode_head.b': 0}, {}) == ''
+    for predict_on, network in (
+        ('average', 'student'),
+        ('teacher_average', 'teacher'),
+        (['teacher', 'student'], 'teacher'),
+    ):
+        model = dict(semi_test_cfg=dict(predict_on=predict_on))
+        assert select_network(weights, model) == network
     with pytest.raises(ValueError, match=r"holds \['student', 'teacher'\]"):
         select_network(weights, {}, 'peer')
     with pytest.raises(ValueError, match='holds a single one'):
         select_network({'backbone.a': 0}, {}, 'teacher')
+
+
+def test_networks_of_a_pair_have_configs_of_their_own(tree, tmp_path):
+    left, right = tiny_segmentor(), tiny_segmentor()
+    right['decode_head']['channels'] = 12
+    cfg = Config(dict(base_config(tree, 'unused'), default_scope='mmseg'))
+    preprocessor = cfg.model.pop('data_preprocessor')
+    preprocessor.update(type='mmdmt.SemiDataPreprocessor', num_strong=2)
+    cfg.model = dict(
+        type='mmdmt.CrossTeacher',
+        segmentor=dict(l=left, r=right),
+        data_preprocessor=preprocessor,
+    )
+    model = MODELS.build(cfg.model.copy())
+    checkpoint = save(cfg, tmp_path / 'a.pth', model)
+    for network, channels in (('student_l', 8), ('teacher_r', 12), ('auto', 8)):
+        exported = export_segmentor(checkpoint, tmp_path / network, network=network)
+        assert Config.fromfile(exported.config).model.decode_head.channels == channels
+        weights = torch.load(exported.checkpoint, weights_only=True)['state_dict']
+        name = 'teacher_l' if network == 'auto' else network
+        for key, value in getattr(model, name).state_dict().items():
+            assert torch.equal(weights[key], value)
 
 
 def test_weights_that_do_not_fit_are_refused(tree, tmp_path):

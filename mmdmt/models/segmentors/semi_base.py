@@ -265,6 +265,8 @@ class SemiSegmentor(BaseSegmentor, metaclass=ABCMeta):
         )
 
     def _forward(self, inputs: Tensor, data_samples: Optional[list] = None) -> Tensor:
+        if len(self.predictors()) > 1:
+            return self.encode_decode(inputs, _metas(inputs, data_samples))
         return self.network()._forward(inputs, data_samples)
 
     @property

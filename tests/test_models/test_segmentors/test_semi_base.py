@@ -4,6 +4,7 @@ from mmengine.runner.checkpoint import load_state_dict
 from tiny_models import semi_batch, tiny_segmentor
 
 from mmdmt.models.segmentors import MeanTeacher
+from mmdmt.models.segmentors.forward import dense_logits
 from mmdmt.models.segmentors.semi_base import build_segmentor
 
 
@@ -88,6 +89,48 @@ def test_networks_predict_by_name():
     assert len(model.predict(image)) == 1
 
 
+def test_several_networks_predict_their_average_probability():
+    both = ['student', 'teacher']
+    model = build(semi_test_cfg=dict(predict_on=both)).eval()
+    images = torch.randn(2, 3, 32, 32)
+    probs = [dense_logits(getattr(model, name), images).softmax(1) for name in both]
+    mean = (probs[0] + probs[1]) / 2
+    torch.testing.assert_close(dense_logits(model, images).softmax(1), mean)
+    torch.testing.assert_close(model(images).softmax(1), mean)
+    for sample, expected in zip(model.predict(images), mean):
+        torch.testing.assert_close(sample.seg_logits.data.softmax(0), expected)
+        assert torch.equal(sample.pred_sem_seg.data[0], expected.argmax(0))
+
+
+def test_the_average_of_networks_slides_as_each_of_them_does():
+    cfg = tiny_segmentor()
+    cfg['test_cfg'] = dict(mode='slide', crop_size=(24, 24), stride=(16, 16))
+    torch.manual_seed(0)
+    model = MeanTeacher(cfg, semi_test_cfg=dict(predict_on=['student', 'teacher'])).eval()
+    images = torch.randn(1, 3, 32, 48)
+    probs = [
+        part.predict(images)[0].seg_logits.data.softmax(0)
+        for part in (model.student, model.teacher)
+    ]
+    found = model.predict(images)[0].seg_logits.data.softmax(0)
+    torch.testing.assert_close(found, (probs[0] + probs[1]) / 2)
+
+
+def test_averages_of_students_or_teachers_go_by_name():
+    model = build().eval()
+    image = torch.randn(1, 3, 32, 32)
+    for name, network in (('average', 'student'), ('teacher_average', 'teacher')):
+        with model.predicting_on(name):
+            assert torch.equal(model(image), getattr(model, network)(image))
+
+
+def test_certain_predictions_have_finite_averages():
+    model = build(semi_test_cfg=dict(predict_on=['student', 'teacher'])).eval()
+    for name in model.network_names:
+        torch.nn.init.normal_(model.network(name).decode_head.conv_seg.weight, std=1e4)
+    assert torch.isfinite(model(torch.randn(1, 3, 32, 32))).all()
+
+
 def test_prediction_is_on_the_teacher_by_default():
     assert build().predict_on == 'teacher'
 
@@ -96,6 +139,8 @@ def test_prediction_is_on_the_teacher_by_default():
     ('kwargs', 'message'),
     [
         (dict(semi_test_cfg=dict(predict_on='techer')), r"'techer'.*\['student', 'teacher'\]"),
+        (dict(semi_test_cfg=dict(predict_on=['student', 'x'])), r"\['student', 'x'\], but"),
+        (dict(semi_test_cfg=dict(predict_on=[])), r'predict_on` is \[\]'),
         (dict(teacher_mode='evaluate'), 'teacher_mode'),
         (dict(threshold=1.2), 'threshold'),
         (dict(ema=dict(momentum=2)), 'momentum'),
