@@ -1,1 +1,1 @@
-"""Pictures of what networks see and say."""
+"""Pictures of what networks see and say, and how good pseudo-labels are."""
