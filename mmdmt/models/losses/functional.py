@@ -23,11 +23,12 @@ Papers:
 
 import contextlib
 import math
-from typing import Callable, ContextManager, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 LossAndStats = Tuple[Tensor, Dict[str, Tensor]]
@@ -99,7 +100,7 @@ def dynamic_mutual_loss(
     log_prob = _log_softmax(logits)
     target, valid = _split_ignored(label, ignore_index)
     if gamma1 == gamma2 == 0:
-        return _unweighted_mutual_loss(log_prob, target, valid)
+        return _unweighted_mutual_loss(logits, log_prob, target, valid)
 
     student = _read_student(log_prob, target)
     pseudo = _per_sample(is_pseudo, label)
@@ -117,7 +118,7 @@ def dynamic_mutual_loss(
         student_wins=_count(student_wins & counted),
         mean_weight=_mean_over(weight, valid),
     )
-    return _mean_over(weight * _cross_entropy(log_prob, target), valid), stats
+    return _mean_over(weight * _cross_entropy(logits, log_prob, target), valid), stats
 
 
 def dynamic_self_loss(
@@ -150,7 +151,7 @@ def dynamic_self_loss(
     _check_is_pseudo(logits, is_pseudo)
     _check_gammas(gamma=gamma)
     target, valid = _split_ignored(label, ignore_index)
-    cross_entropy = _cross_entropy(_log_softmax(logits), target)
+    cross_entropy = _cross_entropy(logits, _log_softmax(logits), target)
     weight = (-cross_entropy.detach()).exp() ** gamma
     weight = weight.masked_fill(~_per_sample(is_pseudo, label), 1.0)
     stats = dict(mean_weight=_mean_over(weight, valid))
@@ -193,11 +194,11 @@ def online_pseudo_loss(
     target, learned = _split_ignored(label, ignore_index)
     inside = torch.ones_like(learned) if valid is None else valid
     pseudo = _per_sample(is_pseudo, label)
-    top = log_prob.detach().max(dim=1)
+    top = log_prob.max(dim=1)
     kept = pseudo & inside & (top.values.exp() > threshold)
     target = torch.where(pseudo, top.indices, target)
     learned = torch.where(pseudo, kept, learned & inside)
-    loss = _mean_over(_cross_entropy(log_prob, target), learned)
+    loss = _mean_over(_cross_entropy(logits, log_prob, target), learned)
     return loss, dict(keep_ratio=_count(kept) / _count(pseudo & inside).clamp(min=1))
 
 
@@ -239,7 +240,7 @@ def confidence_share_loss(
     """
     _check_maps(logits, label=label, confidence=confidence)
     target, valid = _split_ignored(label, ignore_index)
-    cross_entropy = _cross_entropy(_log_softmax(logits), target)
+    cross_entropy = _cross_entropy(logits, _log_softmax(logits), target)
     confident = (confidence.to(cross_entropy) >= threshold) & valid
     if not per_image:
         share = _count(confident) / _count(valid).clamp(min=1)
@@ -279,7 +280,8 @@ def masked_consistency_loss(
     _check_maps(logits, label=label, confidence=confidence, valid=valid)
     valid = valid.bool()
     kept = (confidence.float() >= threshold) & valid
-    cross_entropy = _cross_entropy(_log_softmax(logits), label.long().masked_fill(~kept, 0))
+    target = label.long().masked_fill(~kept, 0)
+    cross_entropy = _cross_entropy(logits, _log_softmax(logits), target)
     count = _count(valid).clamp(min=1)
     loss = cross_entropy.masked_fill(~kept, 0).sum() / count
     return loss, dict(keep_ratio=_count(kept) / count)
@@ -488,8 +490,8 @@ def mixup_loss(
         Scalar loss.
     """
     log_prob, label = _log_softmax(logits), soft_label.argmax(dim=1)
-    mixed = lam * _cross_entropy(log_prob, label)
-    mixed = mixed + (1 - lam) * _cross_entropy(log_prob, label[perm])
+    mixed = lam * _cross_entropy(logits, log_prob, label)
+    mixed = mixed + (1 - lam) * _cross_entropy(logits, log_prob, label[perm])
     return (weight * mixed).sum() / max(1, len(logits))
 
 
@@ -505,10 +507,9 @@ class _Student(NamedTuple):
     agrees: Tensor  # whether label and target are the same class
 
 
-@torch.no_grad()
 def _read_student(log_prob: Tensor, target: Tensor) -> _Student:
     top = log_prob.max(dim=1)
-    trust = (-_cross_entropy(log_prob, target)).exp()
+    trust = _of_class(log_prob, target).exp()
     return _Student(top.indices, top.values.exp(), trust, top.indices == target)
 
 
@@ -522,19 +523,22 @@ def _mutual_weight(student: _Student, student_wins: Tensor, gamma1: float, gamma
     return weight.masked_fill(student_wins, 0.0)
 
 
-def _unweighted_mutual_loss(log_prob: Tensor, target: Tensor, valid: Tensor) -> LossAndStats:
+def _unweighted_mutual_loss(
+    logits: Tensor, log_prob: Tensor, target: Tensor, valid: Tensor
+) -> LossAndStats:
     off = torch.full((), -1.0, device=log_prob.device)
     weight = torch.ones((), device=log_prob.device)
     stats = dict(disagreement=off, student_wins=off.clone(), mean_weight=weight)
-    return _mean_over(_cross_entropy(log_prob, target), valid), stats
+    return _mean_over(_cross_entropy(logits, log_prob, target), valid), stats
 
 
 # ------------------------------------------------------------------------------ parts: pixel maps
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
+    """Without gradient, which :func:`_cross_entropy` makes: the one full-size tensor of a loss."""
     half = logits.dtype in (torch.float16, torch.bfloat16)
-    return F.log_softmax(logits, dim=1, dtype=torch.float32 if half else None)
+    return F.log_softmax(logits.detach(), dim=1, dtype=torch.float32 if half else None)
 
 
 def _split_ignored(label: Tensor, ignore_index: int) -> Tuple[Tensor, Tensor]:
@@ -543,9 +547,37 @@ def _split_ignored(label: Tensor, ignore_index: int) -> Tuple[Tensor, Tensor]:
     return label.long().masked_fill(~valid, 0), valid
 
 
-def _cross_entropy(log_prob: Tensor, target: Tensor) -> Tensor:
+def _of_class(values: Tensor, target: Tensor) -> Tensor:
+    """Value of the target's class: (N, C, *), (N, *) -> (N, *)."""
     # gather and not nll_loss, whose CUDA kernel has no deterministic version
-    return -log_prob.gather(1, target.unsqueeze(1)).squeeze(1)
+    return values.gather(1, target.unsqueeze(1)).squeeze(1)
+
+
+def _cross_entropy(logits: Tensor, log_prob: Tensor, target: Tensor) -> Tensor:
+    """Cross entropy (N, *) of ``logits``, whose log-softmax is known."""
+    return _CrossEntropy.apply(logits, log_prob, target)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Cross entropy whose gradient is made in place.
+
+    Autograd would make one full-size tensor for the gradient of the log-softmax, nearly all zeros,
+    and another for that of the logits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, log_prob: Tensor, target: Tensor) -> Tensor:
+        ctx.save_for_backward(log_prob, target)
+        ctx.dtype = logits.dtype
+        return -_of_class(log_prob, target)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, None, None]:
+        log_prob, target = ctx.saved_tensors
+        grad = grad.unsqueeze(1)
+        result = log_prob.exp().mul_(grad).scatter_add_(1, target.unsqueeze(1), -grad)
+        return result.to(ctx.dtype), None, None
 
 
 def _mean_over(values: Tensor, mask: Tensor) -> Tensor:
