@@ -1,0 +1,256 @@
+"""Say how good the pseudo-labels of a stage are: kept shares, accuracy, IoU, calibration, pictures.
+
+Usage::
+
+python tools/analysis_tools/inspect_pseudo_labels.py work_dirs/dmt/stage_1_a/pseudo_labels
+# labels of another origin, or masks at another place than those of the labeled images:
+python tools/analysis_tools/inspect_pseudo_labels.py STORE --config CONFIG --mask-dir masks/all
+
+Where an image has a mask, of whatever origin, its pseudo-label is compared with it; masks are
+looked for where those of the labeled images are. Writes quality.json, quality.txt and sheet.png
+(the best and worst images) to STORE/../inspection, or to --out-dir.
+"""
+
+import argparse
+import json
+import os.path as osp
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import cv2
+import numpy as np
+from mmcv.transforms import Compose
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.datasets.transforms import LoadAnnotations
+
+import mmdmt  # noqa: F401  (says what to install when something is missing)
+from mmdmt.evaluation.pseudo_label_quality import PseudoLabelQuality, quality_table
+from mmdmt.evaluation.visualization import (
+    class_legend,
+    colorize_label,
+    confidence_heatmap,
+    overlay_label,
+    stack_sheets,
+    tile_images,
+)
+from mmdmt.pseudo import PseudoLabelStore, apply_thresholds
+from mmdmt.registry import DATASETS
+from mmdmt.utils.atomic import atomic_path, write_text_atomically
+from mmdmt.utils.config import normalize_config
+
+#: Colors of kept pixels that are right and wrong.
+RIGHT, WRONG = [0, 140, 0], [220, 0, 0]
+COLUMNS = ['image', 'pseudo-label, kept', 'confidence', 'truth', 'kept: right, wrong']
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description='Say how good stored pseudo-labels are')
+    parser.add_argument('store', help='folder of the pseudo-labels, such as .../pseudo_labels')
+    parser.add_argument(
+        '--config', help='config with both training sources (default: config.py beside the store)'
+    )
+    parser.add_argument('--mask-dir', help='where masks are (default: as the labeled images)')
+    parser.add_argument('--mask-suffix', help='end of their names (default: the same)')
+    parser.add_argument('--out-dir', help='default: inspection, beside the store')
+    parser.add_argument(
+        '--pictures', type=int, default=4, help='best images on the sheet, and as many worst'
+    )
+    parser.add_argument('--cell', type=int, default=240, help='largest side of a picture, pixels')
+    args = parser.parse_args(argv)
+    if args.pictures < 0 or args.cell < 16:
+        parser.error('--pictures must not be negative and --cell at least 16')
+    beside = osp.dirname(osp.abspath(args.store))
+    args.config = args.config or osp.join(beside, 'config.py')
+    args.out_dir = Path(args.out_dir or osp.join(beside, 'inspection'))
+    return args
+
+
+@dataclass
+class ImageScore:
+    """What an image is sorted by: accuracy of kept pixels, or mean confidence without truth."""
+
+    name: str
+    value: float
+    text: str
+
+
+class LabelSource:
+    """Images, masks and class names that belong to the names of a store.
+
+    Args:
+        cfg: Config whose ``train_dataloader.dataset`` has a labeled and an unlabeled source.
+        mask_dir: Folder of the masks; default that of the labeled source.
+        mask_suffix: End of their names; default that of the labeled source.
+
+    Raises:
+        ValueError: If the config has not two sources.
+    """
+
+    def __init__(
+        self, cfg: Config, mask_dir: Optional[str] = None, mask_suffix: Optional[str] = None
+    ) -> None:
+        sources = cfg.train_dataloader.dataset.get('datasets', [])
+        if len(sources) != 2:
+            raise ValueError(
+                f'{cfg.filename}: `train_dataloader.dataset` must be a mmdmt.SemiDataset of a '
+                f'labeled and an unlabeled source, it has {len(sources)}'
+            )
+        self.labeled = DATASETS.build(dict(sources[0], pipeline=[], lazy_init=True))
+        unlabeled = DATASETS.build(sources[1])
+        infos = (unlabeled.get_data_info(index) for index in range(len(unlabeled)))
+        self.image_paths = {info['name']: info['img_path'] for info in infos}
+        # As the images were loaded for labeling: the first transform decides on the size.
+        self.load_image = Compose([_first_step(sources[1])])
+        self.mask_dir = mask_dir or self.labeled.data_prefix.get('seg_map_path') or ''
+        self.mask_suffix = mask_suffix or self.labeled.seg_map_suffix
+
+    @property
+    def metainfo(self) -> Dict[str, Any]:
+        """``classes`` and ``palette`` of the labeled source."""
+        return self.labeled.metainfo
+
+    def image(self, name: str) -> np.ndarray:
+        """(H, W, 3) uint8 RGB image."""
+        image = self.load_image(dict(img_path=self.image_paths[name]))['img']
+        return np.ascontiguousarray(image[..., ::-1])
+
+    def truth(self, name: str, size: Sequence[int]) -> Optional[np.ndarray]:
+        """(H, W) uint8 true classes at ``size`` (nearest neighbor); None if there is no mask."""
+        path = osp.join(self.mask_dir, name + self.mask_suffix)
+        if not self.mask_dir or not osp.isfile(path):
+            return None
+        info = dict(
+            seg_map_path=path,
+            seg_fields=[],
+            reduce_zero_label=self.labeled.reduce_zero_label,
+            label_map=self.labeled.label_map,
+        )
+        mask = LoadAnnotations()(info)['gt_seg_map']
+        if mask.shape != tuple(size):  # labels of a protocol at reduced size
+            mask = cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
+        return mask
+
+
+class Inspector:
+    """Reads a store once, counts, and ranks the images.
+
+    Args:
+        store: A finished store.
+        source: What belongs to its names.
+    """
+
+    def __init__(self, store: PseudoLabelStore, source: LabelSource) -> None:
+        self.store = store
+        self.source = source
+        self.manifest = store.manifest
+        self.quality = PseudoLabelQuality(self.manifest['num_classes'])
+        self.scores: List[ImageScore] = []
+
+    def run(self) -> Dict[str, Any]:
+        """Count all images.
+
+        Returns:
+            dict: Of :meth:`PseudoLabelQuality.compute`, with ``store``, ``checkpoint``, ``ratio``
+            and ``thresholds`` of the manifest.
+        """
+        for name in self.manifest['files']:
+            self._add(name)
+        self.scores.sort(key=lambda score: -score.value)
+        facts = {key: self.manifest.get(key) for key in ('checkpoint', 'ratio', 'thresholds')}
+        return dict(store=str(self.store.root), **facts, **self.quality.compute())
+
+    def _add(self, name: str) -> None:
+        label, confidence = self.store.get(name)
+        kept = apply_thresholds(label, confidence, self.manifest['thresholds']) != 255
+        truth = self.source.truth(name, label.shape)
+        self.quality.update(label, confidence, kept, truth)
+        self.scores.append(_score(name, label, confidence, kept, truth))
+
+    def sheet(self, pictures: int, cell: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB: a row for each of the best and worst images, and a legend."""
+        count = min(pictures, (len(self.scores) + 1) // 2)
+        chosen = [('best', score) for score in self.scores[:count]]
+        chosen += [('worst', score) for score in self.scores[count:][-count:]]
+        grid = tile_images(
+            [self._row(score.name) for _, score in chosen],
+            column_titles=COLUMNS,
+            row_titles=[f'{kind}: {score.name}, {score.text}' for kind, score in chosen],
+            cell_size=(cell, cell),
+        )
+        meta = self.source.metainfo
+        return stack_sheets([grid, class_legend(meta['classes'], meta['palette'], grid.shape[1])])
+
+    def _row(self, name: str) -> List[Optional[np.ndarray]]:
+        kept, confidence = self.store.get_thresholded(name)
+        image, palette = self.source.image(name), self.source.metainfo['palette']
+        if image.shape[:2] != kept.shape:
+            image = cv2.resize(image, kept.shape[::-1], interpolation=cv2.INTER_AREA)
+        truth = self.source.truth(name, kept.shape)
+        row = [image, overlay_label(image, kept, palette), confidence_heatmap(confidence)]
+        if truth is None:
+            return row
+        marks = np.where((kept == 255) | (truth == 255), 255, kept != truth).astype(np.uint8)
+        return [*row, overlay_label(image, truth, palette), colorize_label(marks, [RIGHT, WRONG])]
+
+
+def _first_step(source: Dict[str, Any]) -> Dict[str, Any]:
+    """The transform that loads the images of a source, or of its first part."""
+    while 'pipeline' not in source:
+        source = source['datasets'][0]
+    return dict(source['pipeline'][0])
+
+
+def _score(
+    name: str,
+    label: np.ndarray,
+    confidence: np.ndarray,
+    kept: np.ndarray,
+    truth: Optional[np.ndarray],
+) -> ImageScore:
+    """Rank of an image; where nothing can be compared it is between the best and the worst."""
+    share = f'kept {100 * kept.mean():.0f} %'
+    if truth is None:
+        mean = float(confidence.mean())
+        return ImageScore(name, mean, f'{share}, mean confidence {mean:.3f}')
+    known = kept & (truth != 255)
+    if not known.any():
+        return ImageScore(name, 0.5, f'{share}, none of it with truth')
+    accuracy = float((label == truth)[known].mean())
+    return ImageScore(name, accuracy, f'{share}, {100 * accuracy:.1f} % of it correct')
+
+
+def main(argv: Optional[Sequence[str]] = None) -> Dict[str, Any]:
+    """Inspect a store.
+
+    Args:
+        argv: Command line, for calls from Python.
+
+    Returns:
+        dict: What ``quality.json`` holds.
+    """
+    args = parse_args(argv)
+    if not osp.isfile(args.config):
+        raise FileNotFoundError(f'{args.config} does not exist: name the config with --config')
+    cfg = normalize_config(Config.fromfile(args.config))
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    source = LabelSource(cfg, args.mask_dir, args.mask_suffix)
+    inspector = Inspector(PseudoLabelStore(args.store), source)
+    quality = inspector.run()
+    table = quality_table(quality, source.metainfo['classes'])
+    write_text_atomically(args.out_dir / 'quality.json', json.dumps(quality, indent=1))
+    write_text_atomically(args.out_dir / 'quality.txt', table + '\n')
+    print(table)
+    if args.pictures:
+        sheet = inspector.sheet(args.pictures, args.cell)
+        with atomic_path(args.out_dir / 'sheet.png') as temporary:
+            temporary.write_bytes(cv2.imencode('.png', sheet[..., ::-1])[1].tobytes())
+    print(f'\nWritten to {args.out_dir}')
+    return quality
+
+
+if __name__ == '__main__':
+    main()
