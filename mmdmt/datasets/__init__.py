@@ -7,6 +7,7 @@ from .transforms import (
     LoadImageAtSize,
     LoadPseudoLabels,
     PackSemiInputs,
+    ScoreAtImageSize,
 )
 from .unlabeled_dataset import UnlabeledDataset
 
@@ -16,6 +17,7 @@ __all__ = [
     'LoadPseudoLabels',
     'MultiSourceSampler',
     'PackSemiInputs',
+    'ScoreAtImageSize',
     'SeededIndex',
     'SemiDataset',
     'UnlabeledDataset',

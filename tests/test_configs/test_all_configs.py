@@ -4,6 +4,7 @@ import copy
 import functools
 import re
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import yaml
 from mmengine.config import Config
 from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
 from mmseg.registry import DATASETS as MMSEG_DATASETS
+from torch.nn.modules.conv import _ConvNd
 
 import mmdmt  # noqa: F401
 from mmdmt.registry import MODELS
@@ -69,7 +71,10 @@ def offline(model):
 def build_once(model_text):
     """Build one of the different models; the text is that of its config."""
     model = Config.fromstring(f'model = {model_text}', '.py').model
-    with DefaultScope.overwrite_default_scope('mmseg'):
+    # Nobody looks at the weights: drawing them takes two thirds of the time.
+    convolutions = mock.patch.object(_ConvNd, 'reset_parameters')
+    linear = mock.patch.object(torch.nn.Linear, 'reset_parameters')
+    with convolutions, linear, DefaultScope.overwrite_default_scope('mmseg'):
         return type(MODELS.build(model)).__name__
 
 
