@@ -1,6 +1,14 @@
-"""Segmentors, heads, losses, views and data preprocessors."""
+"""Segmentors, backbones, heads, losses, views and data preprocessors."""
 
-from . import data_preprocessors, decode_heads, losses, segmentors, views
+from . import backbones, data_preprocessors, decode_heads, losses, segmentors, views
 from .teachers import EMAUpdater
 
-__all__ = ['EMAUpdater', 'data_preprocessors', 'decode_heads', 'losses', 'segmentors', 'views']
+__all__ = [
+    'EMAUpdater',
+    'backbones',
+    'data_preprocessors',
+    'decode_heads',
+    'losses',
+    'segmentors',
+    'views',
+]

@@ -67,6 +67,13 @@ DEPENDENCIES = (
         ('mmsegmentation', '"mmsegmentation>=1.2.2,<1.3"'),
     ),
 )
+MMPRETRAIN = Dependency(
+    'mmpretrain',
+    '1.2.0',
+    '1.4.0',
+    '"onedl-mmpretrain>=1.3.6,<1.4"',
+    ('mmpretrain', '"mmpretrain>=1.2.0,<1.3"'),
+)
 _UNDECLARED_BY_MMSEG = ('ftfy', 'regex')
 
 
@@ -87,6 +94,22 @@ def check_dependencies() -> None:
                 f'install: run `pip install {name}`.'
             )
     _check_mmseg_models()
+
+
+def check_optional(dependency: Dependency, purpose: str) -> None:
+    """Import a library that only a part of the package needs and compare its version.
+
+    Args:
+        dependency: The library.
+        purpose: What needs it, for the message.
+
+    Raises:
+        ImportError: If it is missing, broken or of a wrong version, with the command that mends it.
+    """
+    try:
+        _check_version(dependency, _import(dependency))
+    except ImportError as error:
+        raise ImportError(f'{purpose}: {error}') from error
 
 
 def _import(dependency: Dependency) -> ModuleType:

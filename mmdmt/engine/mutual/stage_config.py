@@ -10,6 +10,7 @@ from mmengine.config import Config, ConfigDict
 from .plan import MutualPlan, Stage
 
 MUTUAL_KEYS = {
+    'task',
     'members',
     'ratios',
     'select',
@@ -38,6 +39,7 @@ VOLATILE_KEYS = (
     'prefetch_factor',
     'data_root',
     'store_dir',
+    'soft_labels',
     'val_interval',
     'work_dir',
 )
@@ -56,13 +58,18 @@ class StageConfigBuilder:
         ValueError: On unknown or missing keys, naming them.
     """
 
+    # What another task changes, see `classification_stages`.
+    model_types = ('EncoderDecoder', 'mmseg.EncoderDecoder')
+    labeling_keys = LABELING_KEYS
+    default_metric = 'mIoU'
+
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
         self.mutual = _plain(cfg.get('mutual') or {})
         self._check()
         self.plan = MutualPlan(self.mutual['members'], self.mutual['ratios'])
         self.select = self.mutual.get('select', 'last')
-        self.metric = self.mutual.get('metric', 'mIoU')
+        self.metric = self.mutual.get('metric', self.default_metric)
 
     def _check(self) -> None:
         _refuse_unknown('mutual', self.mutual, MUTUAL_KEYS)
@@ -71,14 +78,14 @@ class StageConfigBuilder:
                 raise ValueError(f'the config has no `mutual.{key}`')
         for key in ('supervised', 'round'):
             _refuse_unknown(f'mutual.{key}', self.mutual.get(key, {}), STAGE_KEYS)
-        _refuse_unknown('mutual.labeling', self.mutual.get('labeling', {}), LABELING_KEYS)
+        _refuse_unknown('mutual.labeling', self.mutual.get('labeling', {}), self.labeling_keys)
         if self.mutual.get('select', 'last') not in ('last', 'best'):
             raise ValueError(
                 f"`mutual.select` must be 'last' or 'best', got {self.mutual['select']!r}"
             )
-        if self.cfg.model.get('type') not in ('EncoderDecoder', 'mmseg.EncoderDecoder'):
+        if self.cfg.model.get('type') not in self.model_types:
             raise ValueError(
-                f'`model.type` must be EncoderDecoder for mutual training, got '
+                f'`model.type` must be {self.model_types[0]} for mutual training, got '
                 f'{self.cfg.model.get("type")!r}'
             )
         sources = self.cfg.train_dataloader.dataset.get('datasets', [])
@@ -109,7 +116,7 @@ class StageConfigBuilder:
             Config: Of an ordinary run of ``mmdmt.SemiRunner``.
         """
         cfg = self._member_config(stage)
-        settings = self.mutual.get('round' if stage.round else 'supervised', {})
+        settings = self._settings(stage)
         # Copies: merging takes `_delete_` out of what is merged, which later stages need too.
         cfg.merge_from_dict(copy.deepcopy(settings.get('cfg_options', {})))
         _set_schedule(cfg, settings.get('max_iters'), settings.get('lr'))
@@ -136,6 +143,10 @@ class StageConfigBuilder:
         for key in COMPARED_KEYS:
             _flatten(key, cfg.get(key), flat)
         return flat
+
+    def _settings(self, stage: Stage) -> Dict[str, Any]:
+        """``mutual.supervised`` or ``mutual.round``."""
+        return self.mutual.get('round' if stage.round else 'supervised', {})
 
     def _member_config(self, stage: Stage) -> Config:
         """The whole config with the member's options, the way round 0 sees it."""

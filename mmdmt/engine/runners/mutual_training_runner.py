@@ -16,9 +16,9 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 from mmdmt.engine.checkpoint import find_latest_valid_checkpoint
+from mmdmt.engine.mutual import build_stage_config_builder
 from mmdmt.engine.mutual.ledger import Ledger, stage_table
 from mmdmt.engine.mutual.plan import Stage
-from mmdmt.engine.mutual.stage_config import StageConfigBuilder
 from mmdmt.registry import HOOKS, RUNNERS
 from mmdmt.utils.config import normalize_config
 
@@ -56,6 +56,8 @@ class MutualTrainingRunner:
 
     Used through ``runner_type='mmdmt.MutualTrainingRunner'`` and the key ``mutual``:
 
+    - ``task`` ('segmentation' | 'classification'): defaults to segmentation; for classification
+      see :class:`~mmdmt.engine.mutual.ClassificationStageConfigBuilder`.
     - ``members`` (list[dict]): see :class:`~mmdmt.engine.mutual.MutualPlan`.
     - ``ratios`` (list[float]): one per round.
     - ``select`` ('last' | 'best'): which checkpoint of a stage goes on. 'last' is the default;
@@ -74,7 +76,7 @@ class MutualTrainingRunner:
 
     def __init__(self, cfg: Config) -> None:
         self.cfg = normalize_config(cfg)
-        self.builder = StageConfigBuilder(self.cfg)
+        self.builder = build_stage_config_builder(self.cfg)
         self.plan = self.builder.plan
         self.work_dir = osp.abspath(self.cfg.work_dir)
         self.ledger = Ledger(self.work_dir)

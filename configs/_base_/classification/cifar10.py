@@ -1,0 +1,85 @@
+# CIFAR-10 with few labels.
+#
+# data_root/
+#   cifar-10-batches-py/           the python version, as mmpretrain reads it
+#   splits/validation/val.txt      200 images, 20 of each class
+#   splits/<n>/seed_<s>/           labeled.txt and unlabeled.txt, n = 40, 250, 1000 or 4000
+#
+# python tools/misc/split_classes.py --dataset CIFAR10 --data-root data/cifar10 \
+#     --out-dir data/cifar10/splits          draws the lists; with --download it fetches the data
+#
+# Settings of `overridable` may be set once, at the top level of a child config or by --cfg-options.
+_base_ = './augment.py'
+
+data_root = 'data/cifar10'
+labeled_list = 'splits/4000/seed_1/labeled.txt'
+unlabeled_list = 'splits/4000/seed_1/unlabeled.txt'
+val_list = 'splits/validation/val.txt'
+batch_size = 512  # labeled and unlabeled images together, on each device
+overridable = dict(
+    data_root=data_root,
+    labeled_list=labeled_list,
+    unlabeled_list=unlabeled_list,
+    batch_size=batch_size,
+)
+
+train_images = dict(type='mmpretrain.CIFAR10', data_root=data_root, split='train', download=False)
+train_pipeline = [
+    dict(type='RandomCrop', crop_size=32, padding=4, pad_val=128),
+    dict(type='RandomFlip', prob=0.5),
+    _base_.rand_augment,
+    dict(type='PackInputs', algorithm_keys=('soft_label',)),
+]
+test_pipeline = [dict(type='PackInputs')]
+
+labeled_dataset = dict(
+    type='mmdmt.ListedDataset',
+    dataset=train_images,
+    data_root=data_root,
+    ann_file=labeled_list,
+    pipeline=train_pipeline,
+)
+unlabeled_dataset = dict(
+    type='mmdmt.ListedDataset',
+    dataset=train_images,
+    data_root=data_root,
+    ann_file=unlabeled_list,
+    labeled=False,
+    pipeline=train_pipeline,
+)
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=4,
+    persistent_workers=True,
+    drop_last=False,
+    collate_fn=dict(type='default_collate'),
+    sampler=dict(type='mmdmt.MultiSourceSampler', batch_size=batch_size, source_ratio=[1, 7]),
+    dataset=dict(type='mmdmt.SemiDataset', datasets=[labeled_dataset, unlabeled_dataset]),
+)
+val_dataloader = dict(
+    batch_size=256,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='mmdmt.ListedDataset',
+        dataset=train_images,
+        data_root=data_root,
+        ann_file=val_list,
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = dict(
+    batch_size=256,
+    num_workers=2,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='mmpretrain.CIFAR10',
+        data_root=data_root,
+        split='test',
+        download=False,
+        pipeline=test_pipeline,
+    ),
+)
+val_evaluator = dict(type='Accuracy', topk=(1,))
+test_evaluator = val_evaluator

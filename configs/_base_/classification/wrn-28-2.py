@@ -1,0 +1,21 @@
+# WRN-28-2 for images of 32x32: pre-activation, 32, 64 and 128 channels, no dropout; 1.47 million
+# parameters with ten classes. Normalization of CIFAR-10 as published with DMT, for RGB images.
+num_classes = 10
+
+model = dict(
+    type='mmdmt.MutualClassifier',
+    data_preprocessor=dict(
+        type='ClsDataPreprocessor',
+        mean=[125.30, 122.99, 113.90],
+        std=[63.00, 62.11, 66.71],
+        to_rgb=False,
+    ),
+    backbone=dict(type='mmdmt.WideResNet', depth=28, widen_factor=2),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=num_classes, in_channels=128),
+    # Labeled images only; the rounds of mutual training set the gammas.
+    gamma1=0.0,
+    gamma2=0.0,
+    mixup_alpha=0.75,
+    update_bn_twice=False,
+)

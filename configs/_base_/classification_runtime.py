@@ -1,0 +1,16 @@
+# What runs of mmpretrain classifiers need beside default_runtime.py.
+_base_ = './default_runtime.py'
+
+default_scope = 'mmpretrain'
+custom_imports = dict(imports=['mmdmt', 'mmdmt.classification'], allow_failed_imports=False)
+
+default_hooks = dict(
+    dataset_check=dict(_delete_=True, type='mmdmt.ListCheckHook'),
+    visualization=dict(_delete_=True, type='VisualizationHook', enable=False),
+)
+visualizer = dict(
+    _delete_=True,
+    type='UniversalVisualizer',
+    vis_backends=[dict(type='LocalVisBackend')],
+)
+tta_model = dict(_delete_=True, type='AverageClsScoreTTA')

@@ -1,0 +1,13 @@
+# Labeled images only: 2120 passes over the 1000 labels, as published, in batches of 512.
+_base_ = [
+    '../_base_/classification_runtime.py',
+    '../_base_/classification/wrn-28-2.py',
+    '../_base_/classification/cifar10.py',
+    '../_base_/classification/schedule_sgd.py',
+]
+
+labeled_list = 'splits/1000/seed_1/labeled.txt'
+unlabeled_list = 'splits/1000/seed_1/unlabeled.txt'
+train_dataloader = dict(
+    sampler=dict(source_ratio=[1]), dataset=dict(datasets=[_base_.labeled_dataset])
+)

@@ -1,0 +1,5 @@
+"""Backbones."""
+
+from .wide_resnet import WideResNet
+
+__all__ = ['WideResNet']
