@@ -16,3 +16,5 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min=0.0, begin=0, end=max_iters, by_epoch=False),
 ]
 train_cfg = dict(max_iters=max_iters, val_interval=900)
+# Over so few steps an average of 1000 would hold the first ones too.
+custom_hooks = [dict(type='EMAHook', ema_type='mmdmt.EMAModel', momentum=0.99)]
