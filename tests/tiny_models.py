@@ -50,6 +50,31 @@ def tiny_segmentor(num_classes=NUM_CLASSES, auxiliary=False, dropout=0.1):
     return cfg
 
 
+def tiny_segformer(num_classes=NUM_CLASSES):
+    """Config of an EncoderDecoder with a transformer, and nothing in common with the other one."""
+    cfg = tiny_segmentor(num_classes)
+    cfg['backbone'] = dict(
+        type='MixVisionTransformer',
+        embed_dims=8,
+        num_stages=4,
+        num_layers=[1, 1, 1, 1],
+        num_heads=[1, 1, 1, 1],
+        sr_ratios=[2, 1, 1, 1],
+        mlp_ratio=2,
+    )
+    cfg['decode_head'] = dict(
+        type='SegformerHead',
+        in_channels=[8, 8, 8, 8],
+        in_index=[0, 1, 2, 3],
+        channels=8,
+        num_classes=num_classes,
+        norm_cfg=dict(type='BN'),
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True),
+    )
+    return cfg
+
+
 NORMALIZE = dict(
     mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True, seg_pad_val=255
 )

@@ -2,7 +2,12 @@
 
 from .codec import DamagedMapError
 from .store import PseudoLabelStats, PseudoLabelStore, StoreIncompleteError, StoreMismatchError
-from .thresholds import ClassBalancedThreshold, apply_thresholds
+from .thresholds import (
+    ClassBalancedThreshold,
+    apply_threshold_ratio,
+    apply_thresholds,
+    ratio_rule_thresholds,
+)
 
 __all__ = [
     'ClassBalancedThreshold',
@@ -11,5 +16,7 @@ __all__ = [
     'PseudoLabelStore',
     'StoreIncompleteError',
     'StoreMismatchError',
+    'apply_threshold_ratio',
     'apply_thresholds',
+    'ratio_rule_thresholds',
 ]

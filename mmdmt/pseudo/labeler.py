@@ -2,8 +2,9 @@
 
 import hashlib
 import os.path as osp
+import shutil
 import time
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.dataset import pseudo_collate
@@ -17,7 +18,6 @@ from mmengine.dist import (
     is_main_process,
 )
 from mmengine.logging import print_log
-from mmseg.structures import SegDataSample
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -25,8 +25,18 @@ from mmdmt.engine.checkpoint import load_checkpoint_file
 from mmdmt.models.segmentors.semi_base import build_segmentor
 from mmdmt.registry import DATASETS
 
+from .prediction import check_tta, predict_probabilities
 from .store import PseudoLabelStore
-from .thresholds import ClassBalancedThreshold
+from .thresholds import (
+    BALANCES,
+    RULES,
+    ClassBalancedThreshold,
+    ratio_rule_thresholds,
+    threshold_ratio_labels,
+)
+
+#: Folder in the store of the rule 'threshold_ratio' while its thresholds are being found.
+FIRST_PASS = 'first_pass'
 
 
 def checkpoint_identity(path: str) -> Dict[str, Any]:
@@ -38,10 +48,10 @@ def checkpoint_identity(path: str) -> Dict[str, Any]:
     return dict(file=osp.basename(path), bytes=osp.getsize(path), sha256=digest.hexdigest())
 
 
-def label_and_confidence(seg_logits: Tensor) -> tuple:
-    """Most probable class (H, W), uint8, and its softmax probability (H, W) of (C, H, W) logits."""
-    confidence, label = seg_logits.float().softmax(dim=0).max(dim=0)
-    return label.to(torch.uint8), confidence
+def most_probable(prob: Tensor) -> Tuple[Tensor, Tensor]:
+    """Most probable class (H, W) and its probability (H, W) of (C, H, W) probabilities."""
+    confidence, label = prob.max(dim=0)
+    return label, confidence
 
 
 class PseudoLabeler:
@@ -52,14 +62,30 @@ class PseudoLabeler:
     that was continued ends with exactly the manifest of an uninterrupted one, on any number of
     ranks.
 
+    The rule ``'threshold_ratio'`` needs the thresholds before it can choose a class, and the
+    probabilities of all classes, which are too large to keep: it takes a second forward. The
+    first pass is kept in ``<store_dir>/first_pass`` until the second is finished.
+
     Args:
         store_dir (str): Folder of the store.
         model (dict): Config of an ordinary mmseg segmentor.
         dataset (dict): Config of the images with a test pipeline; its data infos have ``name``.
-        batch_size (int): Images per forward; above 1 only for images of one size. Defaults to 1.
+        batch_size (int): Images per forward. Images of different sizes are predicted one by one.
+            Defaults to 1.
         num_workers (int): Loader workers. Defaults to 2.
         pixel_stride (int): Thresholds use every n-th pixel. Defaults to 16.
         bins (int, optional): Bins of a constant-memory histogram; exact ranks by default.
+        rule (str): ``'argmax'`` (DMT), or ``'threshold_ratio'`` (CRST, DST-CBC), see
+            :func:`~mmdmt.pseudo.apply_threshold_ratio`. Defaults to ``'argmax'``.
+        balance (str): ``'class'`` keeps a share of the pixels of each class, ``'global'`` of all
+            together. Defaults to ``'class'``.
+        threshold (float, optional): One confidence that all pixels need, instead of a share.
+        amp (bool): Whether to predict in half precision (bfloat16 on a CPU). Defaults to False.
+        tta (dict, optional): ``flip`` (bool) and ``scales`` (list of factors), over which
+            probabilities are averaged; one forward for each. Defaults to none.
+
+    Raises:
+        ValueError: If a setting is unknown, or two contradict each other.
     """
 
     def __init__(
@@ -71,7 +97,14 @@ class PseudoLabeler:
         num_workers: int = 2,
         pixel_stride: int = 16,
         bins: Optional[int] = None,
+        rule: str = 'argmax',
+        balance: str = 'class',
+        threshold: Optional[float] = None,
+        amp: bool = False,
+        tta: Optional[dict] = None,
     ) -> None:
+        check_selection(rule, balance, threshold)
+        check_tta(tta)
         self.store = PseudoLabelStore(store_dir)
         self.model_cfg = model
         self.dataset_cfg = dataset
@@ -79,13 +112,18 @@ class PseudoLabeler:
         self.num_workers = num_workers
         self.pixel_stride = pixel_stride
         self.bins = bins
+        self.rule = rule
+        self.balance = balance
+        self.threshold = threshold
+        self.amp = amp
+        self.tta = tta
 
     def run(self, checkpoint: str, ratio: float, trusted: Sequence[str] = ()) -> Dict[str, Any]:
         """Label all images that are not labeled yet and finish the store.
 
         Args:
             checkpoint (str): Weights of the network that labels.
-            ratio (float): Share of pixels kept per class, in (0, 1].
+            ratio (float): Share of pixels kept, in (0, 1]. Not used with ``threshold``.
             trusted (Sequence[str]): Checkpoints that may hold more than tensors.
 
         Returns:
@@ -95,55 +133,112 @@ class PseudoLabeler:
         names = [dataset.get_data_info(index)['name'] for index in range(len(dataset))]
         model = build_segmentor(self.model_cfg)
         meta = self._meta(checkpoint, ratio, model.num_classes)
-        finished = _from_main(lambda: self._open(names, meta))
+        finished = _from_main(lambda: self._open(self.store, names, meta))
         if finished is not None:
             return finished
-        own = set(self.store.missing(names[get_rank() :: get_world_size()]))
-        barrier()
-        indices = [index for index, name in enumerate(names) if name in own]
-        if indices:
-            self._load_weights(model, checkpoint, trusted)
-            self._label(dataset, indices, names, model.to(get_device()).eval())
-        barrier()
-        return self._finish(names, ratio, meta['num_classes'])
+        network = _Network(model, checkpoint, trusted)
+        if self.rule == 'argmax':
+            return self._pass(self.store, dataset, names, network, meta, most_probable)
+        return self._second_pass(dataset, names, network, meta)
 
     def summary(self, manifest: Dict[str, Any]) -> str:
         """One line about a finished store."""
         kept = manifest['kept_share']
         return (
             f'Pseudo-labels: {manifest["num_images"]} images by '
-            f'{manifest["checkpoint"]["file"]}, ratio {manifest["ratio"]:g}, kept '
+            f'{manifest["checkpoint"]["file"]}, {self._selection(manifest["ratio"])}, kept '
             f'{100 * kept:.1f} % of the pixels, mean confidence '
             f'{manifest["mean_confidence"]:.3f}, in {self.store.root}'
         )
 
+    def _selection(self, ratio: float) -> str:
+        if self.threshold is not None:
+            return f'threshold {self.threshold:g}'
+        of = '' if self.balance == 'class' else ' of all classes together'
+        return f'ratio {ratio:g}{of}' + ('' if self.rule == 'argmax' else f' by {self.rule}')
+
     # ------------------------------------------------------------------ parts
 
     def _meta(self, checkpoint: str, ratio: float, num_classes: int) -> Dict[str, Any]:
-        identity = _from_main(lambda: checkpoint_identity(checkpoint))
-        return dict(
-            checkpoint=identity,
+        meta = dict(
+            checkpoint=_from_main(lambda: checkpoint_identity(checkpoint)),
             ratio=ratio,
             num_classes=num_classes,
             pixel_stride=self.pixel_stride,
             bins=self.bins,
         )
+        # Only what was asked for, so that stores made before a setting existed stay valid.
+        defaults = dict(rule='argmax', balance='class', threshold=None, amp=False, tta=None)
+        for key, default in defaults.items():
+            if getattr(self, key) != default:
+                meta[key] = getattr(self, key)
+        if self.rule != 'argmax':
+            # These maps depend on the thresholds: another ratio needs other maps.
+            meta['rule'] = dict(
+                name=self.rule,
+                ratio=ratio,
+                balance=self.balance,
+                pixel_stride=self.pixel_stride,
+                bins=self.bins,
+            )
+        return meta
 
-    def _open(self, names: List[str], meta: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+    def _open(
+        self, store: PseudoLabelStore, names: List[str], meta: Dict[str, Any]
+    ) -> Optional[Dict[str, Any]]:
         """Manifest if the store is finished for these images; otherwise open it for writing."""
-        self.store.begin(meta)
-        if self.store.is_complete and not self.store.missing(names):
-            return self.store.manifest
+        store.begin(meta)
+        if store.is_complete and not store.missing(names):
+            return store.manifest
         return None
 
-    def _load_weights(
-        self, model: torch.nn.Module, checkpoint: str, trusted: Sequence[str]
-    ) -> None:
-        content = load_checkpoint_file(checkpoint, trusted=trusted)
-        model.load_state_dict(content.get('state_dict', content))
+    def _second_pass(
+        self, dataset: Any, names: List[str], network: '_Network', meta: Dict[str, Any]
+    ) -> Dict[str, Any]:
+        """Find the thresholds with an ordinary pass, then label by probability over threshold."""
+        first = PseudoLabelStore(self.store.root / FIRST_PASS)
+        first_meta = {key: value for key, value in meta.items() if key != 'rule'}
+        manifest = _from_main(lambda: self._open(first, names, first_meta))
+        if manifest is None:
+            manifest = self._pass(first, dataset, names, network, first_meta, most_probable)
+        limits = ratio_rule_thresholds(torch.tensor(manifest['thresholds']), meta['ratio'])
+
+        def choose(prob: Tensor) -> Tuple[Tensor, Tensor]:
+            return threshold_ratio_labels(prob, limits)
+
+        result = self._pass(self.store, dataset, names, network, meta, choose, limits)
+        _from_main(lambda: shutil.rmtree(first.root, ignore_errors=True))
+        return result
+
+    def _pass(
+        self,
+        store: PseudoLabelStore,
+        dataset: Any,
+        names: List[str],
+        network: '_Network',
+        meta: Dict[str, Any],
+        choose: Callable,
+        thresholds: Optional[Tensor] = None,
+    ) -> Dict[str, Any]:
+        """Label what is missing in an opened store, and finish it."""
+        own = set(store.missing(names[get_rank() :: get_world_size()]))
+        barrier()
+        indices = [index for index, name in enumerate(names) if name in own]
+        if indices:
+            self._label(store, dataset, indices, names, network.get(), choose)
+        barrier()
+        return self._finish(store, names, meta, thresholds)
 
     @torch.no_grad()
-    def _label(self, dataset, indices: List[int], names: List[str], model) -> None:
+    def _label(
+        self,
+        store: PseudoLabelStore,
+        dataset: Any,
+        indices: List[int],
+        names: List[str],
+        model: torch.nn.Module,
+        choose: Callable,
+    ) -> None:
         loader = DataLoader(
             Subset(dataset, indices),
             batch_size=self.batch_size,
@@ -152,31 +247,80 @@ class PseudoLabeler:
         )
         progress = _Progress(len(indices))
         for number, batch in enumerate(loader):
-            data = model.data_preprocessor(batch, False)
-            samples = model.predict(data['inputs'], data['data_samples'])
+            probs = predict_probabilities(model, batch, self.amp, self.tta)
             first = number * self.batch_size
-            for index, sample in zip(indices[first : first + self.batch_size], samples):
-                self._put(names[index], sample)
-            progress.step(len(samples))
+            for index, prob in zip(indices[first : first + self.batch_size], probs):
+                self._put(store, names[index], *choose(prob))
+            progress.step(len(probs))
 
-    def _put(self, name: str, sample: SegDataSample) -> None:
-        label, confidence = label_and_confidence(sample.seg_logits.data)
-        self.store.put(name, label.cpu().numpy(), confidence.cpu().numpy())
+    def _put(self, store: PseudoLabelStore, name: str, label: Tensor, confidence: Tensor) -> None:
+        store.put(name, label.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy())
 
-    def _finish(self, names: List[str], ratio: float, num_classes: int) -> Dict[str, Any]:
+    def _finish(
+        self,
+        store: PseudoLabelStore,
+        names: List[str],
+        meta: Dict[str, Any],
+        thresholds: Optional[Tensor],
+    ) -> Dict[str, Any]:
         """Thresholds and statistics over all ranks; the first rank writes the manifest."""
-        threshold = ClassBalancedThreshold(num_classes, self.pixel_stride, self.bins)
         own = names[get_rank() :: get_world_size()]
-        for name in own:
-            threshold.update(*self.store.get(name))
-        for rank, other in enumerate(all_gather_object(threshold)):
-            if rank != get_rank():
-                threshold.merge(other)
-        thresholds = threshold.compute(ratio)
-        shares = all_gather_object(self.store.measure(own, thresholds))
+        if thresholds is None:
+            thresholds = self._thresholds(store, own, meta)
+        shares = all_gather_object(store.measure(own, thresholds))
         for share in shares[1:]:
             shares[0].merge(share)
-        return _from_main(lambda: self.store.finish(names, thresholds, shares[0]))
+        return _from_main(lambda: store.finish(names, thresholds, shares[0]))
+
+    def _thresholds(self, store: PseudoLabelStore, own: List[str], meta: Dict[str, Any]) -> Tensor:
+        """(C,) thresholds from the maps of all ranks."""
+        if self.threshold is not None:
+            return torch.full((meta['num_classes'],), float(self.threshold))
+        counter = ClassBalancedThreshold(meta['num_classes'], self.pixel_stride, self.bins)
+        for name in own:
+            counter.update(*store.get(name))
+        for rank, other in enumerate(all_gather_object(counter)):
+            if rank != get_rank():
+                counter.merge(other)
+        return counter.compute(meta['ratio'], self.balance)
+
+
+def check_selection(rule: str, balance: str, threshold: Optional[float]) -> None:
+    """Refuse unknown rules of selection and those that contradict each other.
+
+    Raises:
+        ValueError: Naming the setting and what is known.
+    """
+    for name, value, known in (('rule', rule, RULES), ('balance', balance, BALANCES)):
+        if value not in known:
+            raise ValueError(f'`{name}` of the labeling must be one of {known}, got {value!r}')
+    if threshold is None:
+        return
+    if not 0 <= threshold <= 1:
+        raise ValueError(f'`threshold` of the labeling must be in [0, 1], got {threshold}')
+    if rule != 'argmax' or balance != 'class':
+        raise ValueError(
+            f'a fixed `threshold` ({threshold}) of the labeling leaves nothing to balance: remove '
+            f'rule={rule!r} and balance={balance!r}, or the threshold'
+        )
+
+
+class _Network:
+    """The network that labels; weights are read only if there is something to label."""
+
+    def __init__(self, model: torch.nn.Module, checkpoint: str, trusted: Sequence[str]) -> None:
+        self.model = model
+        self.checkpoint = checkpoint
+        self.trusted = trusted
+        self._ready = False
+
+    def get(self) -> torch.nn.Module:
+        if not self._ready:
+            content = load_checkpoint_file(self.checkpoint, trusted=self.trusted)
+            self.model.load_state_dict(content.get('state_dict', content))
+            self.model.to(get_device()).eval()
+            self._ready = True
+        return self.model
 
 
 class _Progress:

@@ -20,7 +20,11 @@ from .thresholds import apply_thresholds
 Thresholds = Union[Tensor, np.ndarray, Sequence[float]]
 
 #: Settings of a store that may change without labeling again: maps are stored unthresholded.
-THRESHOLD_KEYS = ('ratio', 'pixel_stride', 'bins')
+THRESHOLD_KEYS = ('ratio', 'pixel_stride', 'bins', 'balance', 'threshold')
+
+# Sums of confidences are kept in whole steps, so that their order cannot matter.
+_CONFIDENCE_STEPS = 1 << 16
+
 
 _SUFFIX = '.plc'  # pseudo-label and confidence
 _MAX_NAMES_IN_ERRORS = 5
@@ -49,17 +53,20 @@ class PseudoLabelStats:
     Attributes:
         predicted: (C,) pixels per predicted class.
         kept: (C,) those of them that reach the threshold.
+        confidence: (C,) sum of the confidences of the predicted pixels, in steps of 2^-16.
         files: Per image ``bytes`` and ``crc32`` of its file, and the sum of its confidences.
     """
 
     predicted: np.ndarray
     kept: np.ndarray
+    confidence: np.ndarray
     files: Dict[str, Dict[str, Any]] = field(default_factory=dict)
 
     def merge(self, other: 'PseudoLabelStats') -> None:
         """Add the images of another object, say of another rank."""
         self.predicted = self.predicted + other.predicted
         self.kept = self.kept + other.kept
+        self.confidence = self.confidence + other.confidence
         self.files.update(other.files)
 
 
@@ -203,7 +210,7 @@ class PseudoLabelStore:
         """
         num_classes = self._load_num_classes()
         thresholds = _as_thresholds(thresholds, num_classes)
-        total = PseudoLabelStats(*(np.zeros(num_classes, np.int64) for _ in range(2)))
+        total = PseudoLabelStats(*(np.zeros(num_classes, np.int64) for _ in range(3)))
         absent = []
         for name in names:
             try:
@@ -231,8 +238,9 @@ class PseudoLabelStore:
         Returns:
             dict: The manifest: the ``meta`` of :meth:`begin`, ``format_version``, ``thresholds``,
             ``num_images``, ``num_pixels``, ``kept_share`` and ``mean_confidence`` (of all pixels
-            that have a class), ``predicted_pixels`` and ``kept_pixels`` per class, and ``files``
-            with ``bytes`` and ``crc32`` of each image.
+            that have a class), per class ``predicted_pixels``, ``kept_pixels`` and
+            ``class_confidence`` (mean, 0 of a class that was not predicted), and ``files`` with
+            ``bytes`` and ``crc32`` of each image.
 
         Raises:
             StoreIncompleteError: If any map is missing or damaged; the error names them.
@@ -353,13 +361,12 @@ class PseudoLabelStore:
         data = self._read(name)
         label, confidence = self._decode(name, data)
         kept = apply_thresholds(label, confidence, thresholds)
-        counts = [
-            np.bincount(values.ravel(), minlength=256)[: len(thresholds)]
-            for values in (label, kept)
-        ]
-        total = float(confidence[label < len(thresholds)].sum(dtype=np.float64))
-        facts = dict(bytes=len(data), crc32=zlib.crc32(data), confidence=total)
-        return PseudoLabelStats(*counts, {name: facts})
+        num_classes = len(thresholds)
+        counts = [np.bincount(x.ravel(), minlength=256)[:num_classes] for x in (label, kept)]
+        sums = np.bincount(label.ravel(), confidence.ravel(), minlength=256)[:num_classes]
+        facts = dict(bytes=len(data), crc32=zlib.crc32(data), confidence=float(sums.sum()))
+        steps = np.rint(sums * _CONFIDENCE_STEPS).astype(np.int64)
+        return PseudoLabelStats(*counts, steps, {name: facts})
 
     def _incomplete(self, absent: List[str]) -> StoreIncompleteError:
         more = len(absent) - _MAX_NAMES_IN_ERRORS
@@ -383,8 +390,14 @@ def _summarize(names: Sequence[str], stats: PseudoLabelStats) -> Dict[str, Any]:
         mean_confidence=confidence / max(1, pixels),
         predicted_pixels=stats.predicted.tolist(),
         kept_pixels=stats.kept.tolist(),
+        class_confidence=_mean_confidence(stats).tolist(),
         files={name: {key: stats.files[name][key] for key in ('bytes', 'crc32')} for name in names},
     )
+
+
+def _mean_confidence(stats: PseudoLabelStats) -> np.ndarray:
+    """(C,) mean confidence of the pixels each class was predicted for."""
+    return stats.confidence / _CONFIDENCE_STEPS / np.maximum(stats.predicted, 1)
 
 
 def _as_thresholds(thresholds: Thresholds, num_classes: int) -> np.ndarray:

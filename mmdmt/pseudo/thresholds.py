@@ -1,6 +1,6 @@
 """Class-balanced selection of pseudo-labels."""
 
-from typing import List, Optional, TypeVar, Union
+from typing import List, Optional, Tuple, TypeVar, Union
 
 import numpy as np
 import torch
@@ -10,6 +10,15 @@ from .quantization import compand, expand
 
 #: Threshold of a class with too few pixels to have a rank: below any softmax maximum.
 KEEP_ALL = 1e-5
+
+#: Threshold of every class under the rule 'threshold_ratio' when nothing is left out.
+RATIO_KEEP_ALL = 1e-4
+
+#: How a label is chosen: the most probable class, or the one furthest above its threshold.
+RULES = ('argmax', 'threshold_ratio')
+
+#: Whether a share of the pixels is kept of every class, or of all classes together.
+BALANCES = ('class', 'global')
 
 Map = Union[Tensor, np.ndarray]
 MapT = TypeVar('MapT', Tensor, np.ndarray)
@@ -90,27 +99,30 @@ class ClassBalancedThreshold:
                 )
         self._samples.merge(other._samples)
 
-    def compute(self, ratio: float) -> Tensor:
-        """Thresholds that keep ``ratio`` of the pixels of each class.
+    def compute(self, ratio: float, balance: str = 'class') -> Tensor:
+        """Thresholds that keep ``ratio`` of the pixels.
 
         Args:
             ratio: In (0, 1]. At 1 the threshold is the smallest **sampled** confidence, as
                 published: with ``pixel_stride > 1`` a pixel that was not sampled can lie below.
+            balance: ``'class'`` keeps the share of each class. ``'global'`` keeps it of all
+                pixels together, so that all classes have one threshold (curriculum labeling,
+                Cascante-Bonilla et al., AAAI 2021).
 
         Returns:
             (C,) float32 on the CPU, for :func:`apply_thresholds`.
 
         Raises:
-            ValueError: If ``ratio`` is outside (0, 1].
+            ValueError: If ``ratio`` is outside (0, 1] or ``balance`` is unknown.
         """
         if not 0 < ratio <= 1 + 1e-6:  # 5 * 0.2 may be a little above 1
             raise ValueError(f'`ratio` must be in (0, 1], got {ratio}')
-        thresholds = np.full(self.num_classes, KEEP_ALL, np.float32)
-        for index, count in enumerate(self._samples.counts()):
-            if count > 0 and (ratio >= 1 or count * ratio >= 1):
-                rank = min(int(count * ratio), count - 1)
-                thresholds[index] = self._samples.from_top(index, rank)
-        return torch.from_numpy(thresholds)
+        if balance not in BALANCES:
+            raise ValueError(f'`balance` must be one of {BALANCES}, got {balance!r}')
+        if balance == 'global':
+            (value,) = _ranked(self._samples.pooled(), ratio)
+            return torch.full((self.num_classes,), value)
+        return torch.tensor(_ranked(self._samples, ratio), dtype=torch.float32)
 
     def _sample(self, values: Map) -> np.ndarray:
         """Every n-th value, on the host."""
@@ -152,6 +164,88 @@ def apply_thresholds(
     return np.where(kept, label, np.asarray(ignore_index, label.dtype))
 
 
+def _ranked(samples: 'Samples', ratio: float) -> List[float]:
+    """Confidence that ``ratio`` of the pixels of each class reach."""
+    thresholds = []
+    for index, count in enumerate(samples.counts()):
+        if count > 0 and (ratio >= 1 or count * ratio >= 1):
+            rank = min(int(count * ratio), count - 1)
+            thresholds.append(float(samples.from_top(index, rank)))
+        else:
+            thresholds.append(KEEP_ALL)
+    return thresholds
+
+
+def ratio_rule_thresholds(thresholds: Tensor, ratio: float) -> Tensor:
+    """Thresholds fit for dividing by them, from those of :class:`ClassBalancedThreshold`.
+
+    DST-CBC's code divides by 1e-4 throughout where nothing is left out (``ratio >= 1``), which
+    makes the choice a plain argmax. A class without a rank of its own gets 1 here: divided by
+    ``KEEP_ALL`` it would win every pixel.
+
+    Args:
+        thresholds: (C,).
+        ratio: The ratio they were computed with.
+
+    Returns:
+        (C,) float32.
+    """
+    if ratio >= 1:
+        return torch.full_like(thresholds, RATIO_KEEP_ALL)
+    return thresholds.masked_fill(thresholds <= KEEP_ALL, 1.0)
+
+
+def threshold_ratio_labels(prob: Tensor, thresholds: Map) -> Tuple[Tensor, Tensor]:
+    """The class that is furthest above its threshold, and its probability, before any selection.
+
+    Args:
+        prob: Class probabilities, (C, *).
+        thresholds: (C,), positive.
+
+    Returns:
+        Label (*), long, ``argmax_c p_c / k_c``, and the probability of that class (*), which
+        need not be the largest.
+    """
+    limits = torch.as_tensor(thresholds).to(prob).reshape(-1, *[1] * (prob.ndim - 1))
+    label = (prob / limits).argmax(dim=0)
+    return label, prob.gather(0, label[None])[0]
+
+
+def apply_threshold_ratio(
+    prob: Tensor, thresholds: Map, ignore_index: int = 255
+) -> Tuple[Tensor, Tensor]:
+    r"""The selection rule of CRST and DST-CBC: normalize by the thresholds, then select.
+
+    Zou et al., "Confidence Regularized Self-Training", ICCV 2019; Feng et al., arXiv 2004.08514v1.
+
+    .. math::
+        \hat y = \arg\max_c p_c / k_c, \quad \text{ignored where } \max_c p_c / k_c < 1
+
+    A class with a low threshold, which is a class the network is unsure of, takes pixels from
+    classes that are more probable. :func:`apply_thresholds` (DMT) never changes the class.
+
+    Args:
+        prob: Class probabilities, (C, \*).
+        thresholds: (C,), positive; see :func:`ratio_rule_thresholds`.
+        ignore_index: Label of pixels that are not learned.
+
+    Returns:
+        Label (\*), long, and the probability of the chosen class (\*).
+
+    Raises:
+        ValueError: If there is not one positive threshold per class.
+    """
+    values = torch.as_tensor(thresholds)
+    if values.shape != prob.shape[:1] or not bool((values > 0).all()):
+        raise ValueError(
+            f'`thresholds` must be {prob.shape[0]} positive numbers, one per class of `prob`, got '
+            f'{values.tolist()}'
+        )
+    label, confidence = threshold_ratio_labels(prob, values)
+    # p_c / k_c >= 1 as p_c >= k_c, which is how a stored map is read too.
+    return apply_thresholds(label, confidence, values.to(prob), ignore_index), confidence
+
+
 class _ExactRanks:
     """All confidences, per class."""
 
@@ -165,6 +259,12 @@ class _ExactRanks:
     def merge(self, other: '_ExactRanks') -> None:
         for own, others in zip(self.values, other.values):
             own.extend(others)
+
+    def pooled(self) -> '_ExactRanks':
+        """All classes as one."""
+        pool = _ExactRanks(1, None)
+        pool.values[0] = [part for values in self.values for part in values]
+        return pool
 
     def counts(self) -> List[int]:
         return [sum(map(len, values)) for values in self.values]
@@ -194,6 +294,12 @@ class _Histogram:
     def merge(self, other: '_Histogram') -> None:
         self.table += other.table
 
+    def pooled(self) -> '_Histogram':
+        """All classes as one."""
+        pool = _Histogram(1, self.table.shape[1] // 2)
+        pool.table = self.table.sum(axis=0, keepdims=True)
+        return pool
+
     def counts(self) -> List[int]:
         return self.table.sum(axis=1).tolist()
 
@@ -206,3 +312,6 @@ class _Histogram:
         is_last = rank == reached[0] - 1
         share = 1 if is_last else (rank - (reached[step] - counts[step]) + 0.5) / counts[step]
         return high - share * (high - low)
+
+
+Samples = Union[_ExactRanks, _Histogram]

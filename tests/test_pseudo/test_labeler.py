@@ -1,14 +1,27 @@
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+from PIL import Image
 from tiny_models import tiny_segmentor
 from tiny_project import base_config, make_tree
 
 from mmdmt.models.segmentors.semi_base import build_segmentor
-from mmdmt.pseudo import PseudoLabelStore, labeler
+from mmdmt.pseudo import (
+    ClassBalancedThreshold,
+    PseudoLabelStore,
+    StoreMismatchError,
+    apply_threshold_ratio,
+    apply_thresholds,
+    codec,
+    labeler,
+    ratio_rule_thresholds,
+)
 from mmdmt.pseudo.labeler import PseudoLabeler
+from mmdmt.pseudo.prediction import predict_probabilities
 from mmdmt.registry import DATASETS
 
 
@@ -43,7 +56,7 @@ def count_forwards(monkeypatch):
     monkeypatch.setattr(
         labeler.PseudoLabeler,
         '_put',
-        lambda self, name, sample: calls.append(name) or original(self, name, sample),
+        lambda self, store, name, *maps: calls.append(name) or original(self, store, name, *maps),
     )
     return calls
 
@@ -144,3 +157,153 @@ def test_another_ratio_keeps_the_maps(setting, tmp_path, monkeypatch):
     calls = count_forwards(monkeypatch)
     high = run(setting, tmp_path / 'store', ratio=0.8)
     assert calls == [] and high['kept_share'] > low['kept_share']
+
+
+def labeled_with(setting, store_dir, ratio=0.5, **changes):
+    """Manifest of a pass with other settings."""
+    arguments, checkpoint, _ = setting
+    return PseudoLabeler(str(store_dir), **{**arguments, **changes}).run(checkpoint, ratio)
+
+
+def float_maps(setting):
+    """Probabilities of every image, in float, without the store."""
+    arguments, _, model = setting
+    dataset = DATASETS.build(arguments['dataset'])
+    maps = {}
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        batch = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
+        with torch.no_grad():
+            maps[dataset.get_data_info(index)['name']] = predict_probabilities(model, batch)[0]
+    return maps
+
+
+@pytest.mark.parametrize('ratio', [0.2, 0.6])
+def test_the_store_gives_the_thresholds_and_pixels_of_the_float_version(setting, tmp_path, ratio):
+    manifest = labeled_with(setting, tmp_path / 'store', ratio, pixel_stride=1)
+    exact = ClassBalancedThreshold(4, pixel_stride=1)
+    maps = {name: prob.max(dim=0) for name, prob in float_maps(setting).items()}
+    for top in maps.values():
+        exact.update(top.indices, top.values)
+    thresholds = exact.compute(ratio)
+    np.testing.assert_allclose(manifest['thresholds'], thresholds, rtol=1e-3)
+    kept = sum(
+        (apply_thresholds(top.indices, top.values, thresholds) != 255).sum().item()
+        for top in maps.values()
+    )
+    assert sum(manifest['kept_pixels']) == pytest.approx(kept, rel=1e-3)
+
+
+def test_a_map_takes_two_bytes_a_pixel_before_compression(setting, tmp_path, monkeypatch):
+    raw = []
+    original = codec._join
+    monkeypatch.setattr(codec, '_join', lambda *args: raw.append(args[2]) or original(*args))
+    manifest = run(setting, tmp_path / 'store')
+    assert sum(map(len, raw)) <= 2 * manifest['num_pixels']
+
+
+def test_the_manifest_says_what_every_class_is_like(setting, tmp_path):
+    manifest = labeled_with(setting, tmp_path / 'store')
+    tops = [prob.max(dim=0) for prob in float_maps(setting).values()]
+    label = torch.cat([top.indices.flatten() for top in tops])
+    sure = torch.cat([top.values.flatten() for top in tops])
+    for index in range(4):
+        own = sure[label == index]
+        assert manifest['predicted_pixels'][index] == len(own)
+        mean = own.mean().item() if len(own) else 0
+        assert manifest['class_confidence'][index] == pytest.approx(mean, abs=2e-3)
+
+
+def test_a_fixed_threshold_is_not_balanced(setting, tmp_path):
+    manifest = labeled_with(setting, tmp_path / 'store', threshold=0.7)
+    assert manifest['thresholds'] == pytest.approx([0.7] * 4)
+    label, confidence = PseudoLabelStore(tmp_path / 'store').get_thresholded('unlabeled_1')
+    assert ((confidence >= np.float32(0.7)) == (label != 255)).all()
+
+
+def test_one_share_of_all_classes_together(setting, tmp_path, monkeypatch):
+    class_wise = run(setting, tmp_path / 'store')
+    calls = count_forwards(monkeypatch)
+    together = labeled_with(setting, tmp_path / 'store', balance='global')
+    assert calls == [], 'another way of selecting needs no new labels'
+    assert len(set(together['thresholds'])) == 1 < len(set(class_wise['thresholds']))
+    assert together['kept_share'] == pytest.approx(0.5, abs=0.05)
+
+
+def test_threshold_ratio_takes_a_second_pass_and_gives_that_rules_labels(
+    setting, tmp_path, monkeypatch
+):
+    first = run(setting, tmp_path / 'argmax')
+    calls = count_forwards(monkeypatch)
+    manifest = labeled_with(setting, tmp_path / 'store', rule='threshold_ratio')
+    assert len(calls) == 12
+    assert not (tmp_path / 'store' / 'first_pass').exists()
+    limits = ratio_rule_thresholds(torch.tensor(first['thresholds']), 0.5)
+    assert manifest['thresholds'] == pytest.approx(limits.tolist())
+    store, same, pixels, moved = PseudoLabelStore(tmp_path / 'store'), 0, 0, 0
+    for name, prob in float_maps(setting).items():
+        expected, _ = apply_threshold_ratio(prob, limits)
+        got = torch.from_numpy(store.get_thresholded(name)[0]).long()
+        same += (got == expected).sum().item()
+        pixels += got.numel()
+        moved += (store.get(name)[0] != prob.argmax(dim=0).numpy()).sum()
+    assert same >= 0.999 * pixels
+    assert moved > 0, 'the rule changed no label: the test shows nothing'
+    assert labeled_with(setting, tmp_path / 'store', rule='threshold_ratio') == manifest
+    assert len(calls) == 12
+
+
+@pytest.mark.parametrize('after', [2, 8])
+def test_threshold_ratio_goes_on_in_either_pass(setting, tmp_path, monkeypatch, after):
+    whole = labeled_with(setting, tmp_path / 'whole', rule='threshold_ratio')
+    calls = count_forwards(monkeypatch)
+    monkeypatch.setattr(labeler._Progress, 'step', interrupt_after(after))
+    with pytest.raises(KeyboardInterrupt):
+        labeled_with(setting, tmp_path / 'cut', rule='threshold_ratio')
+    monkeypatch.setattr(labeler._Progress, 'step', lambda *_: None)
+    assert labeled_with(setting, tmp_path / 'cut', rule='threshold_ratio') == whole
+    assert len(calls) == 12, 'an image was labeled twice'
+
+
+def test_maps_of_another_rule_or_view_are_not_taken_for_these(setting, tmp_path):
+    run(setting, tmp_path / 'store')
+    for change in (dict(rule='threshold_ratio'), dict(tta=dict(flip=True)), dict(amp=True)):
+        with pytest.raises(StoreMismatchError, match=next(iter(change))):
+            labeled_with(setting, tmp_path / 'store', **change)
+
+
+def test_augmented_views_and_half_precision_reach_the_labels(setting, tmp_path):
+    manifests = [
+        labeled_with(setting, tmp_path / str(index), **change)
+        for index, change in enumerate(
+            [{}, dict(amp=True), dict(tta=dict(flip=True, scales=[0.75, 1.0]))]
+        )
+    ]
+    means = [manifest['mean_confidence'] for manifest in manifests]
+    assert len(set(means)) == 3
+    assert means[1] == pytest.approx(means[0], abs=0.02)
+    assert means[2] < means[0], 'an average of views is less sure than one'
+
+
+def test_images_of_different_sizes_in_one_batch(setting, tmp_path):
+    arguments, _, _ = setting
+    root = Path(arguments['dataset']['data_root']) / 'img'
+    Image.open(root / 'unlabeled_1.png').crop((0, 0, 20, 26)).save(root / 'unlabeled_1.png')
+    one = labeled_with(setting, tmp_path / 'one')
+    assert labeled_with(setting, tmp_path / 'four', batch_size=4) == one
+    assert PseudoLabelStore(tmp_path / 'four').get('unlabeled_1')[0].shape == (26, 20)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(rule='best'), "'best'"),
+        (dict(balance='image'), "'image'"),
+        (dict(threshold=90), '90'),
+        (dict(threshold=0.9, balance='global'), 'remove'),
+        (dict(tta=dict(rotate=True)), 'rotate'),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(setting, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        labeled_with(setting, tmp_path / 'store', **change)

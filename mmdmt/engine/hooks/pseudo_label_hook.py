@@ -1,11 +1,10 @@
 """Labels the unlabeled images before a stage of off-line training."""
 
-from typing import Optional
-
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmdmt.pseudo.labeler import PseudoLabeler
+from mmdmt.pseudo.report import class_names, class_table, label_scalars
 from mmdmt.registry import HOOKS
 
 
@@ -23,41 +22,23 @@ class PseudoLabelHook(Hook):
         checkpoint (str): Its weights.
         dataset (dict): Config of the unlabeled images with a test pipeline.
         ratio (float): Share of pixels kept per class, in (0, 1].
-        batch_size (int): Images per forward; above 1 only for images of one size. Defaults to 1.
-        num_workers (int): Loader workers. Defaults to 2.
-        pixel_stride (int): Thresholds use every n-th pixel. Defaults to 16, as published.
-        bins (int, optional): Bins of a constant-memory histogram; exact ranks by default.
+        **labeling: Other arguments of :class:`~mmdmt.pseudo.labeler.PseudoLabeler`:
+            ``batch_size``, ``num_workers``, ``pixel_stride``, ``bins``, ``rule``, ``balance``,
+            ``threshold``, ``amp``, ``tta``.
     """
 
     priority = 'HIGH'
 
     def __init__(
-        self,
-        store_dir: str,
-        model: dict,
-        checkpoint: str,
-        dataset: dict,
-        ratio: float,
-        batch_size: int = 1,
-        num_workers: int = 2,
-        pixel_stride: int = 16,
-        bins: Optional[int] = None,
+        self, store_dir: str, model: dict, checkpoint: str, dataset: dict, ratio: float, **labeling
     ) -> None:
         self.checkpoint = checkpoint
-        self.labeler = PseudoLabeler(
-            store_dir,
-            model=model,
-            dataset=dataset,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            pixel_stride=pixel_stride,
-            bins=bins,
-        )
+        self.labeler = PseudoLabeler(store_dir, model=model, dataset=dataset, **labeling)
         self.ratio = ratio
         self._labeled = False
 
     def before_loading(self, runner: Runner) -> None:
-        """Label before any loader is built, and log how much was kept.
+        """Label before any loader is built, and report what the labels are like.
 
         Official mmengine starts loader workers while it builds the train loop, so that they would
         ask for labels that are not there yet at ``before_train``.
@@ -65,7 +46,9 @@ class PseudoLabelHook(Hook):
         trusted = runner.cfg.get('trusted_checkpoints', ())
         manifest = self.labeler.run(self.checkpoint, self.ratio, trusted=trusted)
         self._labeled = True
-        runner.logger.info(self.labeler.summary(manifest))
+        names = class_names(self.labeler.dataset_cfg, manifest['num_classes'])
+        runner.logger.info(f'{self.labeler.summary(manifest)}\n{class_table(manifest, names)}')
+        runner.visualizer.add_scalars(label_scalars(manifest, names), step=0)
 
     def before_train(self, runner: Runner) -> None:
         """Label under runners without ``before_loading``."""

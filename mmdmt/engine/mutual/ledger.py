@@ -5,9 +5,11 @@ import hashlib
 import json
 import os
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from mmdmt.utils.atomic import write_text_atomically
+
+from .plan import Stage
 
 try:
     import fcntl
@@ -118,7 +120,21 @@ class Ledger:
             'and all later stages and their entries in stages.json).'
         )
 
-    def finish(self, name: str, checkpoint: str, metrics: Dict[str, float], seconds: float) -> None:
+    def forget(self, name: str) -> None:
+        """Remove an entry, so that it can be begun with another config."""
+        with self._lock():
+            stages = self.read()
+            if stages.pop(name, None) is not None:
+                self._write(stages)
+
+    def finish(
+        self,
+        name: str,
+        checkpoint: str,
+        metrics: Dict[str, float],
+        seconds: float,
+        **facts: Any,
+    ) -> None:
         """Mark a stage as done.
 
         Args:
@@ -126,6 +142,7 @@ class Ledger:
             checkpoint (str): Path of its product.
             metrics (dict[str, float]): Validation metrics of that checkpoint.
             seconds (float): Time the last (possibly resumed) run took.
+            **facts: What else the record shall say, JSON values: ``select``, ``selected_from``.
         """
         before = self.entry(name).get('seconds', 0.0)
         self._update(
@@ -136,45 +153,76 @@ class Ledger:
             metrics=metrics,
             seconds=round(before + seconds, 1),
             finished=_now(),
+            **facts,
         )
 
     def _update(self, name: str, **fields: Any) -> None:
-        os.makedirs(self.work_dir, exist_ok=True)
         with self._lock():
             stages = self.read()
             stages[name] = {**stages.get(name, {}), **fields}
-            content = dict(version=VERSION, stages=stages)
-            write_text_atomically(self.path, json.dumps(content, indent=1))
+            self._write(stages)
+
+    def _write(self, stages: Dict[str, Dict[str, Any]]) -> None:
+        content = dict(version=VERSION, stages=stages)
+        write_text_atomically(self.path, json.dumps(content, indent=1))
 
     @contextlib.contextmanager
     def _lock(self):
         """Hold the ledger's lock file; released by the system if the process dies."""
+        os.makedirs(self.work_dir, exist_ok=True)
         with open(self.path + '.lock', 'w', encoding='utf-8') as file:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 
-def stage_table(stages: List, entries: Dict[str, Dict[str, Any]], metric: str = 'mIoU') -> str:
-    """A plain-text table of the plan with state, metric, time and checkpoint of each stage."""
-    rows = [('stage', 'labels from', 'ratio', 'state', metric, 'seconds', 'checkpoint')]
-    for stage in stages:
-        entry = entries.get(stage.name, dict(state='pending'))
-        value = entry.get('metrics', {}).get(metric)
-        rows.append(
-            (
-                stage.name,
-                stage.labeled_by or 'ground truth',
-                '' if stage.ratio is None else f'{stage.ratio:g}',
-                entry['state'],
-                '' if value is None else f'{value:.2f}',
-                f'{entry["seconds"]:.0f}' if 'seconds' in entry else '',
-                entry.get('checkpoint', ''),
-            )
-        )
+def stage_table(
+    stages: List[Stage], entries: Dict[str, Dict[str, Any]], metric: str = 'mIoU'
+) -> str:
+    """A plain-text table of the plan, with the gain of each stage.
+
+    Args:
+        stages (list[Stage]): The plan.
+        entries (dict[str, dict]): Of :meth:`Ledger.read`. Entries that are no stage, such as the
+            ensemble, follow at the end.
+        metric (str): Metric to show. ``gain`` is its difference to the member's stage of the
+            round before, ``total`` to its round 0.
+
+    Returns:
+        str: The table: stage, labels from, ratio, state, metric, gain, total, select, seconds,
+        checkpoint.
+    """
+    names = {stage.name for stage in stages}
+    others = [name for name in entries if name not in names and not name.startswith('stage_')]
+    titles = ('stage', 'labels from', 'ratio', 'state', metric, 'gain', 'total')
+    rows = [(*titles, 'select', 'seconds', 'checkpoint')]
+    rows += [_row(stage.name, entries, metric, stage) for stage in stages]
+    rows += [_row(name, entries, metric) for name in others]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ['  '.join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
     return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+
+
+def _row(
+    name: str, entries: Dict[str, Dict[str, Any]], metric: str, stage: Optional[Stage] = None
+) -> Tuple[str, ...]:
+    """Cells of one line of :func:`stage_table`."""
+    entry = entries.get(name, {})
+    value, before, first = (
+        entries.get(key, {}).get('metrics', {}).get(metric)
+        for key in (name, stage and stage.previous, stage and stage.round and stage.first)
+    )
+    return (
+        name,
+        '' if stage is None else stage.labeled_by or 'ground truth',
+        '' if stage is None or stage.ratio is None else f'{stage.ratio:g}',
+        entry.get('state', 'pending'),
+        '' if value is None else f'{value:.2f}',
+        *('' if None in (value, other) else f'{value - other:+.2f}' for other in (before, first)),
+        entry.get('selected_from', entry.get('select', '')),
+        f'{entry["seconds"]:.0f}' if 'seconds' in entry else '',
+        entry.get('checkpoint', ''),
+    )
 
 
 def _digest(config: Optional[Dict[str, str]]) -> str:

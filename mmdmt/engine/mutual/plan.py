@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, Optional
 
 MEMBER_KEYS = {'name', 'seed', 'labeled_list', 'load_from', 'cfg_options'}
-SELECT_RULES = ('last', 'best')
+#: Which checkpoint of a stage goes on: its last, its best on validation, or the member's best on
+#: validation over all rounds so far.
+SELECT_RULES = ('last', 'best', 'best_so_far')
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class Stage:
     def previous(self) -> Optional[str]:
         """Stage whose weights this one starts from."""
         return stage_name(self.round - 1, self.member) if self.round else None
+
+    @property
+    def first(self) -> str:
+        """Round 0 of the member."""
+        return stage_name(0, self.member)
 
     @property
     def labeled_by(self) -> Optional[str]:

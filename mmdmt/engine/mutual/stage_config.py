@@ -3,11 +3,16 @@
 import copy
 import os.path as osp
 from collections.abc import Sequence
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Union
 
 from mmengine.config import Config, ConfigDict
 
-from .plan import MutualPlan, Stage
+from mmdmt.pseudo.labeler import check_selection
+from mmdmt.pseudo.prediction import check_tta
+from mmdmt.utils.config import normalize_config
+
+from .ensemble import ensemble_kinds
+from .plan import SELECT_RULES, MutualPlan, Stage
 
 MUTUAL_KEYS = {
     'task',
@@ -19,9 +24,21 @@ MUTUAL_KEYS = {
     'round',
     'pseudo_loss',
     'labeling',
+    'ensemble',
 }
 STAGE_KEYS = {'max_iters', 'lr', 'batch_size', 'source_ratio', 'from_scratch', 'cfg_options'}
-LABELING_KEYS = {'batch_size', 'num_workers', 'pixel_stride', 'bins', 'pipeline'}
+LABELING_KEYS = {
+    'batch_size',
+    'num_workers',
+    'pixel_stride',
+    'bins',
+    'rule',
+    'balance',
+    'threshold',
+    'amp',
+    'tta',
+    'pipeline',
+}
 DEFAULT_LOSS = dict(type='mmdmt.DynamicMutualLoss', gamma1=5.0, gamma2=5.0)
 COMPARED_KEYS = (
     'model',
@@ -78,11 +95,9 @@ class StageConfigBuilder:
                 raise ValueError(f'the config has no `mutual.{key}`')
         for key in ('supervised', 'round'):
             _refuse_unknown(f'mutual.{key}', self.mutual.get(key, {}), STAGE_KEYS)
-        _refuse_unknown('mutual.labeling', self.mutual.get('labeling', {}), self.labeling_keys)
-        if self.mutual.get('select', 'last') not in ('last', 'best'):
-            raise ValueError(
-                f"`mutual.select` must be 'last' or 'best', got {self.mutual['select']!r}"
-            )
+        self._check_labeling(self.mutual.get('labeling', {}))
+        self._check_select(self.mutual.get('select', 'last'))
+        ensemble_kinds(self.mutual.get('ensemble', False))  # refuses unknown keys
         if self.cfg.model.get('type') not in self.model_types:
             raise ValueError(
                 f'`model.type` must be {self.model_types[0]} for mutual training, got '
@@ -94,6 +109,30 @@ class StageConfigBuilder:
                 '`train_dataloader.dataset` must be a mmdmt.SemiDataset of two sources, '
                 f'[labeled, unlabeled]; it has {len(sources)}'
             )
+
+    def _check_labeling(self, labeling: dict) -> None:
+        _refuse_unknown('mutual.labeling', labeling, self.labeling_keys)
+        check_tta(labeling.get('tta'), 'mutual.labeling.tta')
+        check_selection(
+            labeling.get('rule', 'argmax'),
+            labeling.get('balance', 'class'),
+            labeling.get('threshold'),
+        )
+
+    def _check_select(self, select: Union[str, list]) -> None:
+        rules = select if isinstance(select, (list, tuple)) else [select]
+        if any(rule not in SELECT_RULES for rule in rules):
+            raise ValueError(f'`mutual.select` must be of {SELECT_RULES}, got {select!r}')
+        stages = len(self.mutual['ratios']) + 1
+        if rules is select and len(rules) != stages:
+            raise ValueError(
+                f'`mutual.select` is a list of {len(rules)} rules: it needs {stages}, one for '
+                'round 0 and one for each of `mutual.ratios`'
+            )
+
+    def select_of(self, stage: Stage) -> str:
+        """The rule, one of ``SELECT_RULES``, by which the checkpoint of a stage is chosen."""
+        return self.select if isinstance(self.select, str) else self.select[stage.round]
 
     # ------------------------------------------------------------------ stages
 
@@ -109,7 +148,8 @@ class StageConfigBuilder:
         Args:
             stage (Stage): The stage.
             stage_dir (str): Its work dir.
-            load_from (str, optional): Checkpoint to start from.
+            load_from (str, optional): Checkpoint to start from. Not used in a round with
+                ``from_scratch``, which starts as round 0 did.
             teacher_checkpoint (str, optional): Checkpoint of the network that labels.
 
         Returns:
@@ -123,15 +163,19 @@ class StageConfigBuilder:
         self._set_data(cfg, stage, settings, stage_dir)
         if stage.round:
             self._set_pseudo_labels(cfg, stage, stage_dir, teacher_checkpoint)
-        cfg.load_from = None if settings.get('from_scratch') else load_from
+        cfg.load_from = self._initial(stage) if settings.get('from_scratch') else load_from
         cfg.resume = False
         cfg.work_dir = stage_dir
         check = cfg.get('default_hooks', {}).get('dataset_check')
         if check and check.get('cache', True) is True:  # one cache for the whole chain
             check.cache = osp.join(osp.dirname(stage_dir), 'dataset_check.json')
-        if self.select == 'best':
+        if self.select_of(stage) != 'last':
             cfg.default_hooks.checkpoint.save_best = self.metric
         return cfg
+
+    def _initial(self, stage: Stage) -> Optional[str]:
+        """Checkpoint that a member's round 0 starts from."""
+        return self.plan.member(stage.member).get('load_from', self.cfg.get('load_from'))
 
     def member_model(self, member: str) -> Dict[str, Any]:
         """Model config of a member's network, an ordinary mmseg segmentor."""
@@ -157,7 +201,7 @@ class StageConfigBuilder:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=base_seed + 1000 * stage.round)
         for key in ('mutual', 'runner_type', 'stage'):
             cfg.pop(key, None)
-        return cfg
+        return normalize_config(cfg)  # a member may change `crop_size` and the like
 
     def _set_data(self, cfg: Config, stage: Stage, settings: dict, stage_dir: str) -> None:
         """One labeled source in round 0, labeled and pseudo-labeled later."""
@@ -186,13 +230,14 @@ class StageConfigBuilder:
         cfg.model.type = 'mmdmt.PseudoLabelSegmentor'
         cfg.model.pseudo_loss = self.mutual.get('pseudo_loss', DEFAULT_LOSS)
         labeling = dict(self.mutual.get('labeling', {}))
-        pipeline = labeling.pop('pipeline', None) or self.cfg.test_dataloader.dataset.pipeline
+        teacher = self._member_config(Stage(0, stage.teacher))
+        pipeline = labeling.pop('pipeline', None) or teacher.test_dataloader.dataset.pipeline
         dataset = copy.deepcopy(self.cfg.train_dataloader.dataset.datasets[1])
         dataset['pipeline'] = _without_annotations(pipeline)
         hook = dict(
             type='mmdmt.PseudoLabelHook',
             store_dir=_store_dir(stage_dir),
-            model=self.member_model(stage.teacher),
+            model=teacher.model,
             checkpoint=teacher_checkpoint,
             dataset=dataset,
             ratio=stage.ratio,

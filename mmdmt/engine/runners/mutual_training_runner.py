@@ -4,7 +4,7 @@ import copy
 import gc
 import os.path as osp
 import time
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 from uuid import uuid4
 
 import torch
@@ -17,12 +17,21 @@ from mmengine.runner import Runner
 
 from mmdmt.engine.checkpoint import find_latest_valid_checkpoint
 from mmdmt.engine.mutual import build_stage_config_builder
+from mmdmt.engine.mutual.ensemble import (
+    checkpoint_facts,
+    ensemble_config,
+    ensemble_kinds,
+    merge_checkpoints,
+)
 from mmdmt.engine.mutual.ledger import Ledger, stage_table
 from mmdmt.engine.mutual.plan import Stage
 from mmdmt.registry import HOOKS, RUNNERS
 from mmdmt.utils.config import normalize_config
 
 from .semi_runner import SemiRunner
+
+#: Folder and ledger entry of each kind of ensemble.
+ENSEMBLE_NAMES = dict(predictions='ensemble', weights='averaged_weights')
 
 
 class ValidationResults(Hook):
@@ -60,15 +69,22 @@ class MutualTrainingRunner:
       see :class:`~mmdmt.engine.mutual.ClassificationStageConfigBuilder`.
     - ``members`` (list[dict]): see :class:`~mmdmt.engine.mutual.MutualPlan`.
     - ``ratios`` (list[float]): one per round.
-    - ``select`` ('last' | 'best'): which checkpoint of a stage goes on. 'last' is the default;
-      'best' takes the best on validation, as published. ``metric`` (str) defaults to 'mIoU'.
+    - ``select`` (str, or a list with one for each round, round 0 first): which checkpoint of a
+      stage goes on. 'last' is the default; 'best' takes the best on validation, as DMT's code;
+      'best_so_far' the member's best over all rounds so far, as DST-CBC's code. ``metric`` (str)
+      defaults to 'mIoU'.
     - ``supervised``, ``round`` (dict): ``max_iters``, ``lr``, ``batch_size``, ``source_ratio``
       ([labeled, pseudo] images in a batch), ``from_scratch`` and ``cfg_options`` of the
       labeled-only stage and of each round.
     - ``pseudo_loss`` (dict): the loss; default ``mmdmt.DynamicMutualLoss`` with gammas 5.
-    - ``labeling`` (dict): ``batch_size``, ``num_workers``, ``pixel_stride``, ``bins`` and
-      ``pipeline`` of the labeling pass; by default the test pipeline, every 16th pixel for exact
-      thresholds.
+    - ``labeling`` (dict): ``batch_size``, ``num_workers``, ``pixel_stride``, ``bins``, ``rule``,
+      ``balance``, ``threshold``, ``amp`` and ``tta`` as in
+      :class:`~mmdmt.pseudo.labeler.PseudoLabeler`, and ``pipeline``; by default the test pipeline
+      of the member that labels, every 16th pixel for exact thresholds.
+    - ``ensemble`` (bool or dict): True, or ``dict(predictions=True, weights=True)``, validates the
+      members' last checkpoints as one network when the chain is finished: by the mean of their
+      predictions, or of their weights. Written to ``<work_dir>/ensemble`` and
+      ``<work_dir>/averaged_weights``, each with ``config.py`` and ``ensemble.pth``.
 
     Args:
         cfg (Config): The whole config.
@@ -105,8 +121,10 @@ class MutualTrainingRunner:
         for index, stage in enumerate(stages):
             self._run_unless_done(stage)
             last_of_round = index + 1 == len(stages) or stages[index + 1].round > stage.round
-            if last_of_round and not only:
+            if last_of_round or only:
                 self._log_table(f'after round {stage.round}')
+        if not only and len(self.plan.members) > 1:
+            self._run_ensembles()
         return self._shared(self.ledger.read)
 
     def describe(self) -> str:
@@ -157,34 +175,41 @@ class MutualTrainingRunner:
         runner.train()
         if runner.val_loop is not None and results.iteration != runner.max_iters:
             runner.val_loop.run()  # killed after the last iteration, before it was validated
-        checkpoint = self._product(runner)
-        metrics = self._metrics(runner, results)
+        checkpoint, metrics, facts = self._product(stage, runner, results)
         self._shared(
-            lambda: self.ledger.finish(stage.name, checkpoint, metrics, time.time() - began)
+            lambda: self.ledger.finish(
+                stage.name, checkpoint, metrics, time.time() - began, **facts
+            )
+        )
+        self._log(
+            f'{stage.name}: done, {_as_text(metrics, self.builder.metric)}, goes on with '
+            f'{osp.relpath(checkpoint, self.work_dir)} (select={facts["select"]})'
         )
         del runner
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _free_memory()
 
-    def _product(self, runner: SemiRunner) -> str:
-        """Checkpoint of a finished stage by the rule ``select``."""
-        if self.builder.select == 'best':
-            best = runner.message_hub.runtime_info.get('best_ckpt')
-            if best is None:
-                raise RuntimeError(
-                    f"`mutual.select='best'` found no best checkpoint in {runner.work_dir}: set "
-                    '`train_cfg.val_interval` to at most `max_iters` and `val_dataloader`'
-                )
-            return best
-        return osp.join(runner.work_dir, f'iter_{runner.max_iters}.pth')
-
-    def _metrics(self, runner: SemiRunner, results: 'ValidationResults') -> Dict[str, float]:
-        """Validation metrics of the stage's product."""
-        if self.builder.select == 'best':
-            score = runner.message_hub.get_info('best_score')
-            return {self.builder.metric: float(score)}
-        return results.metrics
+    def _product(
+        self, stage: Stage, runner: SemiRunner, results: ValidationResults
+    ) -> Tuple[str, Dict[str, float], Dict[str, Any]]:
+        """Checkpoint of a finished stage by its rule, its metrics, and facts for the ledger."""
+        rule = self.builder.select_of(stage)
+        facts = dict(select=rule)
+        if rule == 'last':
+            path = osp.join(runner.work_dir, f'iter_{runner.max_iters}.pth')
+            return path, results.metrics, facts
+        best = runner.message_hub.runtime_info.get('best_ckpt')
+        if best is None:
+            raise RuntimeError(
+                f'`mutual.select={rule!r}` found no best checkpoint in {runner.work_dir}: set '
+                '`train_cfg.val_interval` to at most `max_iters` and `val_dataloader`'
+            )
+        score = float(runner.message_hub.get_info('best_score'))
+        if rule == 'best_so_far' and stage.round:
+            before = self._shared(lambda: self.ledger.entry(stage.previous))
+            if before['metrics'].get(self.builder.metric, score) > score:
+                facts['selected_from'] = before.get('selected_from', stage.previous)
+                return osp.join(self.work_dir, before['checkpoint']), before['metrics'], facts
+        return best, {self.builder.metric: score}, facts
 
     def _stage_config(self, stage: Stage) -> Config:
         """Config of a stage, with the checkpoints of the stages that it needs."""
@@ -204,6 +229,45 @@ class MutualTrainingRunner:
         # mmengine keeps loggers and message hubs by experiment name for the whole process.
         cfg.experiment_name = f'{osp.basename(cfg.work_dir)}_{uuid4().hex[:8]}'
         return SemiRunner.from_cfg(cfg)
+
+    # ------------------------------------------------------------------ ensemble
+
+    def _run_ensembles(self) -> None:
+        """Validate the final members as one network, in each way that is asked for."""
+        for kind in ensemble_kinds(self.builder.mutual.get('ensemble', False)):
+            name = ENSEMBLE_NAMES[kind]
+            checkpoints = self._shared(self.final_checkpoints)
+            flat = self._shared(lambda paths=checkpoints: checkpoint_facts(paths))
+            entry = self._shared(lambda name=name: self.ledger.entry(name))
+            if entry.get('config') != flat:  # of other members, say before a round was added
+                self._shared(lambda name=name: self.ledger.forget(name))
+            elif self._shared(lambda name=name: self.ledger.is_done(name)):
+                continue
+            self._shared(lambda name=name, flat=flat: self.ledger.begin(name, flat))
+            self._run_ensemble(name, kind, list(checkpoints.values()))
+            self._log_table(f'with {name}')
+
+    def _run_ensemble(self, name: str, kind: str, checkpoints: List[str]) -> None:
+        began = time.time()
+        folder = osp.join(self.work_dir, name)
+        models = [self.builder.member_model(member) for member in self.plan.member_names]
+        cfg = ensemble_config(self.cfg, models, kind, folder)
+        path = osp.join(folder, 'ensemble.pth')
+        trusted = self.cfg.get('trusted_checkpoints', ())
+        self._shared(lambda: merge_checkpoints(checkpoints, path, kind, trusted))
+        runner = self._build_runner(cfg)
+        if is_main_process():
+            cfg.dump(osp.join(folder, 'config.py'))
+        runner.load_checkpoint(path, strict=True)
+        metrics = runner.val() if cfg.get('val_dataloader') else {}
+        metrics = {key: float(value) for key, value in metrics.items()}
+        del runner
+        _free_memory()
+        self._shared(lambda: self.ledger.finish(name, path, metrics, time.time() - began))
+        self._log(
+            f'{name}: {_as_text(metrics, self.builder.metric)} from the {kind} of '
+            f'{len(checkpoints)} members'
+        )
 
     # ------------------------------------------------------------------ testing
 
@@ -249,3 +313,13 @@ class MutualTrainingRunner:
     def _log(self, message: str) -> None:
         if is_main_process():
             print_log(message, logger='current')
+
+
+def _as_text(metrics: Dict[str, float], key: str) -> str:
+    return f'{key} {metrics[key]:.2f}' if key in metrics else 'not validated'
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
