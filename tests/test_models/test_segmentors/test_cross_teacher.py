@@ -169,6 +169,26 @@ def test_statistics_are_tensors_that_do_not_enter_the_loss():
     torch.testing.assert_close(log['loss'], parts)
 
 
+def test_the_published_code_is_a_set_of_switches():
+    """No contrast, masks and views of their own, teachers in train mode whose buffers stay."""
+    model = build(
+        mix=dict(type='mmdmt.ClassMix', partner='shuffle'),
+        shared_mix=False,
+        teacher_mode='train',
+        ema=dict(momentum=0.99, buffers='keep'),
+        contrast=None,
+    ).train()
+    before = copy.deepcopy(model)
+    losses = model.loss(*batch())
+    assert not any(key.startswith('contrast') for key in losses)
+    model.update_teachers()
+    for side in 'lr':
+        assert all(module.training for module in model.teacher(side).modules())
+        mean = model.teacher(side).backbone.bn1.running_mean
+        assert not torch.equal(mean, before.teacher(side).backbone.bn1.running_mean)
+        assert not torch.equal(mean, model.student(side).backbone.bn1.running_mean)
+
+
 # ------------------------------------------------------------------------------------ the networks
 
 

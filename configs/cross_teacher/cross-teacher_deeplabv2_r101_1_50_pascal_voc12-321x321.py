@@ -1,0 +1,30 @@
+# Cross Teacher Training with DeepLabV2 R101 on PASCAL VOC 2012 with SBD, 212 labeled images.
+_base_ = [
+    '../supervised/supervised_deeplabv2_r101_1_50_pascal_voc12-321x321.py',
+    '../_base_/methods/cross_teacher.py',
+]
+
+segmentor = _base_.model
+segmentor.pop('data_preprocessor')
+data_preprocessor = _base_.semi_data_preprocessor
+data_preprocessor.size = _base_.crop_size
+unlabeled_list = 'splits/1_50/fold_0/unlabeled.txt'
+# DeepLabV2 classifies the 2048 channels of the backbone directly: they are compared in 256.
+semi_train_cfg = dict(
+    _base_.semi_train_cfg,
+    contrast=dict(_base_.semi_train_cfg.contrast, num_labeled=212, projection=dict(channels=256)),
+)
+model = dict(
+    _delete_=True,
+    type='mmdmt.CrossTeacher',
+    segmentor=segmentor,
+    data_preprocessor=data_preprocessor,
+    semi_train_cfg=semi_train_cfg,
+    semi_test_cfg=dict(predict_on='teacher_average'),
+)
+train_dataloader = dict(
+    sampler=dict(source_ratio=[1, 1]),
+    dataset=dict(datasets=[_base_.labeled_dataset, _base_.unlabeled_dataset]),
+)
+val_cfg = dict(type='mmdmt.NetworksValLoop', networks=_base_.networks)
+test_cfg = dict(type='mmdmt.NetworksTestLoop', networks=_base_.networks)

@@ -1,0 +1,10 @@
+_base_ = './cross-teacher_deeplabv3plus_r50_1464_pascal_voc12-321x321.py'
+
+model = dict(
+    segmentor=dict(
+        backbone=dict(
+            depth=101,
+            init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://resnet101_v1c'),
+        ),
+    ),
+)

@@ -1,0 +1,29 @@
+# Cross Teacher Training with DeepLabV3+ R50 on PASCAL VOC 2012, 92 labeled images.
+_base_ = [
+    '../supervised/supervised_deeplabv3plus_r50_92_pascal_voc12-321x321.py',
+    '../_base_/methods/cross_teacher.py',
+]
+
+segmentor = _base_.model
+segmentor.pop('data_preprocessor')
+data_preprocessor = _base_.semi_data_preprocessor
+data_preprocessor.size = _base_.crop_size
+unlabeled_list = 'splits/92/unlabeled.txt'
+semi_train_cfg = dict(
+    _base_.semi_train_cfg,
+    contrast=dict(_base_.semi_train_cfg.contrast, num_labeled=92),
+)
+model = dict(
+    _delete_=True,
+    type='mmdmt.CrossTeacher',
+    segmentor=segmentor,
+    data_preprocessor=data_preprocessor,
+    semi_train_cfg=semi_train_cfg,
+    semi_test_cfg=dict(predict_on='teacher_average'),
+)
+train_dataloader = dict(
+    sampler=dict(source_ratio=[1, 1]),
+    dataset=dict(datasets=[_base_.labeled_dataset, _base_.unlabeled_dataset]),
+)
+val_cfg = dict(type='mmdmt.NetworksValLoop', networks=_base_.networks)
+test_cfg = dict(type='mmdmt.NetworksTestLoop', networks=_base_.networks)
