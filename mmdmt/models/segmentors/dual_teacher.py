@@ -170,9 +170,10 @@ class DualTeacher(SemiSegmentor):
         semi_train_cfg (dict, optional): Besides ``ema`` and ``teacher_mode`` of
             :class:`SemiSegmentor`:
 
-            - ``num_teachers`` (int): 2 by default.
-            - ``shifts`` (list[dict]): Arguments of :class:`Shift`; teacher i works by number
-              ``i % len(shifts)``. Defaults to :data:`PUBLISHED_SHIFTS`.
+            - ``num_teachers`` (int): 2 by default; 1 is the ablation in which a single EMA teacher
+              works all shifts.
+            - ``shifts`` (list[dict]): Arguments of :class:`Shift`, used in turn. With as many
+              shifts as teachers, each teacher has its own. Defaults to :data:`PUBLISHED_SHIFTS`.
             - ``threshold`` (float): Confidence of a sure pixel, in [0, 1]. Defaults to 0.95.
             - ``sup_weight``, ``unsup_weight``, ``consistency_weight`` (float): Weights of the
               three losses. Default to 1, 1 and 0.2. Without weight the third costs no pass.
@@ -220,17 +221,17 @@ class DualTeacher(SemiSegmentor):
         self.normalized_jitter = Compose([ColorJitter(0.5, 0.5, 0.5, 0.25), RandomGrayscale(0.2)])
         self.switch_hook_attached = False
         # As for the teachers' steps: buffers for checkpoints, mirrors that cost no look at a GPU.
-        self.register_buffer('on_duty', torch.zeros((), dtype=torch.long))
-        self.register_buffer('student_steps', torch.zeros((), dtype=torch.long))
-        self._on_duty = self._student_steps = 0
+        for name in ('on_duty', 'shift_number', 'student_steps'):
+            self.register_buffer(name, torch.zeros((), dtype=torch.long))
+        self._on_duty = self._shift_number = self._student_steps = 0
 
     def build_networks(self, segmentor: dict) -> None:
         """Build ``student`` and ``teacher_0``, ``teacher_1``, ...; teachers drop no paths."""
         count = self.semi_train_cfg.get('num_teachers', 2)
-        if not isinstance(count, int) or count < 2:
+        if not isinstance(count, int) or count < 1:
             raise ValueError(
-                f'`semi_train_cfg.num_teachers` must be an integer of at least 2, got {count!r}; '
-                'for a single teacher use mmdmt.MeanTeacher'
+                f'`semi_train_cfg.num_teachers` must be a positive integer, got {count!r}: 2 as '
+                'published, or 1 for the ablation without switching'
             )
         self.add_student('student', segmentor)
         for index in range(count):
@@ -259,7 +260,9 @@ class DualTeacher(SemiSegmentor):
 
     def switch_teacher(self) -> None:
         """Begin the next teacher's shift; called by ``SwitchTeacherHook``."""
-        self._on_duty = (self._on_duty + 1) % len(self.teacher_names)
+        self._shift_number += 1
+        self._on_duty = self._shift_number % len(self.teacher_names)
+        self.shift_number.fill_(self._shift_number)
         self.on_duty.fill_(self._on_duty)
         if self.released['restart_steps']:
             self._ema_steps[self._on_duty] = 0
@@ -277,7 +280,8 @@ class DualTeacher(SemiSegmentor):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._on_duty, self._student_steps = int(self.on_duty), int(self.student_steps)
+        counters = (self.on_duty, self.shift_number, self.student_steps)
+        self._on_duty, self._shift_number, self._student_steps = map(int, counters)
 
     # ------------------------------------------------------------------ step
 
@@ -301,7 +305,7 @@ class DualTeacher(SemiSegmentor):
         """
         if 'unsup_weak' not in inputs:
             return self._supervised(self.student.loss(inputs['sup'], data_samples['sup']))
-        shift = self.shifts[self._on_duty % len(self.shifts)]
+        shift = self.shifts[self._shift_number % len(self.shifts)]
         teacher = self.network(self.teacher_on_duty)
         said = Targets(*pseudo_label(teacher, inputs['unsup_weak']), inputs['unsup_valid'])
         strong = self._strong_view(inputs)

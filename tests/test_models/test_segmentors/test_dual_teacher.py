@@ -300,15 +300,25 @@ def test_mixed_images_are_augmented_in_color_space(monkeypatch):
     torch.testing.assert_close(mixed, expected, atol=1e-4, rtol=0)
 
 
-def test_each_teacher_has_its_own_augmentation(batch, monkeypatch):
-    model = build(num_teachers=3).train()
+@pytest.mark.parametrize(
+    ('teachers', 'expected'),
+    [
+        (2, [(0, 0), (1, 1), (0, 0), (1, 1), (0, 0)]),
+        (3, [(0, 0), (1, 1), (2, 0), (0, 1), (1, 0)]),
+        (1, [(0, 0), (0, 1), (0, 0), (0, 1), (0, 0)]),
+    ],
+)
+def test_shifts_take_turns_like_teachers(batch, teachers, expected):
+    """Two teachers have an augmentation of their own each; one teacher works both shifts."""
+    model = build(num_teachers=teachers).train()
     used = []
     for index, shift in enumerate(model.shifts):
         shift.mix.register_forward_hook(lambda *_, index=index: used.append(index))
-    for _ in range(4):
+    for teacher, shift in expected:
+        assert model.teacher_on_duty == f'teacher_{teacher}'
         model.loss(*batch)
+        assert used[-1] == shift
         model.switch_teacher()
-    assert used == [0, 1, 0, 0]  # teachers 0, 1, 2, 0
     assert [type(shift.mix).__name__ for shift in model.shifts] == ['CutMix', 'ClassMix']
 
 
@@ -328,7 +338,7 @@ def test_the_view_that_is_mixed_is_configurable(batch):
 @pytest.mark.parametrize(
     ('setting', 'message'),
     [
-        (dict(num_teachers=1), 'num_teachers'),
+        (dict(num_teachers=0), 'num_teachers'),
         (dict(num_teachers='2'), 'num_teachers'),
         (dict(threshold=1.5), 'threshold'),
         (dict(tresh=0.9), "unknown keys \\['tresh'\\]"),
@@ -393,7 +403,7 @@ def test_state_of_the_shifts_travels_with_the_checkpoint(batch):
     other = build()
     other.load_state_dict(copy.deepcopy(model.state_dict()))
     assert other.teacher_on_duty == 'teacher_1' and other._ema_steps == [3, 0]
-    assert other._student_steps == 3
+    assert other._student_steps == 3 and other._shift_number == 1
     torch.manual_seed(5)
     expected = model.train().loss(*batch)
     torch.manual_seed(5)
