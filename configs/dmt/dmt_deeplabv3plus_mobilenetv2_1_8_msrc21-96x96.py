@@ -14,4 +14,5 @@ mutual = dict(
     round=dict(max_iters=600, source_ratio=[3, 5]),
     # Members that 34 images taught are unsure: larger gammas would leave little to learn.
     pseudo_loss=dict(type='mmdmt.DynamicMutualLoss', gamma1=1.0, gamma2=1.0),
+    ensemble=True,  # at the end also the mean of both members' predictions
 )

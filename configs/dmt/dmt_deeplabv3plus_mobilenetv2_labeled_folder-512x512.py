@@ -13,4 +13,5 @@ mutual = dict(
     supervised=dict(max_iters=1000),
     round=dict(max_iters=1000, source_ratio=[1, 3]),
     pseudo_loss=dict(type='mmdmt.DynamicMutualLoss', gamma1=5.0, gamma2=5.0),
+    ensemble=True,  # at the end also the mean of both members' predictions
 )

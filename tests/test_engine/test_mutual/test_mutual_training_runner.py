@@ -152,7 +152,12 @@ def test_best_without_validation_is_an_error_that_says_so(tree, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('moment', 'workers'), [('stage_0_b/iter_4.pth', 0), ('stage_1_a/pseudo_labels/maps', 2)]
+    ('moment', 'workers'),
+    [
+        ('stage_0_b/iter_4.pth', 0),
+        ('stage_1_a/pseudo_labels/maps', 2),
+        ('stage_1_b/iter_2.pth', 0),
+    ],
 )
 def test_a_killed_chain_ends_with_the_same_weights(finished, tree, tmp_path, moment, workers):
     work_dir, entries = finished

@@ -1,6 +1,6 @@
 import pytest
 from mmengine.config import Config
-from tiny_models import tiny_segmentor
+from tiny_models import tiny_segformer, tiny_segmentor
 
 from mmdmt.engine.mutual.stage_config import StageConfigBuilder
 
@@ -112,9 +112,63 @@ def test_seeds_differ_between_members_and_rounds():
     assert len(set(seeds)) == 6
 
 
-def test_from_scratch_starts_without_weights():
+def test_from_scratch_starts_as_round_0_did():
     cfg = build('stage_1_c', base_config(round=dict(from_scratch=True)), load_from='own.pth')
     assert cfg.load_from is None
+    members = [dict(name='c', load_from='coco.pth'), dict(name='i')]
+    mutual = dict(round=dict(from_scratch=True), members=members)
+    cfg = build('stage_1_c', base_config(**mutual), load_from='own.pth')
+    assert cfg.load_from == 'coco.pth'
+
+
+def test_members_are_labeled_by_the_others_network_preprocessing_and_pipeline():
+    other = tiny_segformer()
+    other['data_preprocessor'] = dict(type='SegDataPreProcessor', mean=[104.0, 117.0, 123.0])
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64))]
+    options = {'model': dict(_delete_=True, **other), 'test_dataloader.dataset.pipeline': pipeline}
+    cfg = base_config(members=[dict(name='c'), dict(name='i', cfg_options=options)])
+    first, second = build('stage_1_c', cfg), build('stage_1_i', cfg)
+    assert first.model.backbone.type == second.custom_hooks[-1].model.backbone.type == 'ResNet'
+    assert second.model.backbone.type == 'MixVisionTransformer'
+    labeler = first.custom_hooks[-1]
+    assert labeler.model.backbone.type == 'MixVisionTransformer'
+    assert labeler.model.data_preprocessor.mean == [104.0, 117.0, 123.0]
+    assert [step.type for step in labeler.dataset.pipeline] == ['LoadImageFromFile', 'Resize']
+
+
+def test_a_setting_that_a_member_changes_reaches_all_its_places():
+    cfg = base_config(
+        members=[dict(name='c'), dict(name='i', cfg_options=dict(crop_size=(48, 48)))]
+    )
+    cfg.crop_size = (24, 24)
+    cfg.overridable = dict(crop_size=(24, 24))
+    cfg.model.data_preprocessor.size = (24, 24)
+    assert build('stage_0_c', cfg).model.data_preprocessor.size == (24, 24)
+    assert build('stage_0_i', cfg).model.data_preprocessor.size == (48, 48)
+
+
+def test_every_labeling_setting_reaches_the_hook_and_the_ledger():
+    labeling = dict(rule='threshold_ratio', balance='global', amp=True, tta=dict(flip=True), bins=9)
+    cfg = base_config(labeling=labeling)
+    builder = StageConfigBuilder(cfg)
+    stage = build('stage_1_c', cfg)
+    flat = builder.comparable(stage)
+    for key, value in labeling.items():
+        assert stage.custom_hooks[-1][key] == value
+        assert any(name.startswith(f'labeling.{key}') for name in flat)
+
+
+@pytest.mark.parametrize(
+    ('select', 'rules'),
+    [('best', ['best'] * 3), (['last', 'best', 'best_so_far'], ['last', 'best', 'best_so_far'])],
+)
+def test_each_round_keeps_its_best_if_its_rule_asks_for_it(select, rules):
+    cfg = base_config(select=select)
+    builder = StageConfigBuilder(cfg)
+    for index, rule in enumerate(rules):
+        assert builder.select_of(builder.plan.find(f'stage_{index}_c')) == rule
+        saved = build(f'stage_{index}_c', cfg).default_hooks.checkpoint.get('save_best')
+        assert saved == (None if rule == 'last' else 'mIoU')
 
 
 def test_the_ledger_compares_what_decides_the_outcome():
@@ -138,6 +192,15 @@ def test_the_ledger_compares_what_decides_the_outcome():
         (dict(mutual=dict(ratios=[0.5])), r'mutual\.members'),
         (dict(mutual=dict(members=[{}], ratios=[0.5], select='first')), "'first'"),
         (dict(mutual=dict(members=[{}], ratios=[0.5], rounds=5)), 'rounds'),
+        (dict(mutual=dict(members=[{}], ratios=[1], select=['last', 'first'])), 'first'),
+        (dict(mutual=dict(members=[{}], ratios=[1], select=['last'])), '1 rules: it needs 2'),
+        (dict(mutual=dict(members=[{}], ratios=[1], labeling=dict(rule='any'))), "'any'"),
+        (dict(mutual=dict(members=[{}], ratios=[1], labeling=dict(threshold=90))), '90'),
+        (
+            dict(mutual=dict(members=[{}], ratios=[1], labeling=dict(tta=dict(x=1)))),
+            r'labeling\.tta',
+        ),
+        (dict(mutual=dict(members=[{}], ratios=[1], ensemble=dict(mean=True))), r'\.ensemble'),
         (dict(mutual=dict(members=[{}], ratios=[1], round=dict(iters=5))), 'iters'),
         ({'model.type': 'mmdmt.MeanTeacher'}, 'EncoderDecoder'),
         ({'train_dataloader.dataset.datasets': [dict()]}, 'two sources'),
