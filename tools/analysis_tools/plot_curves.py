@@ -1,0 +1,142 @@
+r"""Curves of logged values of one or more runs, as a table and as a picture.
+
+Usage::
+
+    python tools/analysis_tools/plot_curves.py work_dirs/a work_dirs/b --keys coupling_distance loss
+    python tools/analysis_tools/plot_curves.py one=work_dirs/a two=work_dirs/b \
+        --keys coupling_distance coupling_disagreement --every 40 --out coupling.svg
+
+A run is a work dir, optionally with a name before it. The logs of a run that was resumed are put
+together. mmseg's ``analyze_logs.py`` draws a single file, and needs seaborn.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Dict, List
+
+Curve = Dict[int, float]
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description='Curves of logged values')
+    parser.add_argument('runs', nargs='+', metavar='[NAME=]WORK_DIR')
+    parser.add_argument('--keys', nargs='+', required=True, help='names as in the log lines')
+    parser.add_argument(
+        '--every', type=int, default=0, metavar='N', help='mean over N iterations for each row'
+    )
+    parser.add_argument('--out', help='picture to write: .svg, .png or .pdf')
+    return parser.parse_args()
+
+
+def find_logs(work_dir: Path) -> List[Path]:
+    """The scalar logs of a run, the oldest first.
+
+    Raises:
+        FileNotFoundError: If there are none.
+    """
+    logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    if not logs:
+        raise FileNotFoundError(
+            f'{work_dir} has no */vis_data/scalars.json: name the work dir of a run that has '
+            'logged, with a LocalVisBackend'
+        )
+    return logs
+
+
+def read_curves(logs: Sequence[Path], keys: Sequence[str]) -> Dict[str, Curve]:
+    """Values by iteration; a later log replaces what an earlier one says of the same iteration.
+
+    Args:
+        logs: Files of one JSON object a line, the oldest first.
+        keys: Names of the values.
+
+    Returns:
+        For each key, its values by iteration.
+
+    Raises:
+        KeyError: If a key was never logged.
+    """
+    curves: Dict[str, Curve] = {key: {} for key in keys}
+    known = set()
+    for log in logs:
+        for line in log.read_text().splitlines():
+            values = json.loads(line)
+            known.update(values)
+            for key in keys:
+                if key in values:
+                    curves[key][int(values['step'])] = float(values[key])
+    for key, curve in curves.items():
+        if not curve:
+            raise KeyError(f'{key!r} was not logged in {logs[0].parent}; there are {sorted(known)}')
+    return curves
+
+
+def thin_out(curve: Curve, every: int) -> Curve:
+    """Mean over windows of iterations, under the last iteration of each; as it is for 0."""
+    if not every:
+        return curve
+    windows: Dict[int, List[float]] = {}
+    for step, value in curve.items():
+        windows.setdefault(-(-step // every) * every, []).append(value)
+    return {step: sum(values) / len(values) for step, values in windows.items()}
+
+
+def table(curves: Dict[str, Dict[str, Curve]]) -> str:
+    """Markdown table of all curves, one row for each iteration that any of them has.
+
+    Args:
+        curves: By run, then by key.
+    """
+    columns = [(run, key) for run in curves for key in curves[run]]
+    steps = sorted({step for run, key in columns for step in curves[run][key]})
+    rows = ['| iteration | ' + ' | '.join(f'{run}: {key}' for run, key in columns) + ' |']
+    rows.append('|---:' * (len(columns) + 1) + '|')
+    for step in steps:
+        values = (curves[run][key].get(step) for run, key in columns)
+        cells = ('' if value is None else f'{value:.4g}' for value in values)
+        rows.append(f'| {step} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(rows)
+
+
+def draw(curves: Dict[str, Dict[str, Curve]], out: str) -> None:
+    """Draw one panel for each key, with one line for each run."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    keys = list(next(iter(curves.values())))
+    figure, axes = plt.subplots(1, len(keys), figsize=(4.5 * len(keys), 3.2), squeeze=False)
+    for axis, key in zip(axes[0], keys):
+        for run, of_run in curves.items():
+            points = sorted(of_run[key].items())
+            axis.plot(*zip(*points), label=run, linewidth=1.2)
+        axis.set_title(key)
+        axis.set_xlabel('iteration')
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes[0][0].legend()
+    figure.tight_layout()
+    # Without a date, so that the same curves give the same file.
+    figure.savefig(out, metadata={'Date': None} if out.endswith('.svg') else None)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Print the table; draw the picture if asked to."""
+    args = parse_args()
+    curves = {}
+    for run in args.runs:
+        name, _, folder = run.rpartition('=')
+        found = read_curves(find_logs(Path(folder)), args.keys)
+        curves[name or folder] = {key: thin_out(curve, args.every) for key, curve in found.items()}
+    print(table(curves))
+    if args.out:
+        draw(curves, args.out)
+
+
+if __name__ == '__main__':
+    main()
