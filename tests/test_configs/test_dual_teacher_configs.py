@@ -20,7 +20,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 NAMES = sorted(path.stem for path in (CONFIGS / 'dual_teacher').glob('*.py'))
 NAME = re.compile(
     r'dual-teacher(?P<released>-released)?_(?P<head>[^_]+)_(?P<backbone>[^_]+)_(?P<labels>.+?)'
-    r'_(?P<dataset>pascal_voc12|cityscapes|ade20k|camvid|msrc21|folder)-(?P<height>\d+)x(?P<width>\d+)'
+    r'_(?P<dataset>pascal_voc12|cityscapes|ade20k|camvid|msrc21|folder|toy-scenes)'
+    r'-(?P<height>\d+)x(?P<width>\d+)'
 )
 # Labeled images of ADE20K; 8 of them in a step of two devices.
 ADE20K = {'1_32': 631, '1_16': 1263, '1_8': 2526, '1_4': 5052}
@@ -57,6 +58,7 @@ def test_config_is_what_its_name_says(name):
         segmentor.decode_head.type
         == {
             'deeplabv2': 'mmdmt.DeepLabV2Head',
+            'fcn': 'FCNHead',
             'deeplabv3plus': 'DepthwiseSeparableASPPHead',
             'segformer': 'SegformerHead',
         }[parts['head']]
@@ -81,7 +83,7 @@ def test_labeled_and_unlabeled_lists_belong_together(name):
     labeled, unlabeled = cfg.train_dataloader.dataset.datasets
     assert unlabeled.type == 'mmdmt.UnlabeledDataset'
     labels = parts['labels']
-    folder = 'splits' if labels == 'labeled' else f'splits/{labels}'
+    folder = 'splits' if labels in ('labeled', '24') else f'splits/{labels}'
     folder += '/fold_0' if '_' in labels else ''
     assert unlabeled.ann_file == f'{folder}/unlabeled.txt'
     if labels == '1464':
