@@ -11,6 +11,7 @@ import yaml
 from mmengine.config import Config
 
 import mmdmt  # noqa: F401
+from mmdmt.datasets.splits import difference_maximized_subsets, published_size
 from mmdmt.engine.mutual import StageConfigBuilder
 from mmdmt.utils.config import normalize_config
 from mmdmt.utils.protocols import PROTOCOLS
@@ -19,6 +20,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 DMT = sorted(path.name for path in (CONFIGS / 'dmt').glob('*.py'))
 VOC = 'dmt_deeplabv2_r101_{}_pascal_voc12-321x321.py'
 CITYSCAPES = 'dmt_deeplabv2_r101_{}_cityscapes-256x512.py'
+DST_CBC_VOC = 'dst-cbc_deeplabv2_r101_{}_pascal_voc12-321x321.py'
+DST_CBC_CITYSCAPES = 'dst-cbc_deeplabv2_r101_{}_cityscapes-257x513.py'
 NETWORKS = [
     f'dmt_{network}_1_8_{data}-{crop}.py'
     for network, crops in {
@@ -84,8 +87,6 @@ def test_steps_are_passes_over_the_published_sets():
 
 
 def test_the_table_has_the_sizes_that_the_split_tool_draws():
-    from mmdmt.datasets.splits import difference_maximized_subsets, published_size
-
     sets = Config.fromfile(CONFIGS / '_base_' / 'methods' / 'dmt_published.py').published_sets
     for dataset in sets.values():
         for labels, values in dataset.items():
@@ -201,6 +202,91 @@ def test_half_size_cityscapes_can_be_scored_at_full_size_without_changing_its_la
     ]
     before = stages(CITYSCAPES.format('1_8'))['stage_1_coco']
     assert stage.custom_hooks[-1].dataset == before.custom_hooks[-1].dataset
+
+
+# ---------------------------------------------------------------- DST-CBC and ablations
+
+
+@pytest.mark.parametrize(
+    'name, dataset, labels, gamma',
+    [
+        *((DST_CBC_VOC, 'pascal_voc12', x, 9) for x in ('1_106', '1_50', '1_20', '1_8', '1_4')),
+        *((DST_CBC_CITYSCAPES, 'cityscapes', x, 5) for x in ('1_30', '1_8', '1_4')),
+    ],
+)
+def test_published_dst_cbc(name, dataset, labels, gamma):
+    cfg, built = load(name.format(labels)), stages(name.format(labels))
+    steps = cfg.published_steps[dataset][labels]
+    assert sorted(built) == ['stage_0_coco', 'stage_1_coco', 'stage_5_coco']
+    crop = (321, 321) if dataset == 'pascal_voc12' else (257, 513)
+    test = (505, 505) if dataset == 'pascal_voc12' else (513, 1025)
+    for stage_name, stage in built.items():
+        first = stage_name.startswith('stage_0')
+        assert stage.optim_wrapper.optimizer.lr == 0.002
+        assert stage.train_cfg.max_iters == (steps.supervised if first else steps.dst_cbc_round)
+        assert stage.train_dataloader.batch_size == 8
+        assert stage.train_dataloader.sampler.source_ratio == ([1] if first else [4, 4])
+        assert preprocessing(stage.model) == COCO
+        for source in stage.train_dataloader.dataset.datasets:
+            resize = next(step for step in source.pipeline if step.type == 'RandomResize')
+            # Width and height are drawn by themselves, between crop and test size.
+            assert [tuple(size)[::-1] for size in resize.scale] == [crop, test]
+            assert resize.keep_ratio is False
+            assert crop_of(source.pipeline) == crop
+        if not first:
+            assert stage.model.pseudo_loss == dict(type='mmdmt.DynamicSelfLoss', gamma=gamma)
+            hook = stage.custom_hooks[-1]
+            assert hook.rule == 'threshold_ratio'
+            resize = next(step for step in hook.dataset.pipeline if step.type == 'Resize')
+            assert tuple(resize.scale)[::-1] == crop  # labels are made at the training size
+    assert cfg.mutual.ratios == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert (
+        math.ceil((10582 - 530) / 4) * 6 == cfg.published_steps.pascal_voc12['1_20'].dst_cbc_round
+    )
+
+
+def test_dst_cbc_scores_cityscapes_at_its_own_size():
+    cfg = load(DST_CBC_CITYSCAPES.format('1_8'))
+    for section in (cfg.val_dataloader, cfg.test_dataloader):
+        steps = section.dataset.pipeline
+        assert tuple(steps[0].scale) == (1025, 513)
+        assert steps[1].type == 'mmdmt.LoadAnnotationsAtImageSize'
+
+
+@pytest.mark.parametrize(
+    'method, members, loss, labeling',
+    [
+        ('dmt-flip', 2, dict(gamma1=5.0, gamma2=5.0, conflict='flip'), {}),
+        ('dmt-gamma0', 2, dict(gamma1=0.0, gamma2=0.0), {}),
+        ('cbst', 1, dict(gamma1=0.0, gamma2=0.0), dict(rule='threshold_ratio')),
+        ('naive', 1, dict(gamma1=0.0, gamma2=0.0), dict(threshold=0.9)),
+        ('curriculum', 1, dict(gamma1=0.0, gamma2=0.0), dict(balance='global')),
+        ('online', 1, dict(threshold=0.9), {}),
+    ],
+)
+def test_an_ablation_differs_in_what_its_name_says(method, members, loss, labeling):
+    name = f'{method}_deeplabv2_r101_1_20_pascal_voc12-321x321.py'
+    cfg, built = load(name), stages(name)
+    reference = load(VOC.format('1_20'))
+    stage = built['stage_1_coco']
+    kinds = {'online': 'mmdmt.OnlinePseudoLoss'}
+    assert stage.model.pseudo_loss == dict(
+        type=kinds.get(method, 'mmdmt.DynamicMutualLoss'), **loss
+    )
+    assert len(cfg.mutual.members) == members
+    hook = stage.custom_hooks[-1]
+    found = {key: hook[key] for key in ('rule', 'balance', 'threshold') if key in hook}
+    assert found == labeling
+    total = sum(stage.train_cfg.max_iters for stage in built.values() if 'coco' in stage.work_dir)
+    rounds = {'online': 1}.get(method, 2)  # round 1 and the last one
+    per_round = cfg.mutual.round.max_iters
+    assert total == cfg.mutual.supervised.max_iters + rounds * per_round
+    assert len(cfg.mutual.ratios) * per_round == 5 * reference.mutual.round.max_iters
+    assert cfg.train_dataloader == reference.train_dataloader
+    starts_afresh = cfg.mutual.round.get('from_scratch', False)
+    assert starts_afresh == (method == 'curriculum')
+    if starts_afresh:
+        assert stage.load_from == 'pretrained/deeplabv2_r101_coco.pth'
 
 
 # ---------------------------------------------------------------- other networks
