@@ -136,20 +136,20 @@ def mutual(cfg, **settings):
     return cfg
 
 
-def write_config(cfg, path):
-    """Write a config file that inherits the project's default runtime."""
+def write_config(cfg, path, runtime='default_runtime.py'):
+    """Write a config file that inherits the project's default runtime, or another one."""
     text = Config(cfg).pretty_text
-    base = ROOT / 'configs' / '_base_' / 'default_runtime.py'
+    base = ROOT / 'configs' / '_base_' / runtime
     Path(path).write_text(f'_base_ = {str(base)!r}\n{text}')
     return Path(path)
 
 
-def load_config(cfg, path):
+def load_config(cfg, path, runtime='default_runtime.py'):
     """Write a config file and read it as the tools do, as an experiment of its own.
 
     Two runners of one name that are built within a second would share mmengine's logger.
     """
-    read = Config.fromfile(str(write_config(cfg, path)))
+    read = Config.fromfile(str(write_config(cfg, path, runtime)))
     read.experiment_name = f'test_{next(_numbers)}'
     return read
 

@@ -40,7 +40,7 @@ def select_by_confidence(confidence: np.ndarray, ratio: float, rule: str = 'stri
         confidence (np.ndarray): (N,) largest class probability of each image.
         ratio (float): Share to select, in (0, 1].
         rule (str): 'strict' as published: those above (``>``) the value at position
-            ``int(-ratio N + 1)`` of the sorted confidences, so one or two images fewer than the
+            ``int(-ratio N + 1)`` of the sorted confidences, so two or three images fewer than the
             ratio says, and none of those that tie with that value. 'rank': exactly
             ``round(ratio N)``, ties by position.
 

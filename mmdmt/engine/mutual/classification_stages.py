@@ -39,6 +39,8 @@ class ClassificationStageConfigBuilder(StageConfigBuilder):
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
+        if self.mutual.get('ensemble'):
+            raise ValueError('`mutual.ensemble` is for segmentation: take it out of the config')
         self.mutual.setdefault('round', {}).setdefault('from_scratch', True)
         lengths = self.mutual['round'].get('max_iters')
         if isinstance(lengths, (list, tuple)) and len(lengths) != len(self.plan.ratios):

@@ -1,0 +1,54 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from mmengine.registry import DefaultScope
+
+import mmdmt.classification  # noqa: F401
+from mmdmt.datasets.classification import RandAugment
+
+POLICIES = [dict(type='Rotate', magnitude_range=(0, 30), prob=1.0), dict(type='Invert', prob=1.0)]
+
+
+def build(policies=POLICIES, **settings):
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return RandAugment(policies=policies, **settings)
+
+
+def test_every_image_has_a_magnitude_from_1_to_the_maximum(monkeypatch):
+    augment = build(POLICIES[:1], max_magnitude=10)
+    seen = []
+    rotate = augment.transforms[0]
+    monkeypatch.setattr(
+        type(rotate), 'transform', lambda self, r: seen.append(self.magnitude_level) or r
+    )
+    np.random.seed(0)
+    for _ in range(500):
+        augment(dict(img=np.zeros((8, 8, 3), np.uint8)))
+    assert set(seen) == set(range(1, 11))
+    assert max(Counter(seen).values()) < 100
+
+
+def test_one_transform_for_an_image_by_default():
+    augment = build()
+    image = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    np.random.seed(0)
+    kinds = Counter(
+        bool((augment(dict(img=image.copy()))['img'] == 255 - image).all()) for _ in range(40)
+    )
+    assert 5 < kinds[True] < 35
+
+
+def test_the_same_seed_gives_the_same_image():
+    augment = build()
+    image = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    out = []
+    for _ in range(2):
+        np.random.seed(3)
+        out.append(augment(dict(img=image.copy()))['img'])
+    assert (out[0] == out[1]).all()
+
+
+def test_no_magnitude_is_refused():
+    with pytest.raises(ValueError, match='max_magnitude'):
+        build(max_magnitude=0)
