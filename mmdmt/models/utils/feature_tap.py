@@ -113,4 +113,5 @@ class FeatureTap:
                 f'{self.head} never called `{self.path}`: name the layer whose input is one '
                 'feature per pixel as `classifier`'
             )
-        return torch.cat([call[index] for call in self.calls])
+        maps = [call[index] for call in self.calls]
+        return maps[0] if len(maps) == 1 else torch.cat(maps)
