@@ -28,13 +28,18 @@ def find_classifier(segmentor: BaseSegmentor, path: str = CLASSIFIER) -> nn.Modu
         last = module[-1] if isinstance(module, nn.ModuleList) and len(module) else None
         module = getattr(module, name, getattr(last, name, None))
     if not isinstance(module, nn.Module):
-        head = getattr(segmentor, 'decode_head', None)
         raise ValueError(
-            f'pixel features are read before `{path}`, but {type(head).__name__} has no such '
+            f'pixel features are read before `{path}`, but {_head_name(segmentor)} has no such '
             'module: name the layer whose input is one feature per pixel as `classifier`, or '
             'switch the contrastive modules off (`semi_train_cfg.contrast=None`)'
         )
     return module
+
+
+def _head_name(segmentor: BaseSegmentor) -> str:
+    """Type of the (last) decode head, for messages."""
+    head = getattr(segmentor, 'decode_head', segmentor)
+    return type(head[-1] if isinstance(head, nn.ModuleList) else head).__name__
 
 
 def feature_channels(classifier: nn.Module) -> int:
@@ -76,7 +81,7 @@ class FeatureTap:
 
     def __init__(self, segmentor: BaseSegmentor, path: str = CLASSIFIER) -> None:
         self.path = path
-        self.head = type(getattr(segmentor, 'decode_head', segmentor)).__name__
+        self.head = _head_name(segmentor)
         self.classifier = find_classifier(segmentor, path)
         self.calls: List[Tuple[Tensor, Tensor]] = []
         self._handle = None

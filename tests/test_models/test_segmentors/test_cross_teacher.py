@@ -10,6 +10,7 @@ from tiny_models import NUM_CLASSES, semi_batch, tiny_segmentor
 
 from mmdmt.models.segmentors import CrossTeacher
 from mmdmt.models.segmentors.forward import dense_logits
+from mmdmt.models.segmentors.semi_base import build_segmentor
 
 CONTRAST = dict(bank_size=4, bank_threshold=0.0, threshold=0.5, anchors_per_class=8)
 PROJECTED = dict(CONTRAST, projection=dict(channels=5))
@@ -225,6 +226,21 @@ def test_seeds_decide_the_initial_weights():
     other.init_weights()
     assert same(one.student_l, other.student_r) and same(one.student_r, other.student_l)
     assert not same(one.student_l, one.student_r)
+
+
+def test_each_student_may_start_from_a_file_of_its_own(tmp_path):
+    pair = dict(l=tiny_segmentor(), r=tiny_segmentor())
+    for side, cfg in pair.items():
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            torch.save(build_segmentor(cfg).state_dict(), tmp_path / f'{side}.pth')
+        cfg['init_cfg'] = dict(type='Pretrained', checkpoint=str(tmp_path / f'{side}.pth'))
+    model = build(pair)
+    model.init_weights()
+    key = 'decode_head.conv_seg.weight'
+    for side in 'lr':
+        expected = torch.load(tmp_path / f'{side}.pth', weights_only=True)[key]
+        assert torch.equal(model.student(side).state_dict()[key], expected)
+        assert torch.equal(model.teacher(side).state_dict()[key], expected)
 
 
 def test_teachers_follow_their_own_students_with_their_projections():

@@ -93,6 +93,30 @@ def test_heads_without_a_dense_classifier_are_refused():
         FeatureTap(model)
 
 
+def cascade(**last):
+    cfg = tiny_segmentor()
+    first = dict(COMMON, **copy.deepcopy(HEADS['fcn'][0]))
+    cfg.update(type='CascadeEncoderDecoder', num_stages=2)
+    cfg['decode_head'] = [first, dict(COMMON, channels=6, **last)]
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        return build_segmentor(cfg)
+
+
+def test_the_last_head_of_a_cascade_counts():
+    model = cascade(type='OCRHead', in_channels=16, in_index=1, ocr_channels=4).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with FeatureTap(model) as tap:
+        dense_logits(model, images)
+    assert len(tap.calls) == 1 and feature_channels(tap.classifier) == tap.features.shape[1]
+    torch.testing.assert_close(model.decode_head[-1].conv_seg(tap.features), tap.logits)
+
+
+def test_points_are_no_feature_map():
+    model = cascade(type='PointHead', in_channels=[16], in_index=[1], num_fcs=1)
+    with pytest.raises(ValueError, match='PointHead has no such module'):
+        FeatureTap(model)
+
+
 def test_a_classifier_that_never_runs_is_named():
     model = build(HEADS['fcn'][0])
     with FeatureTap(model) as tap:
