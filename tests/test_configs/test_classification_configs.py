@@ -1,0 +1,152 @@
+"""Every shipped config of a classifier loads, builds, and is what its file name says."""
+
+import copy
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import TRANSFORMS, DefaultScope
+
+import mmdmt.classification  # noqa: F401
+from mmdmt.engine.mutual import build_stage_config_builder
+from mmdmt.registry import MODELS
+from mmdmt.utils.config import normalize_config
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+FOLDER = CONFIGS / 'dmt_classification'
+NAMES = sorted(path.stem for path in FOLDER.glob('*.py'))
+NAME = re.compile(
+    r'(?P<method>supervised|cl|dmt)_wrn-(?P<depth>\d+)-(?P<widen>\d)_(?P<labels>\d+|labeled)'
+    r'_(?P<data>cifar10|folder)-(?P<size>\d+)x(?P=size)(?P<published>_published)?'
+)
+LOADED = {name: Config.fromfile(FOLDER / f'{name}.py') for name in NAMES}
+CHAINS = [name for name in NAMES if not name.startswith('supervised')]
+
+
+def load(name):
+    return normalize_config(copy.deepcopy(LOADED[name]))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_config_is_what_its_name_says(name):
+    cfg, parts = load(name), NAME.fullmatch(name)
+    assert parts, f'{name} does not follow the naming rule'
+    assert cfg.default_scope == 'mmpretrain'
+    assert {'mmdmt', 'mmdmt.classification'} <= set(cfg.custom_imports['imports'])
+    backbone = cfg.model.backbone
+    assert (backbone.depth, backbone.widen_factor) == (int(parts['depth']), int(parts['widen']))
+    sources = cfg.train_dataloader.dataset.datasets
+    assert len(sources) == (1 if parts['method'] == 'supervised' else 2)
+    for source, kind in zip(sources, ('labeled', 'unlabeled')):
+        lists = {
+            'cifar10': f'splits/{parts["labels"]}/seed_1/{kind}.txt',
+            'folder': f'splits/{kind}.txt',
+        }
+        assert source.ann_file == lists[parts['data']]
+    crops = [step.crop_size for step in sources[0].pipeline if step.type == 'RandomCrop']
+    assert np.unique(crops).tolist() == [int(parts['size'])]
+    assert sources[0].pipeline[-1].algorithm_keys == ('soft_label',)
+
+
+@pytest.mark.parametrize('name', [n for n in NAMES if n.startswith('supervised')])
+def test_the_network_fits_and_classifies(name):
+    cfg = load(name)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(cfg.model)
+    assert model.backbone.out_channels == model.head.in_channels
+    assert not model.gamma1 and not model.gamma2
+
+
+@pytest.mark.parametrize('name', CHAINS)
+def test_the_stages_of_a_chain(name):
+    cfg, parts = load(name), NAME.fullmatch(name)
+    builder = build_stage_config_builder(cfg)
+    stages = [builder.build(s, '/work/s', 'a.pth', 'b.pth') for s in builder.plan.stages]
+    gamma = [stage.model.gamma1 for stage in stages]
+    assert gamma[0] == 0
+    assert all((value > 0) == (parts['method'] == 'dmt') for value in gamma[1:])
+    assert all(stage.load_from is None for stage in stages[1:])
+    for stage in stages:
+        assert stage.param_scheduler[-1].end == stage.train_cfg.max_iters
+        assert stage.train_cfg.val_interval <= stage.train_cfg.max_iters
+        assert stage.train_dataloader.batch_size == stage.train_dataloader.sampler.batch_size
+
+
+def test_published_hyper_parameters():
+    """Of the published scripts for 1000 labels."""
+    cfg = load('dmt_wrn-28-2_1000_cifar10-32x32')
+    builder = build_stage_config_builder(cfg)
+    first, *rounds = [builder.build(s, '/s', 'a.pth', 'b.pth') for s in builder.plan.stages]
+    assert builder.plan.ratios == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert first.train_cfg.max_iters == 2120 * 2 and first.optim_wrapper.optimizer.lr == 0.2
+    # 750 passes over the selected images, 496 in a batch
+    assert [r.train_cfg.max_iters for r in rounds] == [15000, 30000, 45000, 59250, 74250]
+    for stage in rounds:
+        assert stage.optim_wrapper.optimizer.lr == 0.1
+        assert stage.train_dataloader.sampler.source_ratio == [16, 496]
+        assert stage.model.gamma1 == stage.model.gamma2 == 4
+    optimizer = first.optim_wrapper.optimizer
+    assert (optimizer.momentum, optimizer.weight_decay) == (0.9, 5e-4)
+    assert first.model.mixup_alpha == 0.75 and first.train_dataloader.batch_size == 512
+    mean, std = (np.array(first.model.data_preprocessor[key]) / 255 for key in ('mean', 'std'))
+    np.testing.assert_allclose(mean, [0.49137, 0.48235, 0.44667], atol=1e-4)
+    np.testing.assert_allclose(std, [0.24706, 0.24353, 0.26157], atol=1e-4)
+    full = build_stage_config_builder(load('dmt_wrn-28-2_4000_cifar10-32x32'))
+    stage = full.build(full.plan.stages[1], '/s', 'a.pth', 'b.pth')
+    assert stage.train_dataloader.sampler.source_ratio == [64, 448]
+
+
+def test_published_switches():
+    own = load('dmt_wrn-28-2_1000_cifar10-32x32')
+    published = load('dmt_wrn-28-2_1000_cifar10-32x32_published')
+    assert own.custom_hooks[0].momentum == 0.999 and own.model.update_bn_twice is False
+    hook = published.custom_hooks[0]
+    assert (hook.momentum, hook.buffers, hook.warmup) == (0.001, 'copy', False)
+    assert published.mutual.pseudo_loss.update_bn_twice is True
+
+
+def test_equal_steps_on_the_cpu_benchmark():
+    baseline = load('supervised_wrn-16-1_4000_cifar10-16x16').train_cfg.max_iters
+    for method in ('cl', 'dmt'):
+        mutual = load(f'{method}_wrn-16-1_4000_cifar10-16x16').mutual
+        assert mutual.supervised.max_iters + sum(mutual.round.max_iters) == baseline
+
+
+@pytest.mark.parametrize('size', [32, 16])
+def test_the_pipeline_gives_normal_images(size):
+    name = 'wrn-28-2_1000_cifar10-32x32' if size == 32 else 'wrn-16-1_4000_cifar10-16x16'
+    pipeline = load(f'supervised_{name}').train_dataloader.dataset.datasets[0].pipeline
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        steps = Compose([TRANSFORMS.build(step) for step in pipeline])
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    soft = np.full(10, 0.1, np.float32)
+    np.random.seed(0)
+    for _ in range(40):  # every transform of the list, most likely
+        out = steps(dict(img=image.copy(), gt_label=3, soft_label=soft))
+        assert out['inputs'].shape == (3, size, size)
+        assert out['data_samples'].gt_label.tolist() == [3]
+        assert out['data_samples'].soft_label is soft
+
+
+def test_settings_of_own_images_are_set_in_one_place():
+    cfg = copy.deepcopy(LOADED['dmt_wrn-28-2_labeled_folder-64x64'])
+    cfg.merge_from_dict(dict(data_root='/mine', image_size=(40, 40), crop_size=(36, 36)))
+    normalize_config(cfg)
+    for source in cfg.train_dataloader.dataset.datasets:
+        assert source.data_root == source.dataset.data_root == '/mine'
+        steps = {step.type: step for step in source.pipeline}
+        assert tuple(steps['Resize'].scale) == (40, 40)
+        assert tuple(steps['RandomCrop'].crop_size) == (36, 36)
+    assert cfg.test_dataloader.dataset.data_root == '/mine'
+
+
+def test_metafile_lists_every_config():
+    listed = yaml.safe_load((FOLDER / 'metafile.yml').read_text())['Models']
+    assert [model['Name'] for model in listed] == NAMES
+    assert [model['Config'] for model in listed] == [
+        f'configs/dmt_classification/{name}.py' for name in NAMES
+    ]
