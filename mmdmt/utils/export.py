@@ -137,7 +137,8 @@ def _predicting_network(names: List[str], model: dict) -> str:
     """The network that ``semi_test_cfg.predict_on`` names; the first of an average."""
     teacher = next((name for name in names if name.startswith('teacher')), names[0])
     averages = dict(average=names[0], teacher_average=teacher)
-    predict_on = (model.get('semi_test_cfg') or {}).get('predict_on', teacher)
+    default = getattr(MODELS.get(str(model.get('type'))), 'default_predict_on', None) or teacher
+    predict_on = (model.get('semi_test_cfg') or {}).get('predict_on', default)
     if not isinstance(predict_on, str):
         predict_on = predict_on[0]
     return averages.get(predict_on, predict_on)

@@ -213,6 +213,8 @@ def test_a_config_file_with_its_overrides_can_be_named(tree, tmp_path):
 def test_the_network_that_predicts_is_the_default():
     weights = dict.fromkeys(['student.backbone.a', 'teacher.backbone.a', 'ema_steps', 'bank.x'])
     assert select_network(weights, {}) == 'teacher'
+    assert select_network(weights, dict(type='mmdmt.MeanTeacher')) == 'teacher'
+    assert select_network(weights, dict(type='mmdmt.DualTeacher')) == 'student'
     assert select_network(weights, dict(semi_test_cfg=dict(predict_on='student'))) == 'student'
     assert select_network(weights, {}, 'student') == 'student'
     assert select_network({'backbone.a': 0, 'decode_head.b': 0}, {}) == ''

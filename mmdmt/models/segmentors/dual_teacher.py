@@ -192,6 +192,8 @@ class DualTeacher(SemiSegmentor):
         ValueError: If a setting is unknown or out of range.
     """
 
+    default_predict_on = 'student'
+
     def __init__(
         self,
         segmentor: dict,
@@ -205,7 +207,6 @@ class DualTeacher(SemiSegmentor):
         released = _released_switches(cfg.get('released_behavior', False))
         if released['train_mode_teachers']:
             cfg.update(teacher_mode='train', ema=dict(cfg.get('ema', {}), buffers='keep'))
-        semi_test_cfg = dict(dict(predict_on='student'), **(semi_test_cfg or {}))
         super().__init__(segmentor, cfg, semi_test_cfg, data_preprocessor, init_cfg)
         self.released = released
         self.sup_weight = cfg.get('sup_weight', 1.0)

@@ -52,7 +52,7 @@ class SemiSegmentor(BaseSegmentor, metaclass=ABCMeta):
               teachers while they label.
         semi_test_cfg (dict, optional): ``predict_on`` (str or list[str]) is the network used for
             prediction, or a list of networks whose probabilities are averaged; 'average' are all
-            students, 'teacher_average' all teachers. Defaults to the first teacher.
+            students, 'teacher_average' all teachers. Defaults to :attr:`default_predict_on`.
         data_preprocessor (dict, optional): Config of the data preprocessor.
         init_cfg (dict, optional): mmengine's initialization config.
 
@@ -60,6 +60,9 @@ class SemiSegmentor(BaseSegmentor, metaclass=ABCMeta):
         ValueError: If a setting is unknown, names no network, or the segmentor has a single
             output channel (two classes need two channels here, softmax confidence is used).
     """
+
+    #: Network that predicts where ``semi_test_cfg`` names none; None: the first teacher.
+    default_predict_on: Optional[str] = None
 
     def __init__(
         self,
@@ -131,7 +134,7 @@ class SemiSegmentor(BaseSegmentor, metaclass=ABCMeta):
         return list(predict_on)
 
     def _finish_build(self) -> None:
-        default = (self.teacher_names or self.student_names)[0]
+        default = self.default_predict_on or (self.teacher_names or self.student_names)[0]
         self.predict_on = self.semi_test_cfg.get('predict_on', default)
         self._check_network_name(self.predict_on)
         first = self.network(self.student_names[0])
