@@ -111,9 +111,10 @@ def test_the_last_head_of_a_cascade_counts():
     torch.testing.assert_close(model.decode_head[-1].conv_seg(tap.features), tap.logits)
 
 
-def test_points_are_no_feature_map():
-    model = cascade(type='PointHead', in_channels=[16], in_index=[1], num_fcs=1)
-    with pytest.raises(ValueError, match='PointHead has no such module'):
+def test_the_refused_head_of_a_cascade_is_named():
+    model = cascade(type='OCRHead', in_channels=16, in_index=1, ocr_channels=4)
+    del model.decode_head[-1].conv_seg
+    with pytest.raises(ValueError, match='OCRHead has no such module'):
         FeatureTap(model)
 
 
