@@ -163,7 +163,8 @@ class StageConfigBuilder:
         self._set_data(cfg, stage, settings, stage_dir)
         if stage.round:
             self._set_pseudo_labels(cfg, stage, stage_dir, teacher_checkpoint)
-        cfg.load_from = self._initial(stage) if settings.get('from_scratch') else load_from
+        from_scratch = settings.get('from_scratch')
+        cfg.load_from = self.initial_checkpoint(stage) if from_scratch else load_from
         cfg.resume = False
         cfg.work_dir = stage_dir
         check = cfg.get('default_hooks', {}).get('dataset_check')
@@ -173,8 +174,8 @@ class StageConfigBuilder:
             cfg.default_hooks.checkpoint.save_best = self.metric
         return cfg
 
-    def _initial(self, stage: Stage) -> Optional[str]:
-        """Checkpoint that a member's round 0 starts from."""
+    def initial_checkpoint(self, stage: Stage) -> Optional[str]:
+        """Checkpoint that round 0 of a stage's member starts from, None without."""
         return self.plan.member(stage.member).get('load_from', self.cfg.get('load_from'))
 
     def member_model(self, member: str) -> Dict[str, Any]:

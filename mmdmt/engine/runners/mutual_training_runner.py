@@ -217,7 +217,7 @@ class MutualTrainingRunner:
             name: self._shared(lambda name=name: self.ledger.checkpoint(name))
             for name in stage.needs
         }
-        first = self.plan.member(stage.member).get('load_from', self.cfg.get('load_from'))
+        first = self.builder.initial_checkpoint(stage)
         return self.builder.build(
             stage,
             osp.join(self.work_dir, stage.name),
