@@ -66,7 +66,10 @@ def select_network(cfg: Config, name: str) -> None:
 
 def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
     """Turn on the visualization hook."""
-    hook = dict(type='SegVisualizationHook', draw=True, interval=1)
+    if cfg.get('default_scope') == 'mmpretrain':
+        hook = dict(type='VisualizationHook', enable=True, interval=1)
+    else:
+        hook = dict(type='SegVisualizationHook', draw=True, interval=1)
     if args.show:
         hook.update(show=True, wait_time=args.wait_time)
     cfg.default_hooks.visualization = hook
@@ -85,6 +88,8 @@ def use_tta(cfg: Config) -> None:
 
 def write_labels(cfg: Config, folder: str) -> None:
     """Make the (first) metric write its label images."""
+    if cfg.get('default_scope') == 'mmpretrain':
+        raise ValueError('--out writes label images of segmentors; this config has a classifier')
     evaluator = cfg.test_evaluator
     metric = evaluator[0] if isinstance(evaluator, (list, tuple)) else evaluator
     metric.update(output_dir=folder, keep_results=True)
