@@ -366,6 +366,32 @@ def test_contrast_without_anchors_is_zero_with_a_gradient():
         assert (torch.autograd.grad(loss, feat)[0] == 0).all()
 
 
+def test_rows_that_are_not_filled_are_as_if_not_there():
+    feat, peer, label, mask, bank = contrast_case()
+    filled = torch.ones(3, 5, dtype=torch.bool)
+    filled[:, 3:] = False
+    for name, args in (('memory', (feat,)), ('peer', (feat, peer))):
+        loss = getattr(L, f'{name}_contrast_loss')
+        full = loss(*args, label, mask, bank)
+        torch.testing.assert_close(loss(*args, label, mask, bank, filled=filled | True), full)
+        part = loss(*args, label, mask, bank, filled=filled)
+        torch.testing.assert_close(part, loss(*args, label, mask, bank[:, :3]))
+
+
+def test_classes_with_nothing_filled_have_no_anchors_and_finite_gradients():
+    feat, peer, label, mask, bank = contrast_case()
+    filled = torch.zeros(3, 5, dtype=torch.bool)
+    filled[0] = filled[1, :2] = True
+    feat.requires_grad_()
+    loss = L.memory_contrast_loss(feat, label, mask, bank, filled=filled)
+    known = L.memory_contrast_loss(feat, label, mask & (label != 2), bank, filled=filled)
+    torch.testing.assert_close(loss, known)
+    loss = loss + L.peer_contrast_loss(feat, peer, label, mask, bank, filled=filled)
+    loss = loss + L.memory_contrast_loss(feat, label, mask, bank, filled=filled & False)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(feat.grad).all() and feat.grad.abs().sum() > 0
+
+
 def test_contrast_keeps_float32_under_autocast():
     feat, _, label, mask, bank = (
         t.float() if t.is_floating_point() else t for t in contrast_case()
@@ -383,6 +409,7 @@ def test_contrast_keeps_float32_under_autocast():
     [
         (dict(bank=torch.zeros(1, 5, 6)), 'at least 2 classes'),
         (dict(bank=torch.zeros(3, 5, 7)), r'\(C, K, 6\)'),
+        (dict(filled=torch.ones(3, 4, dtype=torch.bool)), r'`filled` must be .* \(3, 5\)'),
         (dict(mask=torch.ones(2, 8, 10, dtype=torch.bool)), 'feature map'),
     ],
 )

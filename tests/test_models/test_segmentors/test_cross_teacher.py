@@ -374,6 +374,18 @@ def test_losses_count_from_full_banks_on():
     assert losses['contrast_l_high_loss'] > 0 and losses['contrast_r_high_loss'] > 0
 
 
+def test_half_precision_trains_with_contrast():
+    model = build(threshold=0.0, contrast=PROJECTED).train()
+    fill(model)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        losses = model.loss(*batch())
+    total = sum(value for key, value in losses.items() if 'loss' in key)
+    total.backward()
+    assert torch.isfinite(total) and model.contrast.banks['l'].feats.dtype == torch.float32
+    for part in (model.student_l, model.contrast.students):
+        assert all(torch.isfinite(p.grad).all() for p in part.parameters())
+
+
 def test_banks_learn_labeled_pixels_of_their_own_teacher():
     model = build(contrast=dict(CONTRAST, bank_size=3, per_class=2)).eval()
     inputs, samples = batch()

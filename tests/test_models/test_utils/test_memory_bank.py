@@ -127,3 +127,19 @@ def test_bad_input_is_refused():
         bank.update(feat, logits[:, :, :1], label, 1)
     with pytest.raises(ValueError, match='per_class'):
         bank.update(feat, logits, label, 0)
+
+
+def test_selection_has_the_same_shape_whatever_the_images():
+    """Ranks exchange it."""
+    bank = ClassMemoryBank(2, 6, 3)
+    logits = torch.tensor([9.0, 0.0]).reshape(1, 2, 1, 1).expand(1, 2, 1, 2)
+    label = torch.zeros(1, 1, 2, dtype=torch.long)
+    feat = torch.randn(1, 7, 1, 2)  # as long as it likes: a projection may follow
+    rows, counts = bank.select(feat, logits, label, per_class=4)
+    assert rows.shape == (2, 4, 7) and counts.tolist() == [2, 0]
+    assert torch.equal(rows[0, :2], feat[0, :, 0].t())
+    with pytest.raises(ValueError, match='the 3 channels of the bank, got 7'):
+        bank.append(rows, counts)
+    bank.append(rows[:, :, :3], counts)
+    assert bank.counts.tolist() == [2, 0]
+    assert bank.filled.tolist() == [[True] * 2 + [False] * 4, [False] * 6]
