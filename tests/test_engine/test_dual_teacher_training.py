@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from forked_tool import ForkedTool
+from forked_tool import ForkedTool, forked_ranks
 from mmengine.registry import RUNNERS
 from mmseg.apis import init_model
 from tiny_project import base_config, labeled_only, load_config, make_tree, write_config
@@ -175,6 +175,17 @@ def test_a_checkpoint_between_two_shifts_switches_once(tree, tmp_path):
     assert resumed.model.ema_steps.tolist() == [6, 3]
     for key, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[key], value), key
+
+
+def test_two_processes_take_turns_together(tree, tmp_path):
+    """A pass over 7 labeled images is 2 iterations of 2 + 2; skipped blocks block no reduction."""
+    cfg = write_config(config(tree, tmp_path), tmp_path / 'dual_teacher.py')
+    ranks = forked_ranks('train.py', cfg, log=tmp_path / 'ranks.log')
+    for tool in ranks:
+        tool.finish()
+    state = load(tmp_path / f'iter_{MAX_ITERS}.pth')['state_dict']
+    assert state['shift_number'].item() == 4 and state['on_duty'].item() == 0
+    assert state['ema_steps'].tolist() == [5, 4]
 
 
 def test_a_supervised_checkpoint_goes_into_all_networks(tree, tmp_path):
