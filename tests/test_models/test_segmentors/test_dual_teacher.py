@@ -253,6 +253,37 @@ def test_nothing_in_a_step_reads_a_tensor_back(batch, monkeypatch):
         model.switch_teacher()
 
 
+def test_mixed_precision_gives_nearly_the_same_losses(batch):
+    model = build(threshold=0.3).train()
+    for _ in range(2):
+        torch.manual_seed(2)
+        expected = model.loss(*batch)
+        torch.manual_seed(2)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            found = model.loss(*batch)
+        for key in ('sup_decode.loss_ce', 'unsup_mixed_loss', 'unsup_consistency_loss'):
+            assert found[key].dtype == torch.float32
+            torch.testing.assert_close(found[key], expected[key], rtol=0.1, atol=0.02)
+        model.switch_teacher()
+
+
+def test_heads_with_a_loss_of_their_own_get_a_pass_more(batch):
+    """Their labeled images cannot share a pass with unlabeled ones."""
+    cfg = tiny_segmentor(dropout=0)
+    cfg['type'] = 'CascadeEncoderDecoder'
+    head = cfg['decode_head']
+    ocr = dict(head, type='OCRHead', in_channels=16, ocr_channels=8)
+    for key in ('num_convs', 'concat_input'):
+        ocr.pop(key)
+    cfg.update(num_stages=2, decode_head=[head, ocr])
+    model = build(cfg).train()
+    passes = count_passes(model)
+    loss, _ = model.parse_losses(model.loss(*batch))
+    loss.backward()
+    student = [('student', 3)] * 3
+    assert sorted(passes) == [*student, ('teacher_0', 3)]
+
+
 # ------------------------------------------------------------------------------------ the shifts
 
 
