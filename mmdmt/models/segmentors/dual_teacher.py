@@ -2,7 +2,7 @@
 
 import warnings
 from contextlib import ExitStack
-from typing import Dict, List, NamedTuple, Optional, Union
+from typing import Dict, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 from mmseg.structures import SegDataSample
@@ -115,7 +115,9 @@ class Shift(nn.Module):
         self.flip_prob = flip_prob
         self.per_image = per_image
 
-    def forward(self, images: Tensor, targets: Targets, preprocessor: nn.Module, padded: bool):
+    def forward(
+        self, images: Tensor, targets: Targets, preprocessor: nn.Module, padded: bool
+    ) -> Tuple[Tensor, Targets]:
         """Mix, augment and flip.
 
         Args:
@@ -278,6 +280,16 @@ class DualTeacher(SemiSegmentor):
         super().update_teachers()
         self._student_steps += 1
         self.student_steps += 1
+
+    def _warn_without_hook(self) -> None:
+        super()._warn_without_hook()
+        if self.training and not self.switch_hook_attached and len(self.teacher_names) > 1:
+            self.switch_hook_attached = True
+            warnings.warn(
+                "DualTeacher trains without dict(type='mmdmt.SwitchTeacherHook') in `custom_hooks`:"
+                ' unless your own loop calls `switch_teacher()`, teacher_0 stays on duty for ever',
+                stacklevel=3,
+            )
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,4 +1,5 @@
 import copy
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -454,6 +455,19 @@ def test_a_plain_checkpoint_goes_into_every_network_and_begins_the_first_shift()
     assert model.teacher_on_duty == 'teacher_0'
     assert model._student_steps == model.student_steps.item() == 0
     assert model.ema_steps.tolist() == [0, 0]
+
+
+def test_a_forgotten_hook_is_told_of_once(batch):
+    model = build().train()
+    model.switch_hook_attached = False
+    with pytest.warns(UserWarning, match='SwitchTeacherHook'):
+        model(*batch, mode='loss')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        model(*batch, mode='loss')
+        single = build(num_teachers=1).train()
+        single.switch_hook_attached = False
+        single(*batch, mode='loss')
 
 
 def test_teachers_stay_in_their_mode():
