@@ -269,7 +269,8 @@ class CrossContrast(nn.Module):
         if self.bank_sync == 'rank':
             bank.append(rows, counts)
             return
-        for other_rows, other_counts in zip(all_gather(rows), all_gather(counts)):
+        ranks = zip(all_gather(rows.contiguous()), all_gather(counts))
+        for other_rows, other_counts in ranks:
             bank.append(other_rows, other_counts)
 
     def _admitted(self, batch: int) -> int:
