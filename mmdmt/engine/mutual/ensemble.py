@@ -54,7 +54,8 @@ def ensemble_config(cfg: Config, models: Sequence[dict], kind: str, folder: str)
         ValueError: If weights of different networks are to be averaged.
     """
     cfg = copy.deepcopy(cfg)
-    for key in (*_TRAINING_KEYS, 'mutual', 'stage'):
+    # The evaluation protocol is written into the pipelines and the members already.
+    for key in (*_TRAINING_KEYS, 'mutual', 'stage', 'evaluation_protocol'):
         cfg.pop(key, None)
     if kind == 'predictions':
         model = dict(type='mmdmt.EnsembleSegmentor', members=[_plain(model) for model in models])

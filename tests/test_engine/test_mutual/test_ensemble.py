@@ -67,7 +67,10 @@ def whole_config():
 
 def test_the_config_is_tested_and_not_trained():
     models = [tiny_segmentor(), tiny_segformer()]
-    cfg = ensemble_config(whole_config(), models, 'predictions', '/work_dir/ensemble')
+    whole = whole_config()
+    whole.evaluation_protocol = 'ade20k'  # would be written into the ensemble, which has no mode
+    cfg = ensemble_config(whole, models, 'predictions', '/work_dir/ensemble')
+    assert 'evaluation_protocol' not in cfg and whole.evaluation_protocol
     assert 'train_cfg' not in cfg and 'mutual' not in cfg and 'train_dataloader' not in cfg
     assert cfg.runner_type == 'mmdmt.SemiRunner' and cfg.val_dataloader.batch_size == 1
     assert [m.backbone.type for m in cfg.model.members] == ['ResNet', 'MixVisionTransformer']
