@@ -25,6 +25,23 @@ SIDES = ('l', 'r')
 TAUGHT_BY = ('peer', 'own')
 IGNORE = 255
 
+#: Keys of ``semi_train_cfg``; others are refused, since a misspelled one would have no effect.
+SETTINGS = frozenset(
+    (
+        'ema',
+        'teacher_mode',
+        'sup_weight',
+        'unsup_weight',
+        'threshold',
+        'rampup_iters',
+        'mix',
+        'shared_mix',
+        'taught_by',
+        'contrast',
+        'seeds',
+    )
+)
+
 #: Label, confidence and validity of the pixels of one view, each (N_u, H, W).
 Targets = Tuple[Tensor, Tensor, Tensor]
 
@@ -104,6 +121,8 @@ class CrossTeacher(SemiSegmentor):
     def build_networks(self, segmentor: dict) -> None:
         """Build both students and their teachers."""
         seeds = self.semi_train_cfg.get('seeds')
+        if seeds and len(seeds) != len(SIDES):
+            raise ValueError(f'`semi_train_cfg.seeds` must be two seeds, got {seeds}')
         self.seeds = dict(zip(SIDES, seeds)) if seeds else {}
         for side, cfg in _per_side(segmentor).items():
             with _seeded(self.seeds.get(side)):
@@ -112,6 +131,11 @@ class CrossTeacher(SemiSegmentor):
             self.add_teacher(f'teacher_{side}', cfg, student=f'student_{side}')
 
     def _check(self) -> None:
+        unknown = sorted(set(self.semi_train_cfg) - SETTINGS)
+        if unknown:
+            raise ValueError(
+                f'`semi_train_cfg` of CrossTeacher knows no {unknown}, but {sorted(SETTINGS)}'
+            )
         if not 0 <= self.threshold <= 1:
             raise ValueError(f'`semi_train_cfg.threshold` must be in [0, 1], got {self.threshold}')
         if self.taught_by not in TAUGHT_BY:
