@@ -226,8 +226,11 @@ class MutualTrainingRunner:
         )
 
     def _build_runner(self, cfg: Config) -> SemiRunner:
-        # mmengine keeps loggers and message hubs by experiment name for the whole process.
+        # mmengine keeps loggers, message hubs and visualizers by name for the whole process: under
+        # one name all stages would write into the folder of the first.
         cfg.experiment_name = f'{osp.basename(cfg.work_dir)}_{uuid4().hex[:8]}'
+        if cfg.get('visualizer'):
+            cfg.visualizer.name = cfg.experiment_name
         return SemiRunner.from_cfg(cfg)
 
     # ------------------------------------------------------------------ ensemble

@@ -7,6 +7,7 @@ import pytest
 import torch
 from forked_tool import ForkedTool
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from tiny_models import tiny_segmentor
 from tiny_project import (
     ROOT,
@@ -21,6 +22,7 @@ from tiny_project import (
 from mmdmt.engine.mutual import LedgerMismatchError
 from mmdmt.engine.runners import MutualTrainingRunner
 from mmdmt.models.segmentors.semi_base import build_segmentor
+from mmdmt.pseudo.labeler import PseudoLabeler
 from mmdmt.registry import RUNNERS
 
 STAGES = [f'stage_{r}_{m}' for r in range(3) for m in 'ab']
@@ -175,7 +177,8 @@ def test_a_killed_chain_ends_with_the_same_weights(finished, tree, tmp_path, mom
 
 def test_the_chain_runs_on_two_processes(tree, tmp_path):
     """Ranks share the labeling and the training, and the first one keeps the ledger."""
-    cfg = mutual(base_config(tree, tmp_path), ratios=[1.0])
+    labeling = dict(pixel_stride=1, num_workers=0, rule='threshold_ratio')
+    cfg = mutual(base_config(tree, tmp_path), ratios=[0.5], labeling=labeling, ensemble=True)
     config = write_config(cfg, tmp_path / 'chain.py')
     done = subprocess.run(
         [str(ROOT / 'tools' / 'dist_train.sh'), str(config), '2'],
@@ -183,13 +186,23 @@ def test_the_chain_runs_on_two_processes(tree, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout[-4000:]
     printed = ForkedTool('train.py', config, '--list-stages', log=tmp_path / 'list.log').finish()
-    assert printed.count(' done ') == 4 and 'pending' not in printed
+    assert printed.count(' done ') == 5 and 'pending' not in printed
     manifest = json.loads((tmp_path / 'stage_1_a/pseudo_labels/manifest.json').read_text())
     assert manifest['num_images'] == 6 and len(manifest['files']) == 6
+    assert manifest == label_again(tmp_path / 'stage_1_a', tmp_path / 'again')
+
+
+def label_again(stage, store_dir):
+    """Manifest of the same labeling in this process alone."""
+    hook = dict(Config.fromfile(str(stage / 'config.py')).custom_hooks[-1])
+    checkpoint, ratio = hook.pop('checkpoint'), hook.pop('ratio')
+    hook.pop('type')
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        return PseudoLabeler(**dict(hook, store_dir=str(store_dir))).run(checkpoint, ratio)
 
 
 def test_one_stage_can_be_run_from_the_command_line(tree, tmp_path):
