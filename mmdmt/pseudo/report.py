@@ -1,26 +1,27 @@
 """What finished pseudo-labels are like, class by class, from the manifest of their store."""
 
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterable, List
 
 from mmdmt.registry import DATASETS
 
 _HEAD = ('class', 'share %', 'kept %', 'confidence', 'threshold')
 
 
-def class_names(dataset: Dict[str, Any], num_classes: int) -> List[str]:
-    """Class names of a data set config; their numbers where it names none.
+def class_names(datasets: Iterable[Dict[str, Any]], num_classes: int) -> List[str]:
+    """Class names by the first data set config that has them; their numbers if none has.
 
     Args:
-        dataset (dict): Config with ``metainfo``, or of a type that has class names.
+        datasets (Iterable[dict]): Configs with ``metainfo``, or of types that have class names.
         num_classes (int): Number of classes of the labels.
     """
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    if not classes:
-        kind = DATASETS.get(dataset['type'])
-        classes = (getattr(kind, 'METAINFO', None) or {}).get('classes')
-    if not classes or len(classes) != num_classes:
-        return [str(index) for index in range(num_classes)]
-    return list(classes)
+    for dataset in datasets:
+        classes = (dataset.get('metainfo') or {}).get('classes')
+        if not classes:
+            kind = DATASETS.get(dataset['type'])
+            classes = (getattr(kind, 'METAINFO', None) or {}).get('classes')
+        if classes and len(classes) == num_classes:
+            return list(classes)
+    return [str(index) for index in range(num_classes)]
 
 
 def class_rows(manifest: Dict[str, Any]) -> List[Dict[str, float]]:

@@ -44,7 +44,9 @@ def test_a_manifest_of_before_has_no_table(manifest):
 
 def test_class_names_come_from_the_data_set():
     own = dict(type='mmdmt.UnlabeledDataset', metainfo=dict(classes=['a', 'b']))
-    assert class_names(own, 2) == ['a', 'b']
-    assert class_names(own, 3) == ['0', '1', '2']
-    assert class_names(dict(type='mmseg.CityscapesDataset'), 19)[0] == 'road'
-    assert class_names(dict(type='mmdmt.UnlabeledDataset'), 2) == ['0', '1']
+    nameless = dict(type='mmdmt.UnlabeledDataset')
+    cityscapes = dict(type='mmseg.CityscapesDataset')
+    assert class_names([own], 2) == class_names([nameless, own], 2) == ['a', 'b']
+    assert class_names([own], 3) == ['0', '1', '2']
+    assert class_names([own, cityscapes], 19)[0] == 'road'
+    assert class_names([nameless], 2) == class_names([], 2) == ['0', '1']

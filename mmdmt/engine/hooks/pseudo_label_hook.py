@@ -46,7 +46,8 @@ class PseudoLabelHook(Hook):
         trusted = runner.cfg.get('trusted_checkpoints', ())
         manifest = self.labeler.run(self.checkpoint, self.ratio, trusted=trusted)
         self._labeled = True
-        names = class_names(self.labeler.dataset_cfg, manifest['num_classes'])
+        labeled = runner.cfg.train_dataloader.dataset.get('datasets', [])
+        names = class_names([self.labeler.dataset_cfg, *labeled], manifest['num_classes'])
         runner.logger.info(f'{self.labeler.summary(manifest)}\n{class_table(manifest, names)}')
         runner.visualizer.add_scalars(label_scalars(manifest, names), step=0)
 
