@@ -1,9 +1,9 @@
 """Bytes of one pseudo-label map: classes and confidences.
 
 Both are packed into 16 bits a pixel. Only the classes that occur in an image are numbered, so an
-image of up to 16 classes has 4096 confidence steps, whatever the data set. Of these numbers the
+image of up to 8 classes has 8192 confidence steps, whatever the data set. Of these numbers the
 second difference over rows and columns is stored: confidence is smooth, because logits are
-up-sampled, so the differences are nearly all tiny and deflate well (0.5 to 0.7 bytes a pixel; see
+up-sampled, so the differences are nearly all tiny and deflate well (0.5 to 0.8 bytes a pixel; see
 ``tests/test_pseudo/test_codec.py``). zlib's checksum covers everything, so that a damaged file
 cannot be read as another map.
 """
@@ -17,8 +17,8 @@ import numpy as np
 from .quantization import expansion_table, quantize
 
 MAGIC = b'mmdmt-pl'
-FORMAT_VERSION = 1
-MAX_LEVELS = 4096
+FORMAT_VERSION = 2
+MAX_LEVELS = 8192
 
 
 class DamagedMapError(RuntimeError):
