@@ -6,17 +6,11 @@ batch_size = 64
 overridable = dict(batch_size=batch_size, image_size=image_size)
 
 resize = dict(type='Resize', scale=image_size, interpolation='area')
-rand_augment = dict(
-    policies=[
-        *_base_.rand_augment.policies[:-1],
-        dict(type='Cutout', magnitude_range=(0, 8), prob=1.0),
-    ]
-)
 train_pipeline = [
     resize,
     dict(type='RandomCrop', crop_size=16, padding=2, pad_val=128),
     dict(type='RandomFlip', prob=0.5),
-    dict(_base_.rand_augment, policies=rand_augment['policies']),
+    dict(_base_.rand_augment, cutout=8),
     dict(type='PackInputs', algorithm_keys=('soft_label',)),
 ]
 test_pipeline = [resize, dict(type='PackInputs')]

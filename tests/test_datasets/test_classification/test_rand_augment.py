@@ -52,3 +52,11 @@ def test_the_same_seed_gives_the_same_image():
 def test_no_magnitude_is_refused():
     with pytest.raises(ValueError, match='max_magnitude'):
         build(max_magnitude=0)
+
+
+def test_the_list_of_the_paper_with_cutout():
+    assert len(build('paper').transforms) == 13
+    augment = build('paper', cutout=16)
+    assert type(augment.transforms[-1]).__name__ == 'Cutout'
+    assert augment.transforms[-1].magnitude_range == (0, 16)
+    assert all(transform.prob == 1.0 for transform in augment.transforms)
