@@ -58,6 +58,9 @@ def ensemble_config(cfg: Config, models: Sequence[dict], kind: str, folder: str)
     for key in (*_TRAINING_KEYS, 'mutual', 'stage', 'evaluation_protocol'):
         cfg.pop(key, None)
     if kind == 'predictions':
+        # mmengine would give a preprocessor at the top level of the config to the ensemble, whose
+        # members have one each.
+        cfg.pop('data_preprocessor', None)
         model = dict(type='mmdmt.EnsembleSegmentor', members=[_plain(model) for model in models])
     else:
         if any(_network(model) != _network(models[0]) for model in models):

@@ -69,7 +69,10 @@ def test_the_config_is_tested_and_not_trained():
     models = [tiny_segmentor(), tiny_segformer()]
     whole = whole_config()
     whole.evaluation_protocol = 'ade20k'  # would be written into the ensemble, which has no mode
+    # mmengine would give this one to the ensemble, which takes none.
+    whole.data_preprocessor = dict(type='SegDataPreProcessor')
     cfg = ensemble_config(whole, models, 'predictions', '/work_dir/ensemble')
+    assert 'data_preprocessor' not in cfg and whole.data_preprocessor
     assert 'evaluation_protocol' not in cfg and whole.evaluation_protocol
     assert 'train_cfg' not in cfg and 'mutual' not in cfg and 'train_dataloader' not in cfg
     assert cfg.runner_type == 'mmdmt.SemiRunner' and cfg.val_dataloader.batch_size == 1
