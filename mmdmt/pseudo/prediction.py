@@ -9,6 +9,8 @@ from mmseg.models.segmentors import BaseSegmentor
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
+from mmdmt.utils.keys import refuse_unknown_keys
+
 TTA_KEYS = {'flip', 'scales'}
 
 Batch = Dict[str, list]
@@ -26,9 +28,7 @@ def check_tta(tta: Optional[Dict[str, Any]], key: str = 'tta') -> None:
     """
     if tta is None:
         return
-    unknown = sorted(set(tta) - TTA_KEYS)
-    if unknown:
-        raise ValueError(f'`{key}` has unknown keys {unknown}; known: {sorted(TTA_KEYS)}')
+    refuse_unknown_keys(key, tta, TTA_KEYS)
     scales = tta.get('scales', [1.0])
     if not scales or min(scales) <= 0:
         raise ValueError(f'`{key}.scales` must be positive factors, got {scales}')

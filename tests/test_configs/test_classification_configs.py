@@ -65,7 +65,7 @@ def test_the_network_fits_and_classifies(name):
 def test_the_stages_of_a_chain(name):
     cfg, parts = load(name), NAME.fullmatch(name)
     builder = build_stage_config_builder(cfg)
-    stages = [builder.build(s, '/work/s', 'a.pth', 'b.pth') for s in builder.plan.stages]
+    stages = [builder.build(s, '/work_dir/s', 'a.pth', 'b.pth') for s in builder.plan.stages]
     gamma = [stage.model.gamma1 for stage in stages]
     assert gamma[0] == 0
     assert all((value > 0) == (parts['method'] == 'dmt') for value in gamma[1:])

@@ -48,7 +48,7 @@ def stages(name):
     builder = StageConfigBuilder(copy.deepcopy(load(name)))
     last = len(builder.plan.ratios)
     return {
-        stage.name: builder.build(stage, f'/work/{stage.name}', teacher_checkpoint='/t.pth')
+        stage.name: builder.build(stage, f'/work_dir/{stage.name}', teacher_checkpoint='/t.pth')
         for stage in builder.plan.stages
         if stage.round in (0, 1, last)
     }

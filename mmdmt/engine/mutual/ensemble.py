@@ -9,6 +9,7 @@ from mmengine.config import Config, ConfigDict
 
 from mmdmt.engine.checkpoint import load_checkpoint_file, save_atomically
 from mmdmt.pseudo.labeler import checkpoint_identity
+from mmdmt.utils.keys import refuse_unknown_keys
 
 ENSEMBLE_KEYS = {'predictions', 'weights'}
 _TRAINING_KEYS = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler')
@@ -29,11 +30,7 @@ def ensemble_kinds(setting: Union[bool, Dict[str, bool]]) -> List[str]:
     """
     if not isinstance(setting, dict):
         return ['predictions'] if setting else []
-    unknown = sorted(set(setting) - ENSEMBLE_KEYS)
-    if unknown:
-        raise ValueError(
-            f'`mutual.ensemble` has unknown keys {unknown}; known: {sorted(ENSEMBLE_KEYS)}'
-        )
+    refuse_unknown_keys('mutual.ensemble', setting, ENSEMBLE_KEYS)
     return [kind for kind in ('predictions', 'weights') if setting.get(kind)]
 
 

@@ -10,6 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmdmt.pseudo.labeler import check_selection
 from mmdmt.pseudo.prediction import check_tta
 from mmdmt.utils.config import normalize_config
+from mmdmt.utils.keys import refuse_unknown_keys
 
 from .ensemble import ensemble_kinds
 from .plan import SELECT_RULES, MutualPlan, Stage
@@ -89,12 +90,12 @@ class StageConfigBuilder:
         self.metric = self.mutual.get('metric', self.default_metric)
 
     def _check(self) -> None:
-        _refuse_unknown('mutual', self.mutual, MUTUAL_KEYS)
+        refuse_unknown_keys('mutual', self.mutual, MUTUAL_KEYS)
         for key in ('members', 'ratios'):
             if key not in self.mutual:
                 raise ValueError(f'the config has no `mutual.{key}`')
         for key in ('supervised', 'round'):
-            _refuse_unknown(f'mutual.{key}', self.mutual.get(key, {}), STAGE_KEYS)
+            refuse_unknown_keys(f'mutual.{key}', self.mutual.get(key, {}), STAGE_KEYS)
         self._check_labeling(self.mutual.get('labeling', {}))
         self._check_select(self.mutual.get('select', 'last'))
         ensemble_kinds(self.mutual.get('ensemble', False))  # refuses unknown keys
@@ -111,7 +112,7 @@ class StageConfigBuilder:
             )
 
     def _check_labeling(self, labeling: dict) -> None:
-        _refuse_unknown('mutual.labeling', labeling, self.labeling_keys)
+        refuse_unknown_keys('mutual.labeling', labeling, self.labeling_keys)
         check_tta(labeling.get('tta'), 'mutual.labeling.tta')
         check_selection(
             labeling.get('rule', 'argmax'),
@@ -287,12 +288,6 @@ def _with_pseudo_labels(pipeline: Sequence[dict], store_dir: str) -> list:
 def _without_annotations(pipeline: Sequence[dict]) -> list:
     """A test pipeline for images without masks."""
     return [copy.deepcopy(t) for t in pipeline if t['type'].split('.')[-1] != 'LoadAnnotations']
-
-
-def _refuse_unknown(name: str, found: dict, known: set) -> None:
-    unknown = sorted(set(found) - known)
-    if unknown:
-        raise ValueError(f'`{name}` has unknown keys {unknown}; known: {sorted(known)}')
 
 
 def _flatten(prefix: str, value: Any, out: Dict[str, str]) -> None:

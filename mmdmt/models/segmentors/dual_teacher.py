@@ -16,6 +16,7 @@ from mmdmt.models.utils.stochastic_depth import (
     untracked_statistics,
 )
 from mmdmt.registry import MODELS
+from mmdmt.utils.keys import refuse_unknown_keys
 
 from .forward import dense_logits, pseudo_label, stack_pixel_data, supervised_loss_and_logits
 from .semi_base import SemiSegmentor
@@ -205,7 +206,7 @@ class DualTeacher(SemiSegmentor):
         init_cfg: Optional[dict] = None,
     ) -> None:
         cfg = dict(semi_train_cfg or {})
-        _refuse_unknown('semi_train_cfg', cfg, SETTINGS)
+        refuse_unknown_keys('semi_train_cfg', cfg, SETTINGS)
         released = _released_switches(cfg.get('released_behavior', False))
         if released['train_mode_teachers']:
             cfg.update(teacher_mode='train', ema=dict(cfg.get('ema', {}), buffers='keep'))
@@ -433,11 +434,5 @@ def _released_switches(setting: Union[bool, dict]) -> Dict[str, bool]:
     """The switches as a full dict."""
     if isinstance(setting, bool):
         return dict.fromkeys(RELEASED_SWITCHES, setting)
-    _refuse_unknown('semi_train_cfg.released_behavior', setting, RELEASED_SWITCHES)
+    refuse_unknown_keys('semi_train_cfg.released_behavior', setting, RELEASED_SWITCHES)
     return dict(dict.fromkeys(RELEASED_SWITCHES, False), **setting)
-
-
-def _refuse_unknown(name: str, found: dict, known) -> None:
-    unknown = sorted(set(found) - set(known))
-    if unknown:
-        raise ValueError(f'`{name}` has unknown keys {unknown}; known: {sorted(known)}')

@@ -90,7 +90,9 @@ def test_each_round_starts_from_a_fresh_network(finished, tree):
     builder = build_stage_config_builder(chain(tree, finished[0]))
     seeds = set()
     for stage in builder.plan.stages:
-        cfg = builder.build(stage, '/work/stage', load_from='old.pth', teacher_checkpoint='old.pth')
+        cfg = builder.build(
+            stage, '/work_dir/stage', load_from='old.pth', teacher_checkpoint='old.pth'
+        )
         assert cfg.load_from == ('old.pth' if stage.round == 0 else None)
         seeds.add(cfg.randomness.seed)
     assert len(seeds) == 3
