@@ -12,7 +12,6 @@ from mmengine.device import get_device
 from mmengine.dist import (
     all_gather_object,
     barrier,
-    broadcast_object_list,
     get_rank,
     get_world_size,
     is_main_process,
@@ -24,6 +23,7 @@ from torch.utils.data import DataLoader, Subset
 from mmdmt.engine.checkpoint import load_checkpoint_file
 from mmdmt.models.segmentors.semi_base import build_segmentor
 from mmdmt.registry import DATASETS
+from mmdmt.utils.ranks import from_main
 
 from .prediction import check_tta, predict_probabilities
 from .store import PseudoLabelStore
@@ -133,7 +133,7 @@ class PseudoLabeler:
         names = [dataset.get_data_info(index)['name'] for index in range(len(dataset))]
         model = build_segmentor(self.model_cfg)
         meta = self._meta(checkpoint, ratio, model.num_classes)
-        finished = _from_main(lambda: self._open(self.store, names, meta))
+        finished = from_main(lambda: self._open(self.store, names, meta))
         if finished is not None:
             return finished
         network = _Network(model, checkpoint, trusted)
@@ -161,7 +161,7 @@ class PseudoLabeler:
 
     def _meta(self, checkpoint: str, ratio: float, num_classes: int) -> Dict[str, Any]:
         meta = dict(
-            checkpoint=_from_main(lambda: checkpoint_identity(checkpoint)),
+            checkpoint=from_main(lambda: checkpoint_identity(checkpoint)),
             ratio=ratio,
             num_classes=num_classes,
             pixel_stride=self.pixel_stride,
@@ -198,7 +198,7 @@ class PseudoLabeler:
         """Find the thresholds with an ordinary pass, then label by probability over threshold."""
         first = PseudoLabelStore(self.store.root / FIRST_PASS)
         first_meta = {key: value for key, value in meta.items() if key != 'rule'}
-        manifest = _from_main(lambda: self._open(first, names, first_meta))
+        manifest = from_main(lambda: self._open(first, names, first_meta))
         if manifest is None:
             manifest = self._pass(first, dataset, names, network, first_meta, most_probable)
         limits = ratio_rule_thresholds(torch.tensor(manifest['thresholds']), meta['ratio'])
@@ -207,7 +207,7 @@ class PseudoLabeler:
             return threshold_ratio_labels(prob, limits)
 
         result = self._pass(self.store, dataset, names, network, meta, choose, limits)
-        _from_main(lambda: shutil.rmtree(first.root, ignore_errors=True))
+        from_main(lambda: shutil.rmtree(first.root, ignore_errors=True))
         return result
 
     def _pass(
@@ -270,7 +270,7 @@ class PseudoLabeler:
         shares = all_gather_object(store.measure(own, thresholds))
         for share in shares[1:]:
             shares[0].merge(share)
-        return _from_main(lambda: store.finish(names, thresholds, shares[0]))
+        return from_main(lambda: store.finish(names, thresholds, shares[0]))
 
     def _thresholds(self, store: PseudoLabelStore, own: List[str], meta: Dict[str, Any]) -> Tensor:
         """(C,) thresholds from the maps of all ranks."""
@@ -335,10 +335,3 @@ class _Progress:
         if self.done // self.every > before // self.every and is_main_process():
             left = (time.time() - self.began) / self.done * (self.total - self.done)
             print_log(f'Labels [{self.done}/{self.total}], {left:.0f} s left', logger='current')
-
-
-def _from_main(function) -> Any:
-    """Result of a function that only the first rank runs."""
-    result = [function() if is_main_process() else None]
-    broadcast_object_list(result)
-    return result[0]

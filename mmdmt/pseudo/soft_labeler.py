@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -10,15 +10,14 @@ from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
 from mmengine.dist import (
     all_gather_object,
-    broadcast_object_list,
     get_rank,
     get_world_size,
-    is_main_process,
 )
 from torch.utils.data import DataLoader, Subset
 
 from mmdmt.engine.checkpoint import load_checkpoint_file
 from mmdmt.registry import DATASETS, MODELS
+from mmdmt.utils.ranks import from_main
 
 from .labeler import checkpoint_identity
 from .soft_labels import SoftLabelStore, select_by_confidence
@@ -69,8 +68,8 @@ class SoftLabeler:
         """
         dataset = DATASETS.build(copy.deepcopy(self.dataset_cfg))
         names = [dataset.get_data_info(index)['name'] for index in range(len(dataset))]
-        meta = _from_main(lambda: self._meta(checkpoint, ratio, names))
-        finished = _from_main(lambda: self._finished(meta))
+        meta = from_main(lambda: self._meta(checkpoint, ratio, names))
+        finished = from_main(lambda: self._finished(meta))
         if finished is not None:
             return finished
         model = MODELS.build(copy.deepcopy(self.model_cfg))
@@ -78,7 +77,7 @@ class SoftLabeler:
         model.load_state_dict(content.get('state_dict', content))
         own = list(range(get_rank(), len(names), get_world_size()))
         parts = all_gather_object(self._predict(model.to(get_device()).eval(), dataset, own))
-        return _from_main(lambda: self._write(names, parts, ratio, meta))
+        return from_main(lambda: self._write(names, parts, ratio, meta))
 
     def summary(self, manifest: Dict[str, Any]) -> str:
         """One line about a finished file."""
@@ -133,17 +132,3 @@ class SoftLabeler:
                 probabilities[rank :: len(parts)] = part
         selected = select_by_confidence(probabilities.max(1), ratio, self.selection)
         return self.store.write(names, probabilities, selected, meta)
-
-
-def _from_main(function: Callable[[], Any]) -> Any:
-    """Result of a function that only the first rank runs; its error is raised on all."""
-    result: List[Any] = [None, None]
-    if is_main_process():
-        try:
-            result = [function(), None]
-        except Exception as error:
-            result = [None, error]
-    broadcast_object_list(result)
-    if result[1] is not None:
-        raise result[1]
-    return result[0]

@@ -5,6 +5,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmdmt.utils.keys import refuse_unknown_keys
 from mmdmt.utils.protocols import apply_protocol
 
 # Keys under which a setting of `overridable` is used. Settings not named here are refused.
@@ -49,9 +50,7 @@ def normalize_config(cfg: Config) -> Config:
             loader and its sampler differ.
     """
     noted = cfg.get('overridable') or {}
-    unknown = sorted(set(noted) - set(USED_AS))
-    if unknown:
-        raise ValueError(f'`overridable` has unknown settings {unknown}; known: {sorted(USED_AS)}')
+    refuse_unknown_keys('overridable', noted, USED_AS)
     changed = {
         name: (old, cfg[name])
         for name, old in noted.items()

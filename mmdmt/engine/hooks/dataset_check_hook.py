@@ -4,13 +4,13 @@ import logging
 import os.path as osp
 from typing import Any, Union
 
-from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from mmdmt.datasets.validation import DatasetError, check_dataset, raise_on_problems
 from mmdmt.registry import HOOKS
+from mmdmt.utils.ranks import from_main
 
 MODES = ('full', 'fast', 'off')
 
@@ -83,22 +83,20 @@ class DatasetCheckHook(Hook):
         """
         if self.mode == 'off':
             return
-        result: list[Any] = [None]
-        if is_main_process():
-            result = [self._find(train, val, work_dir)]
-        broadcast_object_list(result)
-        if isinstance(result[0], Exception):
-            raise result[0]
-        raise_on_problems(result[0])
+        raise_on_problems(from_main(lambda: self._find(train, val, work_dir)))
 
-    def _find(self, train: Any, val: Any, work_dir: str) -> Any:
-        """Return the problems, or the error that checking ended with: other ranks wait for it."""
+    def _find(self, train: Any, val: Any, work_dir: str) -> list:
+        """Return the problems.
+
+        Raises:
+            DatasetError: If checking itself fails.
+        """
         cache = osp.join(work_dir, 'dataset_check.json') if self.cache is True else self.cache
         try:
             problems = check_dataset(train, val, full=self.mode == 'full', cache_file=cache or None)
         except Exception as error:
             print_log('the data check itself failed', 'current', logging.ERROR)
-            return DatasetError(f'the data check failed: {type(error).__name__}: {error}')
+            raise DatasetError(f'the data check failed: {type(error).__name__}: {error}') from error
         print_log(f'data check ({self.mode}): {len(problems)} problems', 'current')
         return problems
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional
 
+from mmdmt.utils.keys import refuse_unknown_keys
+
 MEMBER_KEYS = {'name', 'seed', 'labeled_list', 'load_from', 'cfg_options'}
 #: Which checkpoint of a stage goes on: its last, its best on validation, or the member's best on
 #: validation over all rounds so far.
@@ -129,10 +131,6 @@ class MutualPlan:
 
 def _complete_member(member: dict, index: int) -> dict:
     """Fill in the default name of a member and refuse unknown keys."""
-    unknown = sorted(set(member) - MEMBER_KEYS)
-    if unknown:
-        raise ValueError(
-            f'`mutual.members[{index}]` has unknown keys {unknown}; known: {sorted(MEMBER_KEYS)}'
-        )
+    refuse_unknown_keys(f'mutual.members[{index}]', member, MEMBER_KEYS)
     member.setdefault('name', chr(ord('a') + index))
     return member

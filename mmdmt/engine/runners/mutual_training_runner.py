@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.dist import barrier, broadcast_object_list, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
@@ -27,6 +27,7 @@ from mmdmt.engine.mutual.ledger import Ledger, stage_table
 from mmdmt.engine.mutual.plan import Stage
 from mmdmt.registry import HOOKS, RUNNERS
 from mmdmt.utils.config import normalize_config
+from mmdmt.utils.ranks import from_main
 
 from .semi_runner import SemiRunner
 
@@ -125,7 +126,7 @@ class MutualTrainingRunner:
                 self._log_table(f'after round {stage.round}')
         if not only and len(self.plan.members) > 1:
             self._run_ensembles()
-        return self._shared(self.ledger.read)
+        return from_main(self.ledger.read)
 
     def describe(self) -> str:
         """The plan with state, metric and checkpoint of each stage, as a table."""
@@ -151,15 +152,15 @@ class MutualTrainingRunner:
     def _run_unless_done(self, stage: Stage) -> None:
         cfg = self._stage_config(stage)
         flat = self.builder.comparable(cfg)
-        self._shared(lambda: self.ledger.check_config(stage.name, flat))
-        if self._shared(lambda: self.ledger.is_done(stage.name)):
+        from_main(lambda: self.ledger.check_config(stage.name, flat))
+        if from_main(lambda: self.ledger.is_done(stage.name)):
             self._log(f'{stage.name}: finished before, skipped')
             return
-        self._shared(lambda: self.ledger.begin(stage.name, flat))
+        from_main(lambda: self.ledger.begin(stage.name, flat))
         self._run(stage, cfg)
 
     def _run(self, stage: Stage, cfg: Config) -> None:
-        latest = self._shared(lambda: find_latest_valid_checkpoint(cfg.work_dir))
+        latest = from_main(lambda: find_latest_valid_checkpoint(cfg.work_dir))
         if latest is not None:
             cfg.resume, cfg.load_from = True, latest
         began = time.time()
@@ -176,7 +177,7 @@ class MutualTrainingRunner:
         if runner.val_loop is not None and results.iteration != runner.max_iters:
             runner.val_loop.run()  # killed after the last iteration, before it was validated
         checkpoint, metrics, facts = self._product(stage, runner, results)
-        self._shared(
+        from_main(
             lambda: self.ledger.finish(
                 stage.name, checkpoint, metrics, time.time() - began, **facts
             )
@@ -205,7 +206,7 @@ class MutualTrainingRunner:
             )
         score = float(runner.message_hub.get_info('best_score'))
         if rule == 'best_so_far' and stage.round:
-            before = self._shared(lambda: self.ledger.entry(stage.previous))
+            before = from_main(lambda: self.ledger.entry(stage.previous))
             if before['metrics'].get(self.builder.metric, score) > score:
                 facts['selected_from'] = before.get('selected_from', stage.previous)
                 return osp.join(self.work_dir, before['checkpoint']), before['metrics'], facts
@@ -214,8 +215,7 @@ class MutualTrainingRunner:
     def _stage_config(self, stage: Stage) -> Config:
         """Config of a stage, with the checkpoints of the stages that it needs."""
         checkpoints = {
-            name: self._shared(lambda name=name: self.ledger.checkpoint(name))
-            for name in stage.needs
+            name: from_main(lambda name=name: self.ledger.checkpoint(name)) for name in stage.needs
         }
         first = self.builder.initial_checkpoint(stage)
         return self.builder.build(
@@ -239,14 +239,14 @@ class MutualTrainingRunner:
         """Validate the final members as one network, in each way that is asked for."""
         for kind in ensemble_kinds(self.builder.mutual.get('ensemble', False)):
             name = ENSEMBLE_NAMES[kind]
-            checkpoints = self._shared(self.final_checkpoints)
-            flat = self._shared(lambda paths=checkpoints: checkpoint_facts(paths))
-            entry = self._shared(lambda name=name: self.ledger.entry(name))
+            checkpoints = from_main(self.final_checkpoints)
+            flat = from_main(lambda paths=checkpoints: checkpoint_facts(paths))
+            entry = from_main(lambda name=name: self.ledger.entry(name))
             if entry.get('config') != flat:  # of other members, say before a round was added
-                self._shared(lambda name=name: self.ledger.forget(name))
-            elif self._shared(lambda name=name: self.ledger.is_done(name)):
+                from_main(lambda name=name: self.ledger.forget(name))
+            elif from_main(lambda name=name: self.ledger.is_done(name)):
                 continue
-            self._shared(lambda name=name, flat=flat: self.ledger.begin(name, flat))
+            from_main(lambda name=name, flat=flat: self.ledger.begin(name, flat))
             self._run_ensemble(name, kind, list(checkpoints.values()))
             self._log_table(f'with {name}')
 
@@ -257,7 +257,7 @@ class MutualTrainingRunner:
         cfg = ensemble_config(self.cfg, models, kind, folder)
         path = osp.join(folder, 'ensemble.pth')
         trusted = self.cfg.get('trusted_checkpoints', ())
-        self._shared(lambda: merge_checkpoints(checkpoints, path, kind, trusted))
+        from_main(lambda: merge_checkpoints(checkpoints, path, kind, trusted))
         runner = self._build_runner(cfg)
         if is_main_process():
             cfg.dump(osp.join(folder, 'config.py'))
@@ -266,7 +266,7 @@ class MutualTrainingRunner:
         metrics = {key: float(value) for key, value in metrics.items()}
         del runner
         _free_memory()
-        self._shared(lambda: self.ledger.finish(name, path, metrics, time.time() - began))
+        from_main(lambda: self.ledger.finish(name, path, metrics, time.time() - began))
         self._log(
             f'{name}: {_as_text(metrics, self.builder.metric)} from the {kind} of '
             f'{len(checkpoints)} members'
@@ -291,24 +291,6 @@ class MutualTrainingRunner:
         return self._test_runner
 
     # ------------------------------------------------------------------ ranks and logs
-
-    def _shared(self, function) -> Any:
-        """Result of a function that only the first rank runs; its error is raised on all.
-
-        Before the first stage there is no process group yet: then every rank asks for itself,
-        which is right for reading, and the ledger's lock makes it safe for writing.
-        """
-        result: List[Any] = [None, None]
-        if is_main_process():
-            try:
-                result = [function(), None]
-            except Exception as error:
-                result = [None, error]
-        barrier()
-        broadcast_object_list(result)
-        if result[1] is not None:
-            raise result[1]
-        return result[0]
 
     def _log_table(self, title: str) -> None:
         self._log(f'Stages {title}:\n{self.describe()}')

@@ -11,7 +11,7 @@ import mmengine
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import broadcast_object_list, is_distributed
+from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import Runner
@@ -26,6 +26,7 @@ from mmdmt.engine.checkpoint import (
 )
 from mmdmt.registry import RUNNERS
 from mmdmt.utils.atomic import atomic_path
+from mmdmt.utils.ranks import from_main
 
 _REMOTE = re.compile(r'^[\w:-]+://')  # http://, s3://, torchvision://, open-mmlab://
 
@@ -247,9 +248,7 @@ class SemiRunner(Runner):
         """The checkpoint this run goes on from; rank 0 looks, so that all ranks agree."""
         if not self._resume or self._load_from is not None:
             return self._load_from if self._resume else None
-        found = [find_latest_valid_checkpoint(self.work_dir) if self.rank == 0 else None]
-        broadcast_object_list(found)
-        return found[0]
+        return from_main(lambda: find_latest_valid_checkpoint(self.work_dir))
 
     def load_or_resume(self) -> None:
         """Resume, or load weights, or do nothing, as ``resume`` and ``load_from`` say.

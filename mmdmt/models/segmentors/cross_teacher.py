@@ -16,9 +16,17 @@ from mmdmt.models.utils.feature_tap import (
     find_classifier,
 )
 from mmdmt.registry import MODELS
+from mmdmt.utils.keys import refuse_unknown_keys
 
 from .cross_contrast import CrossContrast, View, pairs
-from .forward import dense_logits, pseudo_label, stack_pixel_data, supervised_loss_and_logits
+from .forward import (
+    dense_logits,
+    linear_ramp,
+    pseudo_label,
+    stack_pixel_data,
+    supervised_loss_and_logits,
+    weighted_losses,
+)
 from .semi_base import SemiSegmentor
 
 SIDES = ('l', 'r')
@@ -131,11 +139,7 @@ class CrossTeacher(SemiSegmentor):
             self.add_teacher(f'teacher_{side}', cfg, student=f'student_{side}')
 
     def _check(self) -> None:
-        unknown = sorted(set(self.semi_train_cfg) - SETTINGS)
-        if unknown:
-            raise ValueError(
-                f'`semi_train_cfg` of CrossTeacher knows no {unknown}, but {sorted(SETTINGS)}'
-            )
+        refuse_unknown_keys('semi_train_cfg', self.semi_train_cfg, SETTINGS)
         if not 0 <= self.threshold <= 1:
             raise ValueError(f'`semi_train_cfg.threshold` must be in [0, 1], got {self.threshold}')
         if self.taught_by not in TAUGHT_BY:
@@ -197,7 +201,7 @@ class CrossTeacher(SemiSegmentor):
                 losses, logits = supervised_loss_and_logits(
                     self.student(side), sup, sup_samples, strong
                 )
-            out.update(self._weighted(losses, side))
+            out.update(weighted_losses(losses, self.sup_weight, f'sup_{side}.'))
             out.update(self._consistency(side, logits, *targets))
             seen[side] = (tap, targets)
         if self.contrast is not None:
@@ -207,7 +211,8 @@ class CrossTeacher(SemiSegmentor):
     def _supervised_only(self, sup: Tensor, samples: list) -> Dict[str, Tensor]:
         out = {}
         for side in SIDES:
-            out.update(self._weighted(self.student(side).loss(sup, samples), side))
+            losses = self.student(side).loss(sup, samples)
+            out.update(weighted_losses(losses, self.sup_weight, f'sup_{side}.'))
         return out
 
     def _strong_views_and_targets(
@@ -279,13 +284,7 @@ class CrossTeacher(SemiSegmentor):
 
     def _ramp(self) -> float:
         """Factor of the unsupervised weight at this step, in [0, 1]."""
-        return min(1.0, self._ema_steps[0] / self.rampup_iters) if self.rampup_iters else 1.0
-
-    def _weighted(self, losses: Dict[str, Tensor], side: str) -> Dict[str, Tensor]:
-        return {
-            f'sup_{side}.{key}': value * self.sup_weight if 'loss' in key else value
-            for key, value in losses.items()
-        }
+        return linear_ramp(self._ema_steps[0], self.rampup_iters)
 
     # ------------------------------------------------------------------------------- networks
 

@@ -18,7 +18,14 @@ from mmdmt.models.utils.stochastic_depth import (
 from mmdmt.registry import MODELS
 from mmdmt.utils.keys import refuse_unknown_keys
 
-from .forward import dense_logits, pseudo_label, stack_pixel_data, supervised_loss_and_logits
+from .forward import (
+    dense_logits,
+    linear_ramp,
+    pseudo_label,
+    stack_pixel_data,
+    supervised_loss_and_logits,
+    weighted_losses,
+)
 from .semi_base import SemiSegmentor
 
 IGNORE = 255
@@ -318,7 +325,8 @@ class DualTeacher(SemiSegmentor):
             threshold) and ``unsup_agreement`` (share on which sub-model and teacher say the same).
         """
         if 'unsup_weak' not in inputs:
-            return self._supervised(self.student.loss(inputs['sup'], data_samples['sup']))
+            losses = self.student.loss(inputs['sup'], data_samples['sup'])
+            return weighted_losses(losses, self.sup_weight, 'sup_')
         shift = self.shifts[self._shift_number % len(self.shifts)]
         teacher = self.network(self.teacher_on_duty)
         said = Targets(*pseudo_label(teacher, inputs['unsup_weak']), inputs['unsup_valid'])
@@ -329,17 +337,11 @@ class DualTeacher(SemiSegmentor):
         losses, logits = supervised_loss_and_logits(
             self.student, inputs['sup'], data_samples['sup'], mixed
         )
-        losses = self._supervised(losses)
+        losses = weighted_losses(losses, self.sup_weight, 'sup_')
         losses.update(self._mixed_loss(logits, targets, said, shift))
         losses.update(self._implicit_consistency(strong, said, data_samples))
         losses['on_duty'] = self.on_duty.float()
         return losses
-
-    def _supervised(self, losses: Dict[str, Tensor]) -> Dict[str, Tensor]:
-        return {
-            f'sup_{key}': value * self.sup_weight if 'loss' in key else value
-            for key, value in losses.items()
-        }
 
     def _strong_view(self, inputs: Dict[str, Tensor]) -> Tensor:
         if self.released['jitter_normalized']:
@@ -399,7 +401,7 @@ class DualTeacher(SemiSegmentor):
 
     def _ramp(self) -> float:
         """Factor of the unsupervised weights at this step, in [0, 1]."""
-        return min(1.0, self._student_steps / self.rampup_iters) if self.rampup_iters else 1.0
+        return linear_ramp(self._student_steps, self.rampup_iters)
 
 
 def _flip(prob: float, *tensors: Tensor) -> List[Tensor]:

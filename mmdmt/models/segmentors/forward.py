@@ -96,6 +96,29 @@ def supervised_loss_and_logits(
     return losses, unsup_logits
 
 
+def weighted_losses(losses: Dict[str, Tensor], weight: float, prefix: str) -> Dict[str, Tensor]:
+    """Put a prefix before the keys of a loss dict and a weight on its losses.
+
+    Args:
+        losses (dict[str, Tensor]): Losses, and other values such as accuracies, which have no
+            ``loss`` in their key and keep their value.
+        weight (float): Factor of the losses.
+        prefix (str): As ``sup_``.
+
+    Returns:
+        dict[str, Tensor]: The same values in the same order.
+    """
+    return {
+        f'{prefix}{key}': value * weight if 'loss' in key else value
+        for key, value in losses.items()
+    }
+
+
+def linear_ramp(step: float, length: int) -> float:
+    """Factor that rises from 0 at step 0 to 1 at ``length``; always 1 where ``length`` is 0."""
+    return min(1.0, step / length) if length else 1.0
+
+
 def auxiliary_heads(segmentor: EncoderDecoder) -> List[nn.Module]:
     """The auxiliary heads of a segmentor as a list, empty if it has none."""
     if not segmentor.with_auxiliary_head:

@@ -8,7 +8,12 @@ from torch import Tensor
 from mmdmt.models.losses.functional import masked_consistency_loss
 from mmdmt.registry import MODELS
 
-from .forward import pseudo_label, supervised_loss_and_logits
+from .forward import (
+    linear_ramp,
+    pseudo_label,
+    supervised_loss_and_logits,
+    weighted_losses,
+)
 from .semi_base import SemiSegmentor
 
 Targets = Tuple[Tensor, Tensor, Tensor]
@@ -82,12 +87,12 @@ class MeanTeacher(SemiSegmentor):
         """
         if 'unsup_weak' not in inputs:
             losses = self.student.loss(inputs['sup'], data_samples['sup'])
-            return self._weighted(losses, self.sup_weight, 'sup')
+            return weighted_losses(losses, self.sup_weight, 'sup_')
         strong, targets = self._strong_view_and_targets(inputs)
         losses, logits = supervised_loss_and_logits(
             self.student, inputs['sup'], data_samples['sup'], strong
         )
-        losses = self._weighted(losses, self.sup_weight, 'sup')
+        losses = weighted_losses(losses, self.sup_weight, 'sup_')
         losses.update(self._consistency(logits, *targets))
         return losses
 
@@ -118,11 +123,4 @@ class MeanTeacher(SemiSegmentor):
 
     def _ramp(self) -> float:
         """Factor of the unsupervised weight at this step, in [0, 1]."""
-        return min(1.0, self._ema_steps[0] / self.rampup_iters) if self.rampup_iters else 1.0
-
-    @staticmethod
-    def _weighted(losses: Dict[str, Tensor], weight: float, prefix: str) -> Dict[str, Tensor]:
-        return {
-            f'{prefix}_{key}': value * weight if 'loss' in key else value
-            for key, value in losses.items()
-        }
+        return linear_ramp(self._ema_steps[0], self.rampup_iters)

@@ -10,6 +10,7 @@ from mmdmt.datasets.validation import DatasetError, check_dataset
 from mmdmt.engine.hooks import dataset_check_hook
 from mmdmt.engine.hooks.dataset_check_hook import DatasetCheckHook
 from mmdmt.registry import DATASETS, HOOKS
+from mmdmt.utils import ranks
 
 
 @pytest.fixture
@@ -112,11 +113,11 @@ def test_other_ranks_get_the_error_without_checking(tree, monkeypatch):
     sent = check_dataset(runner.train_dataloader.dataset, progress=False)
 
     def broadcast(objects):
-        assert objects == [None]
+        assert objects == [None, None]
         objects[0] = sent
 
-    monkeypatch.setattr(dataset_check_hook, 'is_main_process', lambda: False)
-    monkeypatch.setattr(dataset_check_hook, 'broadcast_object_list', broadcast)
+    monkeypatch.setattr(ranks, 'is_main_process', lambda: False)
+    monkeypatch.setattr(ranks, 'broadcast_object_list', broadcast)
     monkeypatch.setattr(dataset_check_hook, 'check_dataset', None)
     with pytest.raises(DatasetError, match='label id'):
         DatasetCheckHook().before_train(runner)
@@ -129,10 +130,10 @@ def test_a_check_that_fails_itself_reaches_the_other_ranks(tree, monkeypatch):
         raise RuntimeError('disk on fire')
 
     monkeypatch.setattr(dataset_check_hook, 'check_dataset', failing)
-    monkeypatch.setattr(dataset_check_hook, 'broadcast_object_list', sent.extend)
+    monkeypatch.setattr(ranks, 'broadcast_object_list', sent.extend)
     with pytest.raises(DatasetError, match='the data check failed: RuntimeError: disk on fire'):
         DatasetCheckHook().before_train(make_runner(tree))
-    assert isinstance(sent[0], DatasetError)
+    assert isinstance(sent[1], DatasetError)
 
 
 def test_our_runner_checks_configs_before_anything_is_built(tree):

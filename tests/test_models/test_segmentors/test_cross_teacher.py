@@ -322,7 +322,7 @@ def test_each_student_may_have_learning_rates_of_its_own():
     ('changes', 'match'),
     [
         (dict(threshold=1.5), r'`semi_train_cfg\.threshold` must be in'),
-        (dict(treshold=0.9), r"knows no \['treshold'\], but .*'threshold'"),
+        (dict(treshold=0.9), r"unknown keys \['treshold'\]; known: .*'threshold'"),
         (dict(seeds=[1]), r'seeds` must be two seeds, got \[1\]'),
         (dict(taught_by='both'), r"taught_by` must be one of .* got 'both'"),
         (dict(contrast=dict(CONTRAST, start=2)), r'contrast\.start` must be in'),

@@ -4,8 +4,10 @@ from tiny_models import labeled_samples, tiny_segmentor
 from mmdmt.models.segmentors.forward import (
     dense_logits,
     has_joint_forward,
+    linear_ramp,
     pseudo_label,
     supervised_loss_and_logits,
+    weighted_losses,
 )
 from mmdmt.models.segmentors.semi_base import build_segmentor
 
@@ -59,3 +61,14 @@ def test_heads_with_a_loss_of_their_own_get_two_forwards(monkeypatch):
     losses, logits = supervised_loss_and_logits(model, sup, samples, unsup)
     assert losses['decode.loss_ce'] > 0
     torch.testing.assert_close(logits, dense_logits(model, unsup))
+
+
+def test_weights_apply_to_losses_only():
+    values = {'decode.loss_ce': torch.tensor(2.0), 'decode.acc_seg': torch.tensor(50.0)}
+    weighted = weighted_losses(values, 0.5, 'sup_')
+    assert weighted == {'sup_decode.loss_ce': 1.0, 'sup_decode.acc_seg': 50.0}
+
+
+def test_ramp_is_linear_up_to_its_length():
+    assert [linear_ramp(step, 4) for step in (0, 1, 4, 9)] == [0, 0.25, 1, 1]
+    assert linear_ramp(0, 0) == 1
