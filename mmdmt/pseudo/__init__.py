@@ -1,6 +1,6 @@
 """Pseudo-labels: class-balanced thresholds and the store on disk."""
 
-from .codec import DamagedMapError
+from .codec import DamagedMapError, PseudoLabelError
 from .store import PseudoLabelStats, PseudoLabelStore, StoreIncompleteError, StoreMismatchError
 from .thresholds import (
     ClassBalancedThreshold,
@@ -12,6 +12,7 @@ from .thresholds import (
 __all__ = [
     'ClassBalancedThreshold',
     'DamagedMapError',
+    'PseudoLabelError',
     'PseudoLabelStats',
     'PseudoLabelStore',
     'StoreIncompleteError',

@@ -10,7 +10,7 @@ cannot be read as another map.
 
 import json
 import zlib
-from typing import List, Tuple
+from typing import Any, List, Tuple
 
 import numpy as np
 
@@ -21,8 +21,12 @@ FORMAT_VERSION = 2
 MAX_LEVELS = 8192
 
 
-class DamagedMapError(RuntimeError):
-    """Bytes that are no complete pseudo-label map."""
+class PseudoLabelError(RuntimeError):
+    """Stored pseudo-labels cannot be used. Says nothing about the images they are of."""
+
+
+class DamagedMapError(PseudoLabelError):
+    """Bytes that are no complete pseudo-label map, or not the one that was stored."""
 
 
 def encode_map(label: np.ndarray, confidence: np.ndarray) -> bytes:
@@ -73,7 +77,10 @@ def decode_map(data: bytes) -> Tuple[np.ndarray, np.ndarray]:
     levels = _levels(len(classes))
     label = np.repeat(np.array(classes, np.uint8), levels)
     confidence = np.tile(expansion_table(levels), len(classes))
-    return label[code], confidence[code]
+    try:
+        return label[code], confidence[code]
+    except IndexError as error:
+        raise DamagedMapError(f'its codes do not fit its classes ({error})') from error
 
 
 def _levels(num_classes: int) -> int:
@@ -92,15 +99,34 @@ def _split(data: bytes) -> Tuple[List[int], List[int], bytes]:
     if not data.startswith(MAGIC):
         raise DamagedMapError('it does not begin as a pseudo-label map')
     try:
-        header, planes = zlib.decompress(data[len(MAGIC) :]).split(b'\n', 1)
+        header, _, planes = zlib.decompress(data[len(MAGIC) :]).partition(b'\n')
     except zlib.error as error:
         raise DamagedMapError(f'its content is not complete or damaged ({error})') from error
-    header = json.loads(header)
-    if header['version'] != FORMAT_VERSION:
-        raise DamagedMapError(
-            f'it has format version {header["version"]}, this mmdmt reads {FORMAT_VERSION}'
-        )
-    return header['shape'], header['classes'], planes
+    shape, classes = _parse_header(header)
+    if len(planes) != 2 * shape[0] * shape[1]:
+        raise DamagedMapError(f'it has {len(planes)} bytes of pixels, which is no map of {shape}')
+    return shape, classes, planes
+
+
+def _parse_header(header: bytes) -> Tuple[List[int], List[int]]:
+    """Shape and classes, if they are such."""
+    try:
+        values = json.loads(header)
+        version, shape, classes = (values.get(key) for key in ('version', 'shape', 'classes'))
+    except (AttributeError, ValueError) as error:
+        raise DamagedMapError(f'its header cannot be read ({error})') from error
+    if version != FORMAT_VERSION:
+        raise DamagedMapError(f'it has format version {version}, this mmdmt reads {FORMAT_VERSION}')
+    if not (_are_ints(shape, 1, 1 << 31) and len(shape) == 2 and _are_ints(classes, 0, 255)):
+        raise DamagedMapError(f'its header has the shape {shape!r} and the classes {classes!r}')
+    return shape, classes
+
+
+def _are_ints(values: Any, low: int, high: int) -> bool:
+    """Whether values are a list, not empty, of integers within bounds."""
+    if not isinstance(values, list) or not values:
+        return False
+    return all(isinstance(value, int) and low <= value <= high for value in values)
 
 
 def _differences(code: np.ndarray) -> np.ndarray:

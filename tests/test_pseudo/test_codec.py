@@ -1,10 +1,13 @@
+import json
+import zlib
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mmdmt.pseudo import ClassBalancedThreshold, DamagedMapError, apply_thresholds
-from mmdmt.pseudo.codec import decode_map, encode_map
+from mmdmt.pseudo.codec import FORMAT_VERSION, MAGIC, decode_map, encode_map
 from mmdmt.pseudo.quantization import compand, dequantize, expand, quantize
 
 
@@ -110,6 +113,42 @@ def test_every_kind_of_damage_is_found():
     for content in [*damaged, b'', b'\x89PNG', bytes(len(data))]:
         with pytest.raises(DamagedMapError):
             decode_map(content)
+
+
+def with_header(planes=bytes(12), **changes):
+    """A file whose checksum is right, of a map of 2 x 3 pixels."""
+    header = dict(version=FORMAT_VERSION, shape=[2, 3], classes=[0, 7])
+    header = {key: value for key, value in {**header, **changes}.items() if value is not None}
+    return MAGIC + zlib.compress(json.dumps(header).encode() + b'\n' + planes)
+
+
+def test_the_header_of_these_tests_is_a_good_one():
+    label, confidence = decode_map(with_header())
+    assert (label == 0).all() and label.shape == confidence.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ('content', 'found'),
+    [
+        (with_header(version=99), 'version 99'),
+        (with_header(shape=None), 'shape None'),
+        (with_header(shape=[2]), r'shape \[2\]'),
+        (with_header(shape=[0, 3]), r'shape \[0, 3\]'),
+        (with_header(shape='2x3'), "shape '2x3'"),
+        (with_header(shape=[3, 3]), r'12 bytes of pixels, .* \[3, 3\]'),
+        (with_header(classes=None), 'classes None'),
+        (with_header(classes=[]), r'classes \[\]'),
+        (with_header(classes=[256]), r'classes \[256\]'),
+        (with_header(classes=['cat']), r"classes \['cat'\]"),
+        (with_header(b'\xff' * 12, classes=[7]), 'codes do not fit its classes'),
+        (MAGIC + zlib.compress(b'[1]\n'), 'header'),
+        (MAGIC + zlib.compress(b'no line end'), 'header'),
+        (MAGIC + zlib.compress(b'\xff\xfe\n'), 'header'),
+    ],
+)
+def test_a_header_that_makes_no_sense_is_damage(content, found):
+    with pytest.raises(DamagedMapError, match=found):
+        decode_map(content)
 
 
 def test_bad_maps_are_refused():
