@@ -44,14 +44,21 @@ class DynamicSelfLoss(nn.Module):
         Args:
             logits (Tensor): (N, C, H, W).
             label (Tensor): (N, H, W), ground truth or pseudo-label.
-            confidence (Tensor): Not used; all losses of stored pseudo-labels are called alike.
+            confidence (Tensor): (N, H, W) in [0, 1], of the pseudo-labels. For statistics only.
             is_pseudo (Tensor): (N,) bool.
             ignore_index (int): Label of pixels that are not learned.
 
         Returns:
-            tuple: Scalar loss, and ``mean_weight``.
+            tuple: Scalar loss, and ``disagreement``, ``student_wins``, ``mean_weight``.
         """
-        return dynamic_self_loss(logits, label, is_pseudo, self.gamma, ignore_index=ignore_index)
+        return dynamic_self_loss(
+            logits,
+            label,
+            is_pseudo,
+            self.gamma,
+            ignore_index=ignore_index,
+            confidence=confidence,
+        )
 
     def extra_repr(self) -> str:
         """Arguments, for printing."""

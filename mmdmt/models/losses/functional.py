@@ -85,8 +85,9 @@ def dynamic_mutual_loss(
 
     Returns:
         The loss, and ``disagreement`` and ``student_wins`` (counts of labeled pixels of pseudo
-        samples on which both disagree, and on which the student is surer besides; -1 where
-        weighting is off), ``mean_weight`` (over all labeled pixels).
+        samples on which both disagree, and on which the student is surer besides; where weighting
+        is off too, at the cost of reading the log-softmax once more), ``mean_weight`` (over all
+        labeled pixels).
 
     Raises:
         ValueError: If shapes do not fit, ``is_pseudo`` is not boolean, a gamma is negative, or
@@ -99,11 +100,14 @@ def dynamic_mutual_loss(
         raise ValueError(f'`conflict` must be one of {CONFLICTS}, got {conflict!r}')
     log_prob = _log_softmax(logits)
     target, valid = _split_ignored(label, ignore_index)
+    pseudo = _per_sample(is_pseudo, label)
     if gamma1 == gamma2 == 0:
-        return _unweighted_mutual_loss(logits, log_prob, target, valid)
+        cross_entropy = _cross_entropy(logits, log_prob, target)
+        stats = _agreement_stats(log_prob, cross_entropy, pseudo & valid, confidence)
+        stats['mean_weight'] = torch.ones((), device=logits.device)
+        return _mean_over(cross_entropy, valid), stats
 
     student = _read_student(log_prob, target)
-    pseudo = _per_sample(is_pseudo, label)
     student_wins = _student_wins(student, confidence)
     weight = _mutual_weight(student, student_wins, gamma1, gamma2)
     if conflict == 'flip':
@@ -127,6 +131,7 @@ def dynamic_self_loss(
     is_pseudo: Tensor,
     gamma: float,
     ignore_index: int = 255,
+    confidence: Optional[Tensor] = None,
 ) -> LossAndStats:
     r"""Cross entropy weighted by the student's own trust in a pseudo-label (DST-CBC).
 
@@ -140,21 +145,28 @@ def dynamic_self_loss(
         is_pseudo: (N,) bool, True for samples with pseudo-labels.
         gamma: Exponent, >= 0; 0 turns weighting off.
         ignore_index: Label of pixels that are not learned.
+        confidence: Confidence of the pseudo-label in [0, 1], (N, \*). For statistics only.
 
     Returns:
-        The loss, and ``mean_weight`` (over all labeled pixels).
+        The loss, and ``disagreement`` (count of labeled pixels of pseudo samples on which student
+        and label disagree, at the cost of reading the log-softmax once more), with ``confidence``
+        ``student_wins`` (on which the student is surer besides), and ``mean_weight`` (over all
+        labeled pixels).
 
     Raises:
         ValueError: If shapes do not fit, ``is_pseudo`` is not boolean, or ``gamma`` is negative.
     """
-    _check_maps(logits, label=label)
+    _check_maps(logits, label=label, **({} if confidence is None else dict(confidence=confidence)))
     _check_is_pseudo(logits, is_pseudo)
     _check_gammas(gamma=gamma)
+    log_prob = _log_softmax(logits)
     target, valid = _split_ignored(label, ignore_index)
-    cross_entropy = _cross_entropy(logits, _log_softmax(logits), target)
+    pseudo = _per_sample(is_pseudo, label)
+    cross_entropy = _cross_entropy(logits, log_prob, target)
     weight = (-cross_entropy.detach()).exp() ** gamma
-    weight = weight.masked_fill(~_per_sample(is_pseudo, label), 1.0)
-    stats = dict(mean_weight=_mean_over(weight, valid))
+    weight = weight.masked_fill(~pseudo, 1.0)
+    stats = _agreement_stats(log_prob, cross_entropy, pseudo & valid, confidence)
+    stats['mean_weight'] = _mean_over(weight, valid)
     return _mean_over(weight * cross_entropy, valid), stats
 
 
@@ -523,13 +535,20 @@ def _mutual_weight(student: _Student, student_wins: Tensor, gamma1: float, gamma
     return weight.masked_fill(student_wins, 0.0)
 
 
-def _unweighted_mutual_loss(
-    logits: Tensor, log_prob: Tensor, target: Tensor, valid: Tensor
-) -> LossAndStats:
-    off = torch.full((), -1.0, device=log_prob.device)
-    weight = torch.ones((), device=log_prob.device)
-    stats = dict(disagreement=off, student_wins=off.clone(), mean_weight=weight)
-    return _mean_over(_cross_entropy(logits, log_prob, target), valid), stats
+def _agreement_stats(
+    log_prob: Tensor, cross_entropy: Tensor, counted: Tensor, confidence: Optional[Tensor]
+) -> Dict[str, Tensor]:
+    """Counts of pixels on which the student disagrees, and is surer, where no weight needs them.
+
+    Only the largest value is looked for and not its class, which on a CPU would take as long as
+    the rest of the loss. A label that shares the first place counts as agreed on.
+    """
+    top = log_prob.amax(dim=1)
+    disagrees = (-cross_entropy.detach() < top) & counted
+    stats = dict(disagreement=_count(disagrees))
+    if confidence is not None:
+        stats['student_wins'] = _count(disagrees & (top.exp() > confidence.to(top)))
+    return stats
 
 
 # ------------------------------------------------------------------------------ parts: pixel maps

@@ -43,16 +43,18 @@ class OnlinePseudoLoss(nn.Module):
         Args:
             logits (Tensor): (N, C, H, W).
             label (Tensor): (N, H, W), ground truth; not read on pseudo samples.
-            confidence (Tensor): (N, H, W), positive on all pixels of an image and 0 on padding.
+            confidence (Tensor): (N, H, W), in (0, 1] on all pixels of an image. Outside of it on
+                padding: 0 of the preprocessor, 255 of a transform that pads as if it were a label.
             is_pseudo (Tensor): (N,) bool.
             ignore_index (int): Label of pixels that are not learned.
             valid (Tensor, optional): (N, H, W) bool, False on padded pixels. Defaults to where
-                ``confidence`` is positive.
+                ``confidence`` is in (0, 1].
 
         Returns:
             tuple: Scalar loss, and ``keep_ratio``.
         """
-        valid = confidence > 0 if valid is None else valid
+        if valid is None:
+            valid = (confidence > 0) & (confidence <= 1)
         return online_pseudo_loss(
             logits, label, is_pseudo, self.threshold, ignore_index=ignore_index, valid=valid
         )

@@ -43,23 +43,19 @@ def reference_mutual(logits, label, confidence, is_pseudo, gamma1, gamma2, confl
             continue
         prob, weight = softmax(values), 1.0
         top = prob.argmax()
-        if is_pseudo[sample] and not off:
-            if top == target:
-                weight = prob[target] ** gamma1
-            elif sure >= prob[top]:
-                weight = prob[target] ** gamma2
-            else:
-                weight = 0.0 if conflict == 'ignore' else (1 - sure) ** gamma2
-                wins += 1
-                target_to_learn = target if conflict == 'ignore' else top
+        if is_pseudo[sample]:
+            student_wins = top != target and sure < prob[top]
             disagreement += top != target
-            if top != target and sure < prob[top]:
-                target = target_to_learn
+            wins += student_wins
+            if not off:
+                weight = prob[target] ** (gamma1 if top == target else gamma2)
+            if student_wins and not off:
+                weight = 0.0 if conflict == 'ignore' else (1 - sure) ** gamma2
+                target = target if conflict == 'ignore' else top
         total += -weight * math.log(prob[target]) if weight else 0.0
         weights += weight
         count += 1
-    stats = (-1, -1) if off else (disagreement, wins)
-    return total / count, *stats, weights / count
+    return total / count, disagreement, wins, weights / count
 
 
 @pytest.mark.parametrize('shape', SHAPES)
@@ -71,6 +67,19 @@ def test_dynamic_mutual_loss_matches_the_formula(shape, conflict, gammas):
     expected = reference_mutual(*data, *gammas, conflict)
     got = loss, stats['disagreement'], stats['student_wins'], stats['mean_weight']
     assert [value.item() for value in got] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize('gamma', [0, 5])
+def test_dynamic_self_loss_counts_as_the_mutual_loss_does(gamma):
+    """Statistics of a method must be comparable with those of another."""
+    logits, label, confidence, is_pseudo = batch((3, 4, 5))
+    _, expected = L.dynamic_mutual_loss(logits, label, confidence, is_pseudo, 5, 5)
+    loss, stats = L.dynamic_self_loss(logits, label, is_pseudo, gamma, confidence=confidence)
+    assert expected['disagreement'] > expected['student_wins'] > 0
+    for key in ('disagreement', 'student_wins'):
+        assert stats[key] == expected[key] and stats[key].is_floating_point()
+    without = L.dynamic_self_loss(logits, label, is_pseudo, gamma)
+    assert without[0] == loss and 'student_wins' not in without[1]
 
 
 def test_a_tie_of_confidence_goes_to_the_teacher():

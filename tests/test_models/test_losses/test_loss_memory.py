@@ -38,7 +38,7 @@ LOSSES = {
     'mutual': lambda x, y, c, p: L.dynamic_mutual_loss(x, y, c, p, 5, 5),
     'flip': lambda x, y, c, p: L.dynamic_mutual_loss(x, y, c, p, 5, 5, conflict='flip'),
     'mutual_off': lambda x, y, c, p: L.dynamic_mutual_loss(x, y, c, p, 0, 0),
-    'self': lambda x, y, c, p: L.dynamic_self_loss(x, y, p, 9),
+    'self': lambda x, y, c, p: L.dynamic_self_loss(x, y, p, 9, confidence=c),
     'online': lambda x, y, c, p: L.online_pseudo_loss(x, y, p, 0.3),
 }
 

@@ -19,7 +19,7 @@ def data():
 
 
 def test_modules_are_registered_and_pass_their_settings_on(data):
-    logits, label, _, is_pseudo = data
+    logits, label, confidence, is_pseudo = data
     cases = [
         (
             dict(type='mmdmt.DynamicMutualLoss', gamma1=2, gamma2=3, conflict='flip'),
@@ -27,7 +27,7 @@ def test_modules_are_registered_and_pass_their_settings_on(data):
         ),
         (
             dict(type='mmdmt.DynamicSelfLoss', gamma=2),
-            dynamic_self_loss(logits, label, is_pseudo, 2, ignore_index=1),
+            dynamic_self_loss(logits, label, is_pseudo, 2, ignore_index=1, confidence=confidence),
         ),
         (
             dict(type='mmdmt.OnlinePseudoLoss', threshold=0.4),
@@ -42,8 +42,11 @@ def test_online_module_leaves_padding_out(data):
     logits, label, _, is_pseudo = data
     valid = torch.rand(label.shape) < 0.5
     expected = online_pseudo_loss(logits, label, is_pseudo, 0.4, valid=valid)
-    got = MODELS.build(dict(type='mmdmt.OnlinePseudoLoss', threshold=0.4))(*data, valid=valid)
-    assert got == expected
+    module = MODELS.build(dict(type='mmdmt.OnlinePseudoLoss', threshold=0.4))
+    assert module(*data, valid=valid) == expected
+    for mark in (0, 255):  # of the preprocessor, and of transforms that pad labels
+        confidence = torch.full(label.shape, 0.5).masked_fill(~valid, mark)
+        assert module(logits, label, confidence, is_pseudo) == expected
 
 
 @pytest.mark.parametrize(
