@@ -1,5 +1,6 @@
 """Training that is killed at any moment ends with the weights of training that was not."""
 
+import json
 import shutil
 
 import pytest
@@ -28,6 +29,8 @@ class HoldHook(Hook):
         hold(f'before {runner.iter}')
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         hold(f'after {runner.iter}')
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        hold(f'validating {runner.iter}')
 
 replace = os.replace
 def slow_replace(source, target):
@@ -103,11 +106,26 @@ def assert_same(found, expected, path=''):
         assert found == expected, path
 
 
+def validations(work_dir):
+    """(iteration, mIoU) of all validations of all runs in a folder, in order."""
+    lines = [
+        json.loads(line)
+        for path in sorted(work_dir.glob('*/vis_data/scalars.json'))
+        for line in path.read_text().splitlines()
+    ]
+    return [(line['step'], line['mIoU']) for line in lines if 'mIoU' in line]
+
+
 @pytest.fixture(scope='module')
-def uninterrupted(tree, tmp_path_factory):
+def uninterrupted_dir(tree, tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('uninterrupted')
     train(tree, write(tree, work_dir)).finish()
-    return outcome(work_dir)
+    return work_dir
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(uninterrupted_dir):
+    return outcome(uninterrupted_dir)
 
 
 def test_killed_while_a_checkpoint_is_written(tree, tmp_path, uninterrupted):
@@ -137,6 +155,16 @@ def test_killed_in_an_iteration_with_workers_and_the_newest_checkpoint_damaged(
     assert 'iter_6.pth is missing or damaged: going on from' in printed
     assert 'resumed epoch: 0, iter: 3' in printed
     assert_same(outcome(tmp_path), uninterrupted)
+
+
+def test_killed_while_it_validates(tree, tmp_path, uninterrupted_dir):
+    """The checkpoint was saved before; its metrics decide which one is the best."""
+    config = write(tree, tmp_path)
+    kill_held(tree, config, 'validating 6')
+    assert [step for step, _ in validations(tmp_path)] == [2, 4]
+    train(tree, config, '--resume').finish()
+    assert validations(tmp_path) == validations(uninterrupted_dir)
+    assert [step for step, _ in validations(tmp_path)] == [2, 4, 6, 8, MAX_ITERS]
 
 
 def test_a_finished_run_resumes_to_nothing(tree, tmp_path, uninterrupted):

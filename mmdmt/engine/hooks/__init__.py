@@ -8,6 +8,7 @@ from .pseudo_label_hook import PseudoLabelHook
 from .safe_checkpoint_hook import SafeCheckpointHook
 from .switch_teacher_hook import SwitchTeacherHook
 from .teacher_update_hook import TeacherUpdateHook
+from .validate_on_resume_hook import ValidateOnResumeHook
 
 __all__ = [
     'CouplingHook',
@@ -18,4 +19,5 @@ __all__ = [
     'SafeCheckpointHook',
     'SwitchTeacherHook',
     'TeacherUpdateHook',
+    'ValidateOnResumeHook',
 ]

@@ -36,15 +36,13 @@ ENSEMBLE_NAMES = dict(predictions='ensemble', weights='averaged_weights')
 
 
 class ValidationResults(Hook):
-    """Keeps the metrics of the last validation and the iteration it was made at."""
+    """Keeps the metrics of the last validation."""
 
     def __init__(self) -> None:
-        self.iteration: Optional[int] = None
         self.metrics: Dict[str, float] = {}
 
     def after_val_epoch(self, runner: Runner, metrics: Optional[Dict[str, float]] = None) -> None:
         """Take the metrics."""
-        self.iteration = runner.iter
         self.metrics = {key: float(value) for key, value in (metrics or {}).items()}
 
 
@@ -174,8 +172,6 @@ class MutualTrainingRunner:
         results = ValidationResults()
         runner.register_hook(results)
         runner.train()
-        if runner.val_loop is not None and results.iteration != runner.max_iters:
-            runner.val_loop.run()  # killed after the last iteration, before it was validated
         checkpoint, metrics, facts = self._product(stage, runner, results)
         from_main(
             lambda: self.ledger.finish(

@@ -24,6 +24,7 @@ from mmdmt.engine.checkpoint import (
     load_checkpoint_file,
     safe_loading,
 )
+from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
 from mmdmt.registry import RUNNERS
 from mmdmt.utils.atomic import atomic_path
 from mmdmt.utils.ranks import from_main
@@ -42,7 +43,8 @@ class SemiRunner(Runner):
       (:mod:`mmdmt.engine.checkpoint`). Pretrained weights that ``init_cfg`` names are loaded the
       same way. Config key ``trusted_checkpoints``: files that may be unpickled freely.
     - ``resume=True`` falls back to an older checkpoint when the newest one is damaged, and takes
-      the seed of the interrupted run before anything draws from it.
+      the seed of the interrupted run before anything draws from it. A checkpoint that was due
+      for validation is validated at once, since it was saved before.
     - ``launcher='pytorch'`` on a machine without an accelerator trains with gloo; SyncBN layers
       become ordinary ones there, which a warning says.
     - Config key ``channels_last=True`` stores convolution weights channels-last.
@@ -175,6 +177,7 @@ class SemiRunner(Runner):
         self._check_settings()
         self._adopt_seed()
         self.call_hook('before_loading')
+        self.register_hook(ValidateOnResumeHook())
         return super().train()
 
     def _check_settings(self) -> None:
