@@ -2,11 +2,14 @@
 
 import contextlib
 import os
+import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Union
 
 _TEMPORARY_MARK = '.partial-'
+_MAX_HOST_LENGTH = 32  # a file name has 255 bytes at most
 
 
 @contextlib.contextmanager
@@ -14,8 +17,9 @@ def atomic_path(path: Union[str, Path]) -> Iterator[Path]:
     """Give a temporary path that becomes ``path`` when the block ends without an error.
 
     The temporary file lies in the same folder, because a rename is atomic only within one file
-    system. It reaches the disk before the rename, so that a power cut cannot leave a complete name
-    on an empty file.
+    system. Its name has the host and the process, because machines that share the folder may write
+    the same file. It reaches the disk before the rename, so that a power cut cannot leave a
+    complete name on an empty file.
 
     Args:
         path: The file to write. Its folder is made if it does not exist.
@@ -25,7 +29,7 @@ def atomic_path(path: Union[str, Path]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}{_TEMPORARY_MARK}{os.getpid()}')
+    temporary = path.with_name(f'.{path.name}{_TEMPORARY_MARK}{_host()}-{os.getpid()}')
     try:
         yield temporary
         _sync(temporary)
@@ -53,6 +57,11 @@ def remove_stale_temporaries(folder: Union[str, Path]) -> list[Path]:
     for path in stale:
         path.unlink(missing_ok=True)
     return stale
+
+
+def _host() -> str:
+    """Name of this machine, as it can stand in a file name."""
+    return re.sub(r'[^A-Za-z0-9_-]', '_', platform.node())[:_MAX_HOST_LENGTH]
 
 
 def _sync(path: Path) -> None:

@@ -1,3 +1,6 @@
+import os
+import platform
+
 import pytest
 
 from mmdmt.utils.atomic import atomic_path, remove_stale_temporaries, write_text_atomically
@@ -21,6 +24,27 @@ def test_an_error_leaves_the_old_file_and_no_rest(tmp_path):
         raise KeyError
     assert path.read_text() == 'old'
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_writers_on_two_machines_have_two_temporaries(tmp_path, monkeypatch):
+    path = tmp_path / 'stages.json'
+    monkeypatch.setattr(os, 'getpid', lambda: 7)
+    temporaries = []
+    for host in ('node-1', 'node-2', 'node/ä' + 300 * 'x', ''):
+        monkeypatch.setattr(platform, 'node', lambda host=host: host)
+        with atomic_path(path) as temporary:
+            temporary.write_text(host)
+            temporaries.append(temporary)
+    assert len(set(temporaries)) == 4
+    assert temporaries[0].name == '.stages.json.partial-node-1-7'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_temporary_that_was_left_is_a_stale_one(tmp_path):
+    with atomic_path(tmp_path / 'x.pth') as temporary:
+        temporary.write_text('half')
+        assert remove_stale_temporaries(tmp_path) == [temporary]
+        temporary.write_text('whole')
 
 
 def test_stale_temporaries_are_removed(tmp_path):
