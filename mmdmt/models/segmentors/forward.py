@@ -52,14 +52,29 @@ def has_joint_forward(segmentor: BaseSegmentor) -> bool:
     It can where the decode head is a dense classifier, ``loss = loss_by_feat(forward(x))``. Heads
     with a loss of their own (query based, cascaded, point refinement) get two passes.
     """
-    head = getattr(segmentor, 'decode_head', None)
     return (
         isinstance(segmentor, EncoderDecoder)
         and type(segmentor).encode_decode is EncoderDecoder.encode_decode
-        and isinstance(head, BaseDecodeHead)
-        and type(head).loss is BaseDecodeHead.loss
-        and type(head).predict is BaseDecodeHead.predict
-        and type(head).loss_by_feat is BaseDecodeHead.loss_by_feat
+        and is_dense_classifier(type(getattr(segmentor, 'decode_head', None)))
+    )
+
+
+def is_dense_classifier(head_type: type) -> bool:
+    """Whether ``forward`` of a head gives one dense logit map, also in training.
+
+    Nothing in mmseg says so. But a head whose forward gives something else, such as the tuples of
+    ``EncHead`` and ``DAHead`` or of ``DDRHead`` and ``PIDHead`` in training mode, must have a
+    loss or a prediction of its own that takes it.
+
+    Args:
+        head_type (type): Class of the head.
+
+    Returns:
+        bool: Whether it is a ``BaseDecodeHead`` that keeps that class's loss and prediction.
+    """
+    return issubclass(head_type, BaseDecodeHead) and all(
+        getattr(head_type, name) is getattr(BaseDecodeHead, name)
+        for name in ('loss', 'predict', 'loss_by_feat')
     )
 
 
