@@ -186,10 +186,18 @@ class PseudoLabeler:
     def _open(
         self, store: PseudoLabelStore, names: List[str], meta: Dict[str, Any]
     ) -> Optional[Dict[str, Any]]:
-        """Manifest if the store is finished for these images; otherwise open it for writing."""
+        """Manifest if the store is finished for these images; otherwise open it for writing.
+
+        Maps of a finished store that are not what its manifest says are removed here, before the
+        manifest goes with the first one that is labeled again.
+        """
         store.begin(meta)
-        if store.is_complete and not store.missing(names):
+        if not store.is_complete:
+            return None
+        lost = store.missing(names)
+        if not lost and store.manifest['files'].keys() == set(names):
             return store.manifest
+        store.discard(lost)
         return None
 
     def _second_pass(

@@ -115,6 +115,46 @@ def test_a_damaged_map_is_labeled_again(setting, tmp_path, monkeypatch):
     assert calls == ['unlabeled_2']
 
 
+def test_maps_that_were_exchanged_are_labeled_again(setting, tmp_path, monkeypatch):
+    """Also if the second pass is cut off after the first of them."""
+    whole = run(setting, tmp_path / 'store')
+    one, two = (tmp_path / 'store' / 'maps' / f'unlabeled_{i}.plc' for i in (1, 4))
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(content)
+    calls = count_forwards(monkeypatch)
+    monkeypatch.setattr(labeler._Progress, 'step', interrupt_after(1))
+    with pytest.raises(KeyboardInterrupt):
+        run(setting, tmp_path / 'store')
+    monkeypatch.setattr(labeler._Progress, 'step', lambda *_: None)
+    assert run(setting, tmp_path / 'store') == whole
+    assert calls == ['unlabeled_1', 'unlabeled_4']
+    assert one.read_bytes() == content != two.read_bytes()
+
+
+@pytest.mark.parametrize('name', ['manifest.json', 'meta.json'])
+def test_a_truncated_manifest_or_meta_is_written_again(setting, tmp_path, monkeypatch, name):
+    whole = run(setting, tmp_path / 'store')
+    path = tmp_path / 'store' / name
+    content = path.read_bytes()
+    calls = count_forwards(monkeypatch)
+    for length in (0, len(content) // 2):
+        path.write_bytes(content[:length])
+        assert run(setting, tmp_path / 'store') == whole
+        assert path.read_bytes() == content
+    assert calls == [], 'nothing but the file was damaged'
+
+
+def test_a_list_that_changed_is_counted_again(setting, tmp_path, monkeypatch):
+    arguments, _, _ = setting
+    labeled_with(setting, tmp_path / 'store', dataset=dict(arguments['dataset'], indices=4))
+    calls = count_forwards(monkeypatch)
+    assert run(setting, tmp_path / 'store')['num_images'] == 6
+    assert calls == ['unlabeled_4', 'unlabeled_5']
+    fewer = labeled_with(setting, tmp_path / 'store', dataset=dict(arguments['dataset'], indices=3))
+    assert fewer['num_images'] == 3 and len(calls) == 2
+
+
 def test_two_ranks_share_the_images_and_agree_with_one(setting, tmp_path, monkeypatch):
     """Rank 1 labels first; rank 0 then finds only its own share to do and finishes for both."""
     whole = run(setting, tmp_path / 'whole')

@@ -9,6 +9,7 @@ import pytest
 from mmdmt.pseudo import (
     ClassBalancedThreshold,
     DamagedMapError,
+    PseudoLabelError,
     PseudoLabelStore,
     StoreIncompleteError,
     StoreMismatchError,
@@ -232,11 +233,146 @@ def test_maps_of_another_network_are_refused(tmp_path):
     assert not store.is_complete
 
 
-def test_maps_without_meta_are_not_trusted(tmp_path):
+DAMAGE = [b'', b'{"num_cla', b'[]', b'\xff\xfe', None]  # None: lost
+
+
+def damage(path, content):
+    path.unlink() if content is None else path.write_bytes(content)
+
+
+@pytest.mark.parametrize('content', DAMAGE)
+def test_a_damaged_manifest_counts_as_not_finished(tmp_path, content):
+    _, expected = finished(tmp_path)
+    damage(tmp_path / 'manifest.json', content)
+    store = PseudoLabelStore(tmp_path)
+    assert not store.is_complete
+    with pytest.raises(StoreIncompleteError, match=r'manifest\.json is .*goes on where it was'):
+        store.get_thresholded(NAMES[0])
+    store.begin(META)
+    assert store.missing(NAMES) == [], 'no map was damaged'
+    assert store.finish(NAMES, thresholds_of(store, NAMES)) == expected
+
+
+def test_a_manifest_that_lost_a_key_is_damaged(tmp_path):
+    _, manifest = finished(tmp_path)
+    assert PseudoLabelStore(tmp_path).is_complete
+    for key in manifest.keys() - META.keys():
+        rest = {other: value for other, value in manifest.items() if other != key}
+        (tmp_path / 'manifest.json').write_text(json.dumps(rest))
+        assert not PseudoLabelStore(tmp_path).is_complete, key
+
+
+@pytest.mark.parametrize('content', DAMAGE)
+def test_the_meta_of_a_finished_store_is_restored(tmp_path, content):
+    _, expected = finished(tmp_path)
+    whole = (tmp_path / 'meta.json').read_bytes()
+    damage(tmp_path / 'meta.json', content)
+    store = PseudoLabelStore(tmp_path)
+    store.begin(META)
+    assert store.manifest == json.loads(json.dumps(expected))
+    assert (tmp_path / 'meta.json').read_bytes() == whole
+
+
+@pytest.mark.parametrize('content', DAMAGE)
+def test_a_damaged_meta_is_no_way_to_take_maps_of_another_network(tmp_path, content):
     finished(tmp_path)
-    (tmp_path / 'meta.json').unlink()
-    with pytest.raises(StoreMismatchError):
-        PseudoLabelStore(tmp_path).begin(META)
+    damage(tmp_path / 'meta.json', content)
+    other = dict(META, checkpoint=dict(META['checkpoint'], sha256='cd'))
+    for meta in (other, dict(META, rule='x'), {k: v for k, v in META.items() if k != 'checkpoint'}):
+        with pytest.raises(StoreMismatchError, match='of another origin'):
+            PseudoLabelStore(tmp_path).begin(meta)
+
+
+@pytest.mark.parametrize('content', DAMAGE)
+def test_maps_without_meta_and_manifest_are_not_trusted(tmp_path, content):
+    write(tmp_path)
+    damage(tmp_path / 'meta.json', content)
+    store = PseudoLabelStore(tmp_path)
+    with pytest.raises(StoreMismatchError, match=r'meta\.json is lost or damaged.*Delete'):
+        store.begin(META)
+    with pytest.raises(RuntimeError, match=r'meta\.json is missing or damaged'):
+        store.put('x', *maps('x'))
+    store.begin(META, restart=True)
+    assert store.missing(NAMES) == NAMES
+
+
+@pytest.mark.parametrize('content', DAMAGE)
+def test_a_damaged_meta_without_maps_is_written_again(tmp_path, content):
+    write(tmp_path, [])
+    damage(tmp_path / 'meta.json', content)
+    write(tmp_path)
+    assert PseudoLabelStore(tmp_path).missing(NAMES) == []
+
+
+def swap(root, one, other):
+    """Exchange the files of two images."""
+    paths = [root / 'maps' / f'{name}.plc' for name in (one, other)]
+    contents = [path.read_bytes() for path in paths]
+    for path, content in zip(paths, reversed(contents)):
+        path.write_bytes(content)
+
+
+def test_maps_of_a_finished_store_that_were_exchanged_are_found_by_name(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr('mmdmt.pseudo.store.print_log', lambda text, **_: warnings.append(text))
+    finished(tmp_path)
+    swap(tmp_path, NAMES[0], NAMES[2])
+    store = PseudoLabelStore(tmp_path)
+    assert store.missing(NAMES) == [NAMES[0], NAMES[2]]
+    (warning,) = warnings
+    assert warning.startswith(f'2 pseudo-label(s) in {tmp_path} are damaged')
+    assert NAMES[0] in warning and NAMES[2] in warning
+    assert not store.has(NAMES[0]) and store.has(NAMES[1])
+    with pytest.raises(DamagedMapError, match=r'aachen_000001\.plc .*checksum .* manifest\.json'):
+        store.get_thresholded(NAMES[0])
+    store.get_thresholded(NAMES[1])
+
+
+def test_another_ratio_does_not_keep_maps_that_were_exchanged(tmp_path):
+    finished(tmp_path)
+    swap(tmp_path, NAMES[0], NAMES[2])
+    store = PseudoLabelStore(tmp_path)
+    store.begin(dict(META, ratio=0.8))
+    assert store.missing(NAMES) == [NAMES[0], NAMES[2]]
+
+
+def test_what_is_discarded_is_missing_and_the_rest_stays(tmp_path):
+    store, _ = finished(tmp_path)
+    store.discard([NAMES[0], 'was never there'])
+    assert not store.is_complete
+    assert store.missing(NAMES) == [NAMES[0]]
+
+
+def test_a_folder_in_the_place_of_a_map_is_a_damaged_map(tmp_path):
+    store, _ = finished(tmp_path)
+    path = tmp_path / 'maps' / f'{NAMES[3]}.plc'
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DamagedMapError, match=r'2007_000032\.plc .*is a folder'):
+        store.get(NAMES[3])
+    assert store.missing(NAMES) == [NAMES[3]]
+    store.put(NAMES[3], *maps(NAMES[3]))
+    assert store.missing(NAMES) == []
+
+
+def test_a_folder_with_files_in_the_place_of_a_map_is_not_removed(tmp_path):
+    store, _ = finished(tmp_path)
+    path = tmp_path / 'maps' / f'{NAMES[3]}.plc'
+    path.unlink()
+    store.put(f'{NAMES[3]}.plc/other', *maps('other'))
+    for redo in (
+        lambda: store.discard([NAMES[3]]),
+        lambda: store.put(NAMES[3], *maps(NAMES[3])),
+    ):
+        with pytest.raises(RuntimeError, match=r'2007_000032\.plc is a folder .* move it away'):
+            redo()
+    assert store.has(f'{NAMES[3]}.plc/other')
+
+
+def test_every_error_of_stored_labels_is_of_one_kind():
+    """By it the data set tells them from faults of an image, which it replaces."""
+    for error in (DamagedMapError, StoreIncompleteError, StoreMismatchError):
+        assert issubclass(error, PseudoLabelError)
 
 
 def test_writing_opens_a_finished_store_again(tmp_path):
