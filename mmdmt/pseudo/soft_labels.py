@@ -65,9 +65,11 @@ def select_by_confidence(confidence: np.ndarray, ratio: float, rule: str = 'stri
         threshold = np.sort(confidence)[position] if position else np.inf
         selected = confidence > threshold
     if not selected.any():
+        fix = 'use a larger ratio'
+        if rule == 'strict':  # it also drops those that tie with the threshold
+            fix += ", or `labeling=dict(selection='rank')` where many have the same confidence"
         raise ValueError(
-            f'a ratio of {ratio:g} selects none of {count} images by the rule {rule!r}: there are '
-            "too few, or too many have the same confidence; use `labeling=dict(selection='rank')`"
+            f'a ratio of {ratio:g} selects none of {count} images by the rule {rule!r}: {fix}'
         )
     return selected
 
@@ -182,7 +184,7 @@ class SoftLabelStore:
                 version = json.loads(bytes(content['manifest'])).get('format_version')
         except (ValueError, KeyError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise StoreMismatchError(
-                f'{self.path} is damaged ({error}): delete it and run the stage that makes it again'
+                f'{self.path} is damaged ({error}): run the stage that makes it again'
             ) from error
         if version != FORMAT_VERSION:
             raise StoreMismatchError(

@@ -23,6 +23,14 @@ def test_strict_selection_is_the_published_one(ratio):
     assert 0 <= ratio * 200 - expected.sum() <= 3
 
 
+def test_too_small_a_ratio_is_told_what_helps():
+    confidence = np.linspace(0, 1, 10)
+    with pytest.raises(ValueError, match=r"use a larger ratio, or .*selection='rank'"):
+        select_by_confidence(confidence, 0.01)
+    with pytest.raises(ValueError, match=r'use a larger ratio$'):
+        select_by_confidence(confidence, 0.01, 'rank')
+
+
 def test_strict_selection_drops_ties_and_rank_does_not():
     confidence = np.array([0.9] * 6 + [0.5] * 4, np.float32)
     with pytest.raises(ValueError, match=r'selects none of 10.*rank'):
