@@ -14,6 +14,9 @@ FIXES = {
     'duplicate id': 'leave each id once in the list',
     'in both lists': 'take the id out of the labeled or out of the unlabeled list',
     'validation overlap': 'take the image out of the training list or out of the validation set',
+    'other classes': 'give all sets the same class folders (a class without images may have an '
+    'empty one), or the same `metainfo.classes`',
+    'number of classes': 'set `num_classes` to the number of classes',
     'missing image': 'restore the image, correct `img_suffix`, or take the id out of the list',
     'missing mask': 'restore the mask, correct `seg_map_suffix`, or move the id to the unlabeled '
     'list',

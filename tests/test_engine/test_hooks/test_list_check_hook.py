@@ -1,10 +1,15 @@
+import shutil
+from types import SimpleNamespace
+
 import pytest
-from tiny_classification import listed, make_folders
+import torch
+from tiny_classification import RUNTIME, classification_config, make_folders
+from tiny_project import load_config
 
 import mmdmt.classification  # noqa: F401
 from mmdmt.datasets.problems import DatasetError
-from mmdmt.engine.hooks.list_check_hook import ListCheckHook, check_listed
-from mmdmt.registry import DATASETS
+from mmdmt.engine.hooks.list_check_hook import ListCheckHook
+from mmdmt.registry import RUNNERS
 
 
 @pytest.fixture
@@ -12,55 +17,57 @@ def tree(tmp_path):
     return make_folders(tmp_path / 'data')
 
 
-def configs(tree):
-    train = dict(
-        type='mmdmt.SemiDataset',
-        datasets=[listed(tree, 'labeled', []), listed(tree, 'unlabeled', [], labeled=False)],
-    )
-    return train, listed(tree, 'val', [])
+def config(tree, work_dir):
+    """Labeled-only training."""
+    cfg = classification_config(tree, work_dir)
+    loader = cfg['train_dataloader']
+    loader['dataset']['datasets'] = loader['dataset']['datasets'][:1]
+    loader['sampler']['source_ratio'] = [1]
+    work_dir.mkdir(exist_ok=True)
+    return load_config(cfg, work_dir / 'config.py', RUNTIME)
 
 
-def found(tree, **options):
-    return sorted((p.kind, p.line) for p in check_listed(*configs(tree), **options))
-
-
-def append(tree, kind, text):
-    path = tree / f'{kind}.txt'
-    path.write_text(path.read_text() + text)
-
-
-def test_sound_data(tree):
-    assert found(tree) == []
-    train, val = configs(tree)
-    assert check_listed(DATASETS.build(train), DATASETS.build(val)) == []
-
-
-def test_overlaps_are_found_with_their_lines(tree):
-    append(tree, 'unlabeled', 'red/000.png\n')
-    append(tree, 'labeled', 'red/002.png\n')
-    assert found(tree) == [('in both lists', 25), ('validation overlap', 7)]
-
-
-def test_missing_list_and_unknown_names(tree):
-    (tree / 'unlabeled.txt').unlink()
-    append(tree, 'labeled', 'red/999.png\n')
-    assert [kind for kind, _ in found(tree)] == ['missing list', 'unreadable data set']
-
-
-def test_images_that_can_not_be_decoded(tree):
-    (tree / 'train' / 'red' / '000.png').write_bytes(b'no image')
-    assert found(tree) == [('corrupt image', 5)]
-    assert found(tree, full=False) == []
-
-
-def test_labels_that_are_not_made_yet_do_not_matter(tree):
-    train, val = configs(tree)
-    train['datasets'][1]['soft_labels'] = '/nowhere/soft_labels.npz'
-    assert check_listed(train, val) == []
-
-
-def test_the_hook_refuses_to_train(tree, tmp_path):
-    append(tree, 'unlabeled', 'red/000.png\n')
+def test_faulty_lists_are_refused(tree, tmp_path):
+    cfg = classification_config(tree, tmp_path)
+    data = cfg['train_dataloader']['dataset'], cfg['val_dataloader']['dataset'], str(tmp_path)
+    with open(tree / 'unlabeled.txt', 'a') as file:
+        file.write('red/000.png\n')
     with pytest.raises(DatasetError, match=r'in both lists.*unlabeled\.txt:25'):
-        ListCheckHook().check(*configs(tree), str(tmp_path))
-    ListCheckHook(mode='off').check(*configs(tree), str(tmp_path))
+        ListCheckHook().check(*data)
+    ListCheckHook(mode='off').check(*data)
+
+
+def test_a_check_that_fails_itself_is_told(tmp_path):
+    with pytest.raises(DatasetError, match=r'the data check failed: .*NoSuchDataset'):
+        ListCheckHook().check(dict(type='NoSuchDataset'), None, str(tmp_path))
+
+
+def test_training_is_refused_with_other_classes_in_head_or_test_set(tree, tmp_path):
+    shutil.rmtree(tree / 'test' / 'green')
+    cfg = config(tree, tmp_path / 'work')
+    cfg.model.head.num_classes = 5
+    with pytest.raises(DatasetError) as caught:
+        RUNNERS.build(cfg).train()
+    text = str(caught.value)
+    assert '`model.head.num_classes` is 5, but the images have 3 classes' in text
+    assert f'{tree}/test' in text and 'it lacks green' in text
+
+
+def test_testing_on_other_classes_than_the_checkpoint_has_is_refused(tree, tmp_path):
+    cfg = config(tree, tmp_path / 'work')
+    network = RUNNERS.build(cfg).model.state_dict()
+    meta = dict(dataset_meta=dict(classes=('blue', 'green', 'red')))
+    torch.save(dict(state_dict=network, meta=meta), tmp_path / 'network.pth')
+    cfg.load_from = str(tmp_path / 'network.pth')
+    shutil.rmtree(tree / 'test' / 'blue')
+    cfg.experiment_name += '_again'
+    with pytest.raises(DatasetError, match='compared with the checkpoint, it lacks blue'):
+        RUNNERS.build(cfg).test()
+
+
+def test_a_network_trained_on_other_classes_may_be_started_from():
+    """Testing after training, in one process: the classes are those of the training."""
+    hook = ListCheckHook()
+    checkpoint = dict(meta=dict(dataset_meta=dict(classes=('tench', 'goldfish'))))
+    hook.after_load_checkpoint(None, checkpoint)
+    hook.before_test(SimpleNamespace(_train_loop=object()))
