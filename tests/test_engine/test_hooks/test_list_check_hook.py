@@ -9,22 +9,14 @@ from tiny_project import load_config
 import mmdmt.classification  # noqa: F401
 from mmdmt.datasets.problems import DatasetError
 from mmdmt.engine.hooks.list_check_hook import ListCheckHook
-from mmdmt.registry import RUNNERS
+from mmdmt.registry import MODELS, RUNNERS
+
+PARTS = ('train', 'val', 'test')
 
 
 @pytest.fixture
 def tree(tmp_path):
     return make_folders(tmp_path / 'data')
-
-
-def config(tree, work_dir):
-    """Labeled-only training."""
-    cfg = classification_config(tree, work_dir)
-    loader = cfg['train_dataloader']
-    loader['dataset']['datasets'] = loader['dataset']['datasets'][:1]
-    loader['sampler']['source_ratio'] = [1]
-    work_dir.mkdir(exist_ok=True)
-    return load_config(cfg, work_dir / 'config.py', RUNTIME)
 
 
 def test_faulty_lists_are_refused(tree, tmp_path):
@@ -44,23 +36,23 @@ def test_a_check_that_fails_itself_is_told(tmp_path):
 
 def test_training_is_refused_with_other_classes_in_head_or_test_set(tree, tmp_path):
     shutil.rmtree(tree / 'test' / 'green')
-    cfg = config(tree, tmp_path / 'work')
-    cfg.model.head.num_classes = 5
+    cfg = classification_config(tree, tmp_path)
+    cfg['model']['head']['num_classes'] = 5
+    loaders = {f'_{part}_dataloader': cfg[f'{part}_dataloader'] for part in PARTS}
+    runner = SimpleNamespace(model=MODELS.build(cfg['model']), work_dir=str(tmp_path), **loaders)
     with pytest.raises(DatasetError) as caught:
-        RUNNERS.build(cfg).train()
+        ListCheckHook().before_loading(runner)
     text = str(caught.value)
     assert '`model.head.num_classes` is 5, but the images have 3 classes' in text
     assert f'{tree}/test' in text and 'it lacks green' in text
 
 
 def test_testing_on_other_classes_than_the_checkpoint_has_is_refused(tree, tmp_path):
-    cfg = config(tree, tmp_path / 'work')
-    network = RUNNERS.build(cfg).model.state_dict()
+    cfg = load_config(classification_config(tree, tmp_path), tmp_path / 'config.py', RUNTIME)
     meta = dict(dataset_meta=dict(classes=('blue', 'green', 'red')))
-    torch.save(dict(state_dict=network, meta=meta), tmp_path / 'network.pth')
+    torch.save(dict(state_dict={}, meta=meta), tmp_path / 'network.pth')
     cfg.load_from = str(tmp_path / 'network.pth')
     shutil.rmtree(tree / 'test' / 'blue')
-    cfg.experiment_name += '_again'
     with pytest.raises(DatasetError, match='compared with the checkpoint, it lacks blue'):
         RUNNERS.build(cfg).test()
 
