@@ -11,6 +11,7 @@ import torch
 from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.logging import print_log
 
+from mmdmt.pseudo import PseudoLabelError
 from mmdmt.registry import DATASETS
 
 MAX_REPLACEMENTS = 20
@@ -48,7 +49,8 @@ class SemiDataset(ConcatDataset):
     - Drawn with a :class:`~mmdmt.datasets.SeededIndex`, a sample is the same in any worker of any
       run: its augmentation starts from the seed of the draw.
     - An image that cannot be loaded is replaced by another one of the same source, counted and
-      named in a warning. The count is shared by all workers of this rank.
+      named in a warning. The count is shared by all workers of this rank. A stored pseudo-label
+      that is missing or damaged is an error, because running again makes it anew.
 
     Args:
         datasets (Sequence[dict | BaseDataset]): The sources: labeled first, then unlabeled. Several
@@ -115,6 +117,7 @@ class SemiDataset(ConcatDataset):
 
         Raises:
             RuntimeError: If more than ``max_corrupt_share`` of the images cannot be loaded.
+            PseudoLabelError: If a stored pseudo-label is missing or damaged.
         """
         if not self._fully_initialized:
             self.full_init()
@@ -129,7 +132,7 @@ class SemiDataset(ConcatDataset):
         for _ in range(MAX_REPLACEMENTS):
             try:
                 return dataset[index]
-            except MemoryError:  # says nothing about the file
+            except (MemoryError, PseudoLabelError):  # say nothing about the image
                 raise
             except Exception as error:
                 self._note_corrupt(source, index, error)

@@ -11,6 +11,7 @@ from mmseg.datasets import BaseSegDataset
 from PIL import Image
 
 from mmdmt.datasets import SeededIndex, SemiDataset, UnlabeledDataset
+from mmdmt.pseudo import DamagedMapError, PseudoLabelStore, StoreIncompleteError
 
 CLASSES = ('a', 'b', 'c')
 GEOMETRY = [
@@ -275,6 +276,43 @@ def test_running_out_of_memory_is_no_fault_of_the_image(root):
     with pytest.raises(MemoryError):
         dataset[SeededIndex(0, 0)]
     assert dataset.corrupt_share == 0
+
+
+def pseudo_labeled(root):
+    """The unlabeled source with stored labels, and its store."""
+    store = PseudoLabelStore(root / 'pseudo_labels')
+    store.begin(dict(num_classes=3))
+    names = [f'{n:02}' for n in range(4, 12)]
+    for name in names:
+        store.put(name, np.zeros((30, 40), np.uint8), np.full((30, 40), int(name) / 12))
+    store.finish(names, np.zeros(3))
+    load = dict(type='mmdmt.LoadPseudoLabels', store_dir=str(store.root))
+    return unlabeled(root, [LOAD, load, *GEOMETRY]), store
+
+
+def exchange(path):
+    path.write_bytes(path.with_name('05.plc').read_bytes())
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize(
+    ('harm', 'error'),
+    [
+        (truncate, DamagedMapError),
+        (exchange, DamagedMapError),
+        (lambda path: path.unlink(), StoreIncompleteError),
+    ],
+)
+def test_a_faulty_pseudo_label_stops_training_by_name(root, workers, harm, error):
+    """Another image in its place would hide what running again repairs."""
+    source, store = pseudo_labeled(root)
+    data = loader(root, workers, datasets=[labeled(root), source], max_corrupt_share=1)
+    assert len(batches(data, 8)) == 48
+    harm(store.root / 'maps' / '07.plc')
+    with pytest.raises(error, match=r'(?s)07.*[Rr]un the stage that ma[dk]e.* again'):
+        batches(data, 8)
+    assert data.dataset.corrupt_share == 0
+    assert store.missing(store.manifest['files']) == ['07']
 
 
 def test_a_sample_refused_by_its_pipeline_is_replaced_reproducibly(root):

@@ -34,6 +34,8 @@ class LoadPseudoLabels(BaseTransform):
         Raises:
             KeyError: If the data info has no ``name``.
             ValueError: If the stored maps do not have the size of the image.
+            PseudoLabelError: If the stored maps are missing or damaged, or the store is not
+                finished. The message names the file.
         """
         if 'name' not in results:
             raise KeyError(
