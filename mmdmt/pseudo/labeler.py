@@ -7,7 +7,6 @@ import time
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
-from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
 from mmengine.dist import (
     all_gather_object,
@@ -18,13 +17,13 @@ from mmengine.dist import (
 )
 from mmengine.logging import print_log
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 
 from mmdmt.engine.checkpoint import load_checkpoint_file
 from mmdmt.models.segmentors.semi_base import build_segmentor
 from mmdmt.registry import DATASETS
 from mmdmt.utils.ranks import from_main
 
+from .loading import image_loader
 from .prediction import check_tta, predict_probabilities
 from .store import PseudoLabelStore
 from .thresholds import (
@@ -128,6 +127,9 @@ class PseudoLabeler:
 
         Returns:
             dict: The manifest of the finished store.
+
+        Raises:
+            UnreadableImageError: If an image cannot be loaded. What was labeled before it stays.
         """
         dataset = DATASETS.build(self.dataset_cfg)
         names = [dataset.get_data_info(index)['name'] for index in range(len(dataset))]
@@ -247,12 +249,7 @@ class PseudoLabeler:
         model: torch.nn.Module,
         choose: Callable,
     ) -> None:
-        loader = DataLoader(
-            Subset(dataset, indices),
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            collate_fn=pseudo_collate,
-        )
+        loader = image_loader(dataset, indices, self.batch_size, self.num_workers)
         progress = _Progress(len(indices))
         for number, batch in enumerate(loader):
             probs = predict_probabilities(model, batch, self.amp, self.tta)

@@ -2,33 +2,35 @@
 
 import copy
 import hashlib
+import logging
 from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 import torch
-from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
 from mmengine.dist import (
     all_gather_object,
     get_rank,
     get_world_size,
 )
-from torch.utils.data import DataLoader, Subset
+from mmengine.logging import print_log
 
 from mmdmt.engine.checkpoint import load_checkpoint_file
 from mmdmt.registry import DATASETS, MODELS
 from mmdmt.utils.ranks import from_main
 
 from .labeler import checkpoint_identity
+from .loading import image_loader
 from .soft_labels import SoftLabelStore, select_by_confidence
+from .store import StoreMismatchError
 
 
 class SoftLabeler:
     """One forward per image; probabilities and the selection go into a :class:`SoftLabelStore`.
 
     The images are split over the ranks and gathered on the first. The file of the same checkpoint,
-    images and ratio is used as it is. A pass that was cut off is begun again: nothing is left of
-    it, and images of classification are quickly labeled.
+    images and ratio is used as it is, a damaged one is made again. A pass that was cut off is begun
+    again: nothing is left of it, and images of classification are quickly labeled.
 
     Args:
         path (str): The file.
@@ -65,6 +67,9 @@ class SoftLabeler:
 
         Returns:
             dict: The manifest of the file.
+
+        Raises:
+            UnreadableImageError: If an image cannot be loaded.
         """
         dataset = DATASETS.build(copy.deepcopy(self.dataset_cfg))
         names = [dataset.get_data_info(index)['name'] for index in range(len(dataset))]
@@ -102,18 +107,17 @@ class SoftLabeler:
         """Manifest of the file if it is of this checkpoint, ratio and images."""
         if not self.store.is_complete:
             return None
-        manifest = self.store.manifest
+        try:
+            manifest = self.store.read().manifest  # all of it, so that any damage is found
+        except StoreMismatchError as error:
+            print_log(f'{error}; it is made again', logger='current', level=logging.WARNING)
+            return None
         return manifest if all(manifest.get(key) == meta[key] for key in meta) else None
 
     @torch.no_grad()
     def _predict(self, model: torch.nn.Module, dataset, indices: List[int]) -> np.ndarray:
         """Class probabilities of some of the images, (n, C) float32."""
-        loader = DataLoader(
-            Subset(dataset, indices),
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            collate_fn=pseudo_collate,
-        )
+        loader = image_loader(dataset, indices, self.batch_size, self.num_workers)
         found = []
         for batch in loader:
             data = model.data_preprocessor(batch, False)

@@ -21,6 +21,7 @@ from mmdmt.pseudo import (
     ratio_rule_thresholds,
 )
 from mmdmt.pseudo.labeler import PseudoLabeler
+from mmdmt.pseudo.loading import UnreadableImageError
 from mmdmt.pseudo.prediction import predict_probabilities
 from mmdmt.registry import DATASETS
 
@@ -143,6 +144,26 @@ def test_a_truncated_manifest_or_meta_is_written_again(setting, tmp_path, monkey
         assert run(setting, tmp_path / 'store') == whole
         assert path.read_bytes() == content
     assert calls == [], 'nothing but the file was damaged'
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_an_image_that_cannot_be_loaded_is_named_and_costs_no_labels(
+    setting, tmp_path, monkeypatch, workers
+):
+    arguments, _, _ = setting
+    pipeline = [dict(type='LoadImageFromFile', imdecode_backend='pillow')]
+    dataset = dict(arguments['dataset'], pipeline=[*pipeline, dict(type='PackSegInputs')])
+    path = Path(dataset['data_root']) / 'img' / 'unlabeled_3.png'
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    changes = dict(dataset=dataset, num_workers=workers)
+    calls = count_forwards(monkeypatch)
+    with pytest.raises(UnreadableImageError, match=r"unlabeled_3\.png .*OSError.*mode='full'"):
+        labeled_with(setting, tmp_path / 'store', **changes)
+    assert calls == [f'unlabeled_{i}' for i in range(3)]
+    path.write_bytes(content)
+    labeled_with(setting, tmp_path / 'store', **changes)
+    assert calls == [f'unlabeled_{i}' for i in range(6)]
 
 
 def test_a_list_that_changed_is_counted_again(setting, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import torch
 from tiny_classification import listed, make_folders, tiny_classifier
 
 import mmdmt.classification  # noqa: F401
+from mmdmt.pseudo.loading import UnreadableImageError
 from mmdmt.pseudo.soft_labeler import SoftLabeler
 from mmdmt.registry import MODELS
 
@@ -82,4 +83,25 @@ def test_shares_of_ranks_are_put_together_in_order(tree, checkpoint, tmp_path, m
 def test_an_error_of_the_first_rank_is_raised(tree, checkpoint, tmp_path):
     with pytest.raises(ValueError, match='selects none'):
         labeler(tree, tmp_path / 'soft.npz').run(checkpoint, 0.05)
+    assert not (tmp_path / 'soft.npz').exists()
+
+
+def test_a_damaged_file_is_made_again(tree, checkpoint, tmp_path):
+    maker = labeler(tree, tmp_path / 'soft.npz')
+    manifest = maker.run(checkpoint, 0.5)
+    whole, labels = maker.store.path.read_bytes(), maker.store.read().probabilities
+    place = whole.index(b'probabilities') + 60  # the manifest can still be read
+    flipped = whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :]
+    for content in (whole[: len(whole) // 2], b'', flipped):
+        maker.store.path.write_bytes(content)
+        assert maker.run(checkpoint, 0.5) == manifest
+        np.testing.assert_array_equal(maker.store.read().probabilities, labels)
+
+
+def test_an_image_that_cannot_be_loaded_is_named(checkpoint, tmp_path):
+    tree = make_folders(tmp_path / 'folders')
+    path = tree / 'train' / 'green' / '006.png'
+    path.write_bytes(b'')
+    with pytest.raises(UnreadableImageError, match=r"green/006\.png .*list.*mode='full'"):
+        labeler(tree, tmp_path / 'soft.npz').run(checkpoint, 0.5)
     assert not (tmp_path / 'soft.npz').exists()
