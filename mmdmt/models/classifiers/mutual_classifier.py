@@ -76,7 +76,8 @@ class MutualClassifier(ImageClassifier):
         **kwargs: Of mmpretrain's ``ImageClassifier``: ``backbone``, ``neck``, ``head``, ...
 
     Raises:
-        ValueError: If a gamma or ``mixup_alpha`` is negative.
+        ValueError: If a gamma or ``mixup_alpha`` is negative, or for batch augmentations
+            (``train_cfg.augments``) and losses (``head.loss``) of mmpretrain, which are not used.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class MutualClassifier(ImageClassifier):
         update_bn_twice: bool = False,
         **kwargs,
     ) -> None:
+        _refuse_what_is_not_used(kwargs)
         super().__init__(**kwargs)
         for name, value in dict(gamma1=gamma1, gamma2=gamma2, mixup_alpha=mixup_alpha).items():
             if value < 0:
@@ -181,3 +183,27 @@ class MutualClassifier(ImageClassifier):
         if not self.ramp or total is None:
             return 1.0
         return sigmoid_ramp(hub.get_info('iter', 0), total)
+
+
+def _refuse_what_is_not_used(settings: dict) -> None:
+    """Refuse settings of an ``ImageClassifier`` that would be ignored, or mix images twice."""
+    preprocessor = settings.get('data_preprocessor')
+    preprocessor = preprocessor if isinstance(preprocessor, dict) else {}
+    places = {
+        'train_cfg': settings.get('train_cfg'),
+        'data_preprocessor.batch_augments': preprocessor.get('batch_augments'),
+    }
+    for name, augments in places.items():
+        if augments:
+            raise ValueError(
+                f'`model.{name}`={augments} is not for MutualClassifier, which mixes images and '
+                'weights by itself: take it out and set `model.mixup_alpha` (0 for no mixup)'
+            )
+    head = settings.get('head')
+    loss = dict(head.get('loss') or {}) if isinstance(head, dict) else {}
+    kind = str(loss.pop('type', 'CrossEntropyLoss')).split('.')[-1]
+    if kind != 'CrossEntropyLoss' or loss.pop('loss_weight', 1.0) != 1.0 or any(loss.values()):
+        raise ValueError(
+            f'`model.head.loss`={head["loss"]} is not for MutualClassifier, whose loss is the '
+            'weighted cross entropy of DMT: take it out'
+        )

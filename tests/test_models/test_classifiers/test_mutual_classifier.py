@@ -182,3 +182,30 @@ def test_checkpoints_load_into_an_ordinary_classifier():
 def test_negative_settings_are_refused(name):
     with pytest.raises(ValueError, match=name):
         build(**{name: -1.0})
+
+
+MIXUP = dict(augments=dict(type='mmpretrain.Mixup', alpha=0.8))
+
+
+@pytest.mark.parametrize('part', ['train_cfg', 'data_preprocessor'])
+def test_mixing_by_the_preprocessor_is_refused(part):
+    """It would mix images a second time, with labels that nobody reads."""
+    cfg = tiny_classifier()
+    if part == 'train_cfg':
+        cfg['train_cfg'] = MIXUP
+    else:
+        cfg['data_preprocessor']['batch_augments'] = MIXUP
+    with pytest.raises(ValueError, match=rf'model\.{part}.*set .model\.mixup_alpha'):
+        MODELS.build(cfg)
+
+
+def test_losses_of_heads_are_refused():
+    cfg = tiny_classifier()
+    cfg['head']['loss'] = dict(type='mmpretrain.LabelSmoothLoss', label_smooth_val=0.1)
+    with pytest.raises(ValueError, match=r'model\.head\.loss.*LabelSmoothLoss.*take it out'):
+        MODELS.build(cfg)
+    cfg['head']['loss'] = dict(type='mmpretrain.CrossEntropyLoss', class_weight=[1, 2, 3])
+    with pytest.raises(ValueError, match='class_weight'):
+        MODELS.build(cfg)
+    cfg['head']['loss'] = dict(type='mmpretrain.CrossEntropyLoss', loss_weight=1.0)
+    MODELS.build(cfg)  # what is done anyway
