@@ -8,7 +8,7 @@ from typing import Any, Union
 import numpy as np
 import torch
 from mmengine.dist import broadcast, get_world_size, is_main_process
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -28,9 +28,10 @@ class SafeCheckpointHook(CheckpointHook):
       :meth:`mmdmt.SemiRunner.save_checkpoint`.
     - Metrics and logged scalars are stored as Python numbers and tensors, so that any
       ``torch.load(..., weights_only=True)`` reads the file.
-    - With several processes, all go on with the buffers of rank 0, which are the ones on disk.
-      Otherwise an interrupted run would differ from one that was not in the batch-norm statistics
-      of the other ranks.
+    - With several processes, all go on from a checkpoint with the buffers of rank 0, which are the
+      ones on disk. Otherwise an interrupted run would differ from one that was not in the
+      batch-norm statistics of the other ranks. They also validate with those of rank 0: the
+      network that is on disk, not one for each rank. Both hold for mmengine's ``EMAHook``, too.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -40,6 +41,10 @@ class SafeCheckpointHook(CheckpointHook):
             for folder in {runner.work_dir, self.out_dir}:
                 for path in remove_stale_temporaries(folder):
                     runner.logger.info(f'Removed {path}, left by a run that was killed.')
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Let all ranks validate the network of rank 0; ``EMAHook`` has put its average in."""
+        _share_buffers(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Turn the message hub into plain values, which load without any allow-list."""
@@ -64,7 +69,7 @@ class SafeCheckpointHook(CheckpointHook):
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        _share_buffers(runner)
+        _share_buffers(runner, averages=True)
         runner.save_checkpoint(
             self.out_dir,
             name,
@@ -162,10 +167,13 @@ def _remove(backend: Any, path: str) -> None:
         backend.rmtree(path)
 
 
-def _share_buffers(runner: Runner) -> None:
-    """Give every rank the buffers of rank 0."""
+def _share_buffers(runner: Runner, averages: bool = False) -> None:
+    """Give every rank the network's buffers of rank 0, and those of averages outside of it."""
     if get_world_size() == 1:
         return
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    for buffer in model.buffers():
-        broadcast(buffer, src=0)
+    models = [runner.model.module if is_model_wrapper(runner.model) else runner.model]
+    if averages:
+        models += [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)]
+    for model in models:
+        for buffer in model.buffers():
+            broadcast(buffer, src=0)

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import EMAHook
 from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.runner import get_priority
 
 from mmdmt.engine.checkpoint import save_atomically
-from mmdmt.engine.hooks import SafeCheckpointHook
+from mmdmt.engine.hooks import SafeCheckpointHook, safe_checkpoint_hook
 
 
 class FakeRunner:
@@ -144,3 +146,29 @@ def test_checkpoints_hold_plain_values_and_histories_come_back(runner, tmp_path)
     hook.after_load_checkpoint(runner, checkpoint := dict(message_hub=hub))
     assert checkpoint['message_hub']['log_scalars']['train/loss'] is history
     hook.after_load_checkpoint(runner, dict(state_dict={}))
+
+
+def test_ranks_share_the_buffers_of_the_first(runner, monkeypatch):
+    """Before validating those of the network, for a checkpoint also those of its average."""
+    runner.model = torch.nn.BatchNorm1d(2)
+    average = EMAHook(ema_type='ExponentialMovingAverage')
+    average.before_run(runner)
+    runner.hooks = [average]
+    shared = []
+    monkeypatch.setattr(safe_checkpoint_hook, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(safe_checkpoint_hook, 'broadcast', lambda data, src: shared.append(data))
+    hook = make_hook(runner)
+
+    def is_shared(model):
+        ids = {id(buffer) for buffer in shared}
+        return all(id(buffer) in ids for buffer in model.buffers())
+
+    hook.before_val_epoch(runner)
+    assert is_shared(runner.model) and not is_shared(average.ema_model)
+    save_at(hook, runner, 1)
+    assert is_shared(runner.model) and is_shared(average.ema_model)
+
+
+def test_validation_follows_the_swap_with_the_average():
+    """Otherwise the buffers of the network that is not validated would be shared."""
+    assert get_priority(SafeCheckpointHook.priority) > get_priority(EMAHook.priority)
