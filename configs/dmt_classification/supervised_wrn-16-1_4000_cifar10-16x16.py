@@ -7,6 +7,7 @@ _base_ = [
 ]
 
 max_iters = 3600
+overridable = dict(num_classes=_base_.num_classes, max_iters=max_iters)
 model = dict(backbone=dict(depth=16, widen_factor=1), head=dict(in_channels=64))
 train_dataloader = dict(
     sampler=dict(source_ratio=[1]), dataset=dict(datasets=[_base_.labeled_dataset])

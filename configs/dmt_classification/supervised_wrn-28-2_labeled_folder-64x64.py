@@ -7,6 +7,7 @@ _base_ = [
 ]
 
 max_iters = 20000
+overridable = dict(num_classes=_base_.num_classes, max_iters=max_iters)
 model = dict(data_preprocessor=dict(to_rgb=True))
 train_dataloader = dict(
     sampler=dict(source_ratio=[1]), dataset=dict(datasets=[_base_.labeled_dataset])

@@ -20,9 +20,18 @@ USED_AS = {
     'resize_ratio': ('ratio_range',),
     'crop_size': ('crop_size', 'size'),
     'batch_size': ('batch_size',),
+    'val_list': ('ann_file',),
+    'num_classes': ('num_classes',),
+    'max_iters': ('max_iters', 'end'),
 }
-# Where the settings are used. Batch sizes of validation are not those of training.
-SECTIONS = {'batch_size': ('train_dataloader',)}
+# Where the settings are used. Batch sizes of validation are not those of training, and lengths of
+# the stages of mutual training are settings of their own.
+SECTIONS = {
+    'batch_size': ('train_dataloader',),
+    'val_list': ('val_dataloader',),
+    'num_classes': ('model',),
+    'max_iters': ('train_cfg', 'param_scheduler'),
+}
 
 
 def normalize_config(cfg: Config) -> Config:

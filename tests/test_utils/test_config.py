@@ -91,6 +91,29 @@ def test_an_unchanged_config_stays_as_it_is(cfg):
     assert normalize_config(cfg).to_dict() == before
 
 
+def test_length_classes_and_validation_list(cfg):
+    cfg.merge_from_dict(
+        dict(
+            overridable=dict(max_iters=100, num_classes=10, val_list='v.txt'),
+            train_cfg=dict(max_iters=100, val_interval=100),
+            param_scheduler=[dict(begin=0, end=10), dict(begin=10, end=100)],
+            mutual=dict(round=dict(max_iters=100)),
+            max_iters=77,
+            num_classes=5,
+            val_list='w.txt',
+        )
+    )
+    cfg.model.head = dict(num_classes=10)
+    cfg.train_dataloader.dataset.datasets[0].ann_file = 'v.txt'
+    normalize_config(cfg)
+    assert cfg.train_cfg.to_dict() == dict(max_iters=77, val_interval=100)
+    assert [scheduler.end for scheduler in cfg.param_scheduler] == [10, 77]
+    assert cfg.mutual.round.max_iters == 100
+    assert cfg.model.head.num_classes == 5
+    assert cfg.val_dataloader.dataset.ann_file == 'w.txt'
+    assert cfg.train_dataloader.dataset.datasets[0].ann_file == 'v.txt'
+
+
 def test_a_config_without_overridable_settings_is_left_alone():
     cfg = Config(dict(data_root='/new', val_dataloader=dict(dataset=dict(data_root='old'))))
     assert normalize_config(cfg).val_dataloader.dataset.data_root == 'old'

@@ -11,7 +11,7 @@
 #
 # In a child config, set:
 #   data_root = '/path/to/your/data'
-#   model = dict(head=dict(num_classes=...))
+#   num_classes = 5
 #   image_size = (72, 72)       images are brought to this (width, height),
 #   crop_size = (64, 64)        padded by 4 on each side, and cropped to this (height, width)
 # Classes are the folders of train, in alphabetical order. Images whose class nobody knows lie in a
@@ -20,7 +20,8 @@
 #       _base_.unlabeled_dataset, ann_file='', dataset=dict(
 #           type='mmpretrain.CustomDataset', data_prefix='/path/to/them', with_label=False))]))
 #
-# Settings of `overridable` may be set once, at the top level of a child config or by --cfg-options.
+# These, and those of `overridable`, may be set once, at the top level of a child config or by
+# --cfg-options; num_classes and max_iters (labeled-only training) as well.
 _base_ = './augment.py'
 
 data_root = 'data/mine'
@@ -34,6 +35,7 @@ overridable = dict(
     data_root=data_root,
     labeled_list=labeled_list,
     unlabeled_list=unlabeled_list,
+    val_list=val_list,
     image_size=image_size,
     crop_size=crop_size,
     batch_size=batch_size,
