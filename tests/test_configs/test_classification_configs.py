@@ -93,8 +93,8 @@ def test_published_hyper_parameters():
     assert (optimizer.momentum, optimizer.weight_decay) == (0.9, 5e-4)
     assert first.model.mixup_alpha == 0.75 and first.train_dataloader.batch_size == 512
     mean, std = (np.array(first.model.data_preprocessor[key]) / 255 for key in ('mean', 'std'))
-    np.testing.assert_allclose(mean, [0.49137, 0.48235, 0.44667], atol=1e-4)
-    np.testing.assert_allclose(std, [0.24706, 0.24353, 0.26157], atol=1e-4)
+    np.testing.assert_allclose(mean, [0.49137, 0.48235, 0.44667], atol=1e-8)
+    np.testing.assert_allclose(std, [0.24706, 0.24353, 0.26157], atol=1e-8)
     full = build_stage_config_builder(load('dmt_wrn-28-2_4000_cifar10-32x32'))
     stage = full.build(full.plan.stages[1], '/s', 'a.pth', 'b.pth')
     assert stage.train_dataloader.sampler.source_ratio == [64, 448]
@@ -142,6 +142,29 @@ def test_settings_of_own_images_are_set_in_one_place():
         assert tuple(steps['Resize'].scale) == (40, 40)
         assert tuple(steps['RandomCrop'].crop_size) == (36, 36)
     assert cfg.test_dataloader.dataset.data_root == '/mine'
+
+
+@pytest.mark.parametrize('name', [n for n in NAMES if n.startswith('supervised')])
+def test_classes_length_and_validation_list_are_set_in_one_place(name):
+    cfg = copy.deepcopy(LOADED[name])
+    cfg.merge_from_dict(dict(num_classes=5, max_iters=77, val_list='mine.txt'))
+    normalize_config(cfg)
+    assert cfg.model.head.num_classes == 5
+    assert cfg.train_cfg.max_iters == cfg.param_scheduler[-1].end == 77
+    assert cfg.val_dataloader.dataset.ann_file == 'mine.txt'
+
+
+def test_images_of_cifar_are_rgb_and_files_are_bgr():
+    """RandAugment and the normalization must agree on it."""
+    for name in NAMES:
+        cfg = load(name)
+        (augment,) = [
+            step
+            for step in cfg.train_dataloader.dataset.datasets[0].pipeline
+            if step.type == 'mmdmt.RandAugment'
+        ]
+        rgb = augment.get('channel_order') == 'rgb'
+        assert rgb is ('cifar10' in name) and cfg.model.data_preprocessor.to_rgb is not rgb
 
 
 def test_metafile_lists_every_config():

@@ -20,14 +20,17 @@ overridable = dict(
     data_root=data_root,
     labeled_list=labeled_list,
     unlabeled_list=unlabeled_list,
+    val_list=val_list,
     batch_size=batch_size,
 )
 
+# These images are RGB, those that mmcv reads from files are BGR.
+rand_augment = dict(_base_.rand_augment, channel_order='rgb')
 train_images = dict(type='mmpretrain.CIFAR10', data_root=data_root, split='train', download=False)
 train_pipeline = [
     dict(type='RandomCrop', crop_size=32, padding=4, pad_val=128),
     dict(type='RandomFlip', prob=0.5),
-    _base_.rand_augment,
+    rand_augment,
     dict(type='PackInputs', algorithm_keys=('soft_label',)),
 ]
 test_pipeline = [dict(type='PackInputs')]

@@ -6,8 +6,8 @@ model = dict(
     type='mmdmt.MutualClassifier',
     data_preprocessor=dict(
         type='ClsDataPreprocessor',
-        mean=[125.30, 122.99, 113.90],
-        std=[63.00, 62.11, 66.71],
+        mean=[0.49137 * 255, 0.48235 * 255, 0.44667 * 255],
+        std=[0.24706 * 255, 0.24353 * 255, 0.26157 * 255],
         to_rgb=False,
     ),
     backbone=dict(type='mmdmt.WideResNet', depth=28, widen_factor=2),

@@ -55,8 +55,36 @@ def test_no_magnitude_is_refused():
 
 
 def test_the_list_of_the_paper_with_cutout():
-    assert len(build('paper').transforms) == 13
+    names = [type(transform).__name__ for transform in build('paper').transforms]
+    assert len(names) == 14 and 'Identity' in names
     augment = build('paper', cutout=16)
     assert type(augment.transforms[-1]).__name__ == 'Cutout'
     assert augment.transforms[-1].magnitude_range == (0, 16)
-    assert all(transform.prob == 1.0 for transform in augment.transforms)
+    assert all(getattr(transform, 'prob', 1.0) == 1.0 for transform in augment.transforms)
+
+
+def test_identity_changes_nothing():
+    image = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    augment = build([dict(type='mmdmt.Identity')])
+    assert (augment(dict(img=image.copy()))['img'] == image).all()
+
+
+def test_colors_of_rgb_images_are_weighed_as_such():
+    """Without color an image is as bright as to the eye: red weighs 0.299, blue 0.114."""
+    gray = dict(type='ColorTransform', magnitude_range=(1, 1), prob=1.0, random_negative_prob=1.0)
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[..., 0] = 200
+    found = {
+        order: build([gray], channel_order=order)(dict(img=image.copy()))['img'].max()
+        for order in ('rgb', 'bgr')
+    }
+    assert found['rgb'] == pytest.approx(0.299 * 200, abs=1)
+    assert found['bgr'] == pytest.approx(0.114 * 200, abs=1)
+    with pytest.raises(ValueError, match='channel_order'):
+        build(channel_order='RGB')
+
+
+def test_channels_keep_their_places():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    augment = build([dict(type='Invert', prob=1.0)], channel_order='rgb')
+    assert (augment(dict(img=image.copy()))['img'] == 255 - image).all()
