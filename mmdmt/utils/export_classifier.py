@@ -99,7 +99,7 @@ def plain_classifier_config(cfg: Config) -> Config:
     plain = Config(plain)
     imports = [name for name in _imports(cfg) if not name.startswith('mmdmt')]
     if foreign_types(plain):
-        imports.append('mmdmt')
+        imports.append('mmdmt.classification')  # registers data sets and transforms, too
     if imports:
         plain.custom_imports = dict(imports=imports, allow_failed_imports=False)
     return plain

@@ -1,6 +1,9 @@
 """Testing and exporting a classifier that the chain trained."""
 
+import copy
 import importlib.util
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,13 +11,25 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from tiny_classification import RUNTIME, classification_config, make_folders
-from tiny_project import load_config
+from tiny_classification import CLASSES, RUNTIME, classification_config, make_folders
+from tiny_project import environment, load_config
 
 import mmdmt.classification  # noqa: F401
 from mmdmt.registry import MODELS, RUNNERS
-from mmdmt.utils.export_classifier import plain_classifier_config
+from mmdmt.utils.export_classifier import export_classifier, plain_classifier_config
 
+USE_EXPORTED = """
+import json, sys, torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from mmpretrain import get_model
+
+network = get_model(sys.argv[1], sys.argv[2]).eval()
+scores = network(torch.ones(1, 3, 8, 8))[0].tolist()
+cfg = Config.fromfile(sys.argv[1])
+cfg.update(work_dir='tested', load_from=sys.argv[2])
+print(json.dumps(dict(Runner.from_cfg(cfg).test(), scores=scores)))
+"""
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
 
@@ -87,8 +102,6 @@ def test_exported_network_is_plain_mmpretrain(trained, tmp_path, monkeypatch):
 def test_the_exported_classifier_predicts_files(trained, tmp_path):
     from mmpretrain import ImageClassificationInferencer
 
-    from mmdmt.utils.export_classifier import export_classifier
-
     config, checkpoint = trained
     exported = export_classifier(checkpoint, tmp_path)
     inferencer = ImageClassificationInferencer(str(exported.config), str(exported.checkpoint))
@@ -99,8 +112,33 @@ def test_the_exported_classifier_predicts_files(trained, tmp_path):
 def test_parts_that_mmpretrain_lacks_are_told(tmp_path):
     cfg = classification_config(tmp_path, tmp_path)
     plain = plain_classifier_config(Config(cfg))
-    assert plain.custom_imports['imports'] == ['mmdmt']
+    assert plain.custom_imports['imports'] == ['mmdmt.classification']
     assert plain.model.type == 'ImageClassifier'
+
+
+def test_a_listed_test_set_is_tested_by_the_exported_config_in_a_new_process(tmp_path):
+    """Of a network that mmpretrain lacks: nothing is registered there but what is imported."""
+    cfg = classification_config(make_folders(tmp_path / 'data'), tmp_path / 'work')
+    cfg['test_dataloader']['dataset'] = cfg['val_dataloader']['dataset']
+    cfg = Config(dict(cfg, default_scope='mmpretrain'))
+    network = MODELS.build(copy.deepcopy(cfg.model))
+    checkpoint = tmp_path / 'iter_1.pth'
+    meta = dict(cfg=cfg.pretty_text, dataset_meta=dict(classes=CLASSES))
+    torch.save(dict(state_dict=network.state_dict(), meta=meta), checkpoint)
+    exported = export_classifier(checkpoint, tmp_path / 'exported')
+    assert exported.foreign_types == ['mmdmt.ListedDataset', 'mmdmt.WideResNet']
+    done = subprocess.run(
+        [sys.executable, '-c', USE_EXPORTED, str(exported.config), str(exported.checkpoint)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = network.eval()(torch.ones(1, 3, 8, 8)).tolist()
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found['scores'] == pytest.approx(expected[0], abs=1e-5)
+    assert 0 <= found['accuracy/top1'] <= 100
 
 
 def test_segmentors_are_refused():
