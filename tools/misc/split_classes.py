@@ -59,7 +59,22 @@ def read_labels(args: argparse.Namespace) -> dict[str, int]:
         )
     dataset = ListedDataset(dataset=config)
     infos = (dataset.get_data_info(index) for index in range(len(dataset)))
-    return {info['name']: info['gt_label'] for info in infos}
+    labels = {info['name']: info['gt_label'] for info in infos}
+    check_classes(dataset.metainfo.get('classes') or (), set(labels.values()))
+    return labels
+
+
+def check_classes(classes: Sequence[str], found: set[int]) -> None:
+    """Refuse classes without images: a network would have them, but never learn them.
+
+    Raises:
+        ValueError: Naming them.
+    """
+    empty = [name for number, name in enumerate(classes) if number not in found]
+    if empty:
+        raise ValueError(
+            f'the classes {", ".join(empty)} have no image: add images, or remove their folders'
+        )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,8 +1,6 @@
-import pickle
-
 import numpy as np
 import pytest
-from tiny_classification import CLASSES, listed, make_folders
+from tiny_classification import CLASSES, listed, make_cifar, make_folders
 
 import mmdmt.classification  # noqa: F401
 from mmdmt.datasets import SemiDataset
@@ -56,13 +54,7 @@ def test_images_that_are_no_files_are_numbered(tree, tmp_path, monkeypatch):
     """CIFAR-10 in the layout that mmpretrain reads."""
     from mmpretrain.datasets import CIFAR10
 
-    folder = tmp_path / 'cifar-10-batches-py'
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for name in [f'data_batch_{n}' for n in range(1, 6)] + ['test_batch']:
-        data = rng.integers(0, 256, (4, 3072), dtype=np.uint8)
-        (folder / name).write_bytes(pickle.dumps(dict(data=data, labels=[0, 1, 2, 3])))
-    (folder / 'batches.meta').write_bytes(pickle.dumps(dict(label_names=list('abcdefghij'))))
+    make_cifar(tmp_path)
     monkeypatch.setattr(CIFAR10, '_check_integrity', lambda self: True)
     (tmp_path / 'labeled.txt').write_text('00005\n00018\n')
     dataset = DATASETS.build(
