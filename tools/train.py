@@ -1,4 +1,4 @@
-"""Train a segmentor.
+"""Train a segmentor or a classifier.
 
 Usage::
 
@@ -7,6 +7,7 @@ python tools/train.py CONFIG --resume                 # go on where it was inter
 tools/dist_train.sh CONFIG 4                          # four processes
 python tools/train.py CONFIG --list-stages            # plan and state of mutual training
 python tools/train.py CONFIG --stage round_2.a        # one stage of it
+python tools/train.py CONFIG --redo round_1.a         # again from there on
 """
 
 import argparse
@@ -24,7 +25,7 @@ from mmdmt.registry import RUNNERS
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description='Train a segmentor')
+    parser = argparse.ArgumentParser(description='Train a segmentor or a classifier')
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
     parser.add_argument(
@@ -42,9 +43,19 @@ def parse_args() -> argparse.Namespace:
         '--list-stages', action='store_true', help='print the stages with their state, and exit'
     )
     parser.add_argument(
+        '--redo',
+        metavar='STAGE',
+        help='put this stage of mutual training, and all that are made from it, into '
+        'WORK_DIR/replaced, and make them again',
+    )
+    parser.add_argument(
         '--amp', action='store_true', help='mixed precision (bfloat16 where there is no GPU)'
     )
-    parser.add_argument('--seed', type=int, help='overrides randomness.seed')
+    parser.add_argument(
+        '--seed',
+        type=int,
+        help='overrides randomness.seed; members of mutual training add their own seed to it',
+    )
     parser.add_argument(
         '--trust-checkpoint',
         action='append',
@@ -109,12 +120,19 @@ def load_config(args: argparse.Namespace) -> Config:
         enable_amp(cfg)
     if args.seed is not None:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=args.seed)
-    if args.stage or args.list_stages:
+    if args.stage or args.list_stages or args.redo:
         if 'mutual' not in cfg:
-            raise ValueError(f'{args.config} has no `mutual`: --stage and --list-stages need it')
+            raise ValueError(
+                f'{args.config} has no `mutual`: --stage, --list-stages and --redo need it'
+            )
         cfg.stage = args.stage
-    if args.resume is not None:
+    if 'mutual' not in cfg and args.resume is not None:
         set_resume(cfg, args.resume)
+    elif args.resume not in (None, 'auto'):
+        raise ValueError(
+            f'--resume {args.resume}: mutual training always goes on where stages.json of its '
+            'work dir says; leave the checkpoint out, or use --redo STAGE'
+        )
     cfg.trusted_checkpoints = [*cfg.get('trusted_checkpoints', []), *args.trust_checkpoint]
     return cfg
 
@@ -131,8 +149,10 @@ def main() -> None:
     runner = build_runner(load_config(args))
     if args.list_stages:
         print(runner.describe())
-    else:
-        runner.train()
+        return
+    if args.redo:
+        runner.redo(args.redo)
+    runner.train()
 
 
 if __name__ == '__main__':

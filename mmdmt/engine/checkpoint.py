@@ -291,8 +291,10 @@ def _read_pointer(pointer: Path) -> Optional[Path]:
     text = pointer.read_text(encoding='utf-8', errors='replace').strip()
     if not text.endswith('.pth'):  # empty, or cut off in the middle
         return None
-    # A work dir that was moved holds the checkpoint under the same name.
-    return Path(text) if Path(text).is_file() else pointer.with_name(Path(text).name)
+    # A work dir that was moved or copied holds its own file of that name; the one that the path
+    # says may be that of the original, which goes another way from here.
+    own = pointer.with_name(Path(text).name)
+    return own if own.is_file() or not Path(text).is_file() else Path(text)
 
 
 def _candidates(work_dir: Path, named: Optional[Path]) -> list[Path]:

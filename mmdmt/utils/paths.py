@@ -1,5 +1,6 @@
-"""Where the configs and tools of this installation lie."""
+"""Where the configs and tools of this installation lie, and what a path is."""
 
+import re
 from pathlib import Path
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
@@ -39,3 +40,8 @@ def _find(name: str) -> Path:
         f'no {name} in {installed.parent} nor in a source tree at {source}: '
         'install mmdmt with `pip install .` or `pip install -e .`'
     )
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is an address, such as ``http://``, ``s3://`` or ``torchvision://``."""
+    return re.match(r'[\w:-]+://', path) is not None

@@ -1,6 +1,7 @@
 import functools
 import http.server
 import os
+import shutil
 import threading
 
 import numpy as np
@@ -186,6 +187,14 @@ def test_a_damaged_pointer_means_the_newest_complete_one(run, text):
 def test_a_moved_work_dir_is_understood(run):
     (run / 'last_checkpoint').write_text('/elsewhere/iter_4.pth')
     assert latest(run) == 'iter_4.pth'
+
+
+def test_a_copied_work_dir_goes_on_from_its_own_checkpoint(run, tmp_path):
+    """The original is where the copy says it was, but it goes another way from here."""
+    (run / 'last_checkpoint').write_text(str(run / 'iter_4.pth'))
+    copy = tmp_path / 'copy'
+    shutil.copytree(run, copy)
+    assert find_latest_valid_checkpoint(copy) == str(copy / 'iter_4.pth')
 
 
 def test_no_checkpoint_is_none(tmp_path):

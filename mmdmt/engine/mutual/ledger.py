@@ -4,9 +4,12 @@ import contextlib
 import hashlib
 import json
 import os
+import socket
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from collections.abc import Iterator
+from typing import Any, Dict, List, Optional, TextIO, Tuple
 
+from mmdmt.pseudo.labeler import checkpoint_identity
 from mmdmt.utils.atomic import write_text_atomically
 
 from .plan import Stage
@@ -22,6 +25,10 @@ VERSION = 1
 
 class LedgerMismatchError(RuntimeError):
     """A stage was begun with another config than the one given now."""
+
+
+class StageBusyError(RuntimeError):
+    """Another process works on the same stage."""
 
 
 class Ledger:
@@ -58,7 +65,20 @@ class Ledger:
             ) from error
         if version != VERSION:
             raise RuntimeError(f'{self.path} has version {version}, this program writes {VERSION}')
+        for name, entry in stages.items():
+            self._check_entry(name, entry)
         return stages
+
+    def _check_entry(self, name: str, entry: Any) -> None:
+        """Refuse an entry that lacks what a finished, or a begun, stage has."""
+        missing = {'state'} - set(entry if isinstance(entry, dict) else ())
+        if not missing and entry['state'] == 'done':
+            missing = {'checkpoint', 'checkpoint_bytes'} - set(entry)
+        if missing:
+            raise RuntimeError(
+                f'{self.path} is damaged: the entry {name} has no {sorted(missing)}. Restore the '
+                'file, or move the folder away to start afresh'
+            )
 
     def entry(self, name: str) -> Dict[str, Any]:
         """Entry of a stage; ``dict(state='pending')`` if it was not begun."""
@@ -86,28 +106,55 @@ class Ledger:
             )
         return os.path.join(self.work_dir, entry['checkpoint'])
 
-    def begin(self, name: str, config: Dict[str, str]) -> None:
-        """Mark a stage as running with a flat config.
+    def begin(
+        self, name: str, config: Dict[str, str], made_from: Optional[Dict[str, str]] = None
+    ) -> None:
+        """Mark a stage as running.
+
+        Args:
+            name (str): Stage.
+            config (dict[str, str]): What decides its outcome, flat.
+            made_from (dict[str, str], optional): SHA-256 of the checkpoints of the stages that it
+                needs, by their names.
 
         Raises:
-            LedgerMismatchError: If it was begun before with other values.
+            LedgerMismatchError: If it was begun before with other values or from other checkpoints.
         """
-        self.check_config(name, config)
+        self.check(name, config, made_from)
         self._update(
             name,
             state='running',
             config_sha256=_digest(config),
             config=config,
+            made_from=made_from or {},
             begun=self.entry(name).get('begun', _now()),
         )
 
-    def check_config(self, name: str, config: Dict[str, str]) -> None:
-        """Refuse a config that differs from the one a stage was begun with.
+    def checksums(self, names: List[str]) -> Dict[str, str]:
+        """SHA-256 of the checkpoints of finished stages, by stage name."""
+        return {name: self.entry(name).get('checkpoint_sha256', '') for name in names}
+
+    def check(
+        self, name: str, config: Dict[str, str], made_from: Optional[Dict[str, str]] = None
+    ) -> None:
+        """Refuse a config, or checkpoints, other than those that a stage was begun with.
 
         Raises:
-            LedgerMismatchError: With the differing keys, old and new value.
+            LedgerMismatchError: With the differing keys, old and new value, or the stages.
         """
-        old = self.entry(name).get('config')
+        entry, made_from = self.entry(name), made_from or {}
+        before = entry.get('made_from', {})
+        changed = [key for key in before if key in made_from and before[key] != made_from[key]]
+        if changed:
+            raise LedgerMismatchError(
+                f'{name} in {self.work_dir} was made from another checkpoint of {changed} than '
+                f'there is now: make it again with --redo {name}, or use another work_dir.'
+            )
+        self._check_config(name, entry.get('config'), config)
+
+    def _check_config(
+        self, name: str, old: Optional[Dict[str, str]], config: Dict[str, str]
+    ) -> None:
         if old is None or old == config:
             return
         keys = sorted(key for key in {*old, *config} if old.get(key) != config.get(key))
@@ -116,8 +163,8 @@ class Ledger:
         raise LedgerMismatchError(
             f'{name} in {self.work_dir} was begun with another config:\n'
             + '\n'.join(rows + more)
-            + '\nPut the values back, or use another work_dir (or delete the folders of this '
-            'and all later stages and their entries in stages.json).'
+            + f'\nPut the values back, use another work_dir, or make this and all later stages '
+            f'again with --redo {name}.'
         )
 
     def forget(self, name: str) -> None:
@@ -150,11 +197,41 @@ class Ledger:
             state='done',
             checkpoint=os.path.relpath(checkpoint, self.work_dir),
             checkpoint_bytes=os.path.getsize(checkpoint),
+            checkpoint_sha256=checkpoint_identity(checkpoint)['sha256'],
             metrics=metrics,
             seconds=round(before + seconds, 1),
             finished=_now(),
             **facts,
         )
+
+    @contextlib.contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        """Keep a stage for this process; the system lets go of it when the process dies.
+
+        Raises:
+            StageBusyError: If another process, here or on another machine that shares the folder,
+                has it.
+        """
+        os.makedirs(self.work_dir, exist_ok=True)
+        path = os.path.join(self.work_dir, f'.{name}.lock')
+        with open(path, 'a+', encoding='utf-8') as file:
+            self._claim(file, name)
+            yield
+
+    def _claim(self, file: TextIO, name: str) -> None:
+        # Unlike `flock`, it does not pass to loader workers, which may outlive a killed process.
+        if fcntl is not None:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                file.seek(0)
+                raise StageBusyError(
+                    f'{name} in {self.work_dir} is being worked on by {file.read() or "another"}: '
+                    'wait until it is done, or run another stage with --stage'
+                ) from error
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {socket.gethostname()}')
+        file.flush()
 
     def _update(self, name: str, **fields: Any) -> None:
         with self._lock():

@@ -1,5 +1,6 @@
 """Which stages mutual training has and what each depends on."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional
@@ -10,6 +11,10 @@ MEMBER_KEYS = {'name', 'seed', 'labeled_list', 'load_from', 'cfg_options'}
 #: Which checkpoint of a stage goes on: its last, its best on validation, or the member's best on
 #: validation over all rounds so far.
 SELECT_RULES = ('last', 'best', 'best_so_far')
+
+
+_MEMBER_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]*')  # part of folder names
+_STAGE_NAME = re.compile(r'(?:stage_|round_)?(\d+)[._](.+)')
 
 
 @dataclass(frozen=True)
@@ -69,17 +74,20 @@ class MutualPlan:
     with ``__p${i}`` checkpoints). A single member labels for itself: self-training.
 
     Args:
-        members (Sequence[dict]): One dict per member: ``name`` (default a, b, c, ...), ``seed``,
-            ``labeled_list`` (a labeled list for round 0, such as one of two
-            difference-maximized subsets), ``load_from`` (a checkpoint to start from) and
-            ``cfg_options`` (merged into the config of all its stages).
+        members (Sequence[dict]): One dict per member: ``name`` (default a, b, c, ...), ``seed``
+            (default 0, 1, 2, ...; ``randomness.seed`` is added), ``labeled_list`` (a labeled list
+            for round 0, such as one of two difference-maximized subsets), ``load_from`` (a
+            checkpoint to start from) and ``cfg_options`` (merged into the config of all its
+            stages).
         ratios (Sequence[float]): One per round: share of the unlabeled pixels kept per class.
 
     Raises:
-        ValueError: On unknown keys, duplicate names, no members, or ratios outside (0, 1].
+        ValueError: On unknown keys, names that are duplicate or no names for folders, no members,
+            or ratios outside (0, 1].
     """
 
     def __init__(self, members: Sequence[dict], ratios: Sequence[float]) -> None:
+        _check_lists(members, ratios)
         self.members = [_complete_member(dict(m), i) for i, m in enumerate(members)]
         self.ratios = list(ratios)
         self._check()
@@ -88,6 +96,12 @@ class MutualPlan:
         names = self.member_names
         if not names or len(set(names)) != len(names):
             raise ValueError(f'`mutual.members` needs different names, got {names}')
+        odd = [name for name in names if not _MEMBER_NAME.fullmatch(str(name))]
+        if odd:
+            raise ValueError(
+                f'`mutual.members` has the names {odd}, which name folders: use letters, digits, '
+                '"-" and "_"'
+            )
         wrong = [ratio for ratio in self.ratios if not 0 < ratio <= 1]
         if wrong:
             raise ValueError(f'`mutual.ratios` must be in (0, 1], got {wrong}')
@@ -122,11 +136,29 @@ class MutualPlan:
         Raises:
             ValueError: If there is no such stage; the message lists all.
         """
-        wanted = text.replace('round_', '').replace('stage_', '').replace('_', '.', 1)
+        found = _STAGE_NAME.fullmatch(text)
         for stage in self.stages:
-            if wanted == f'{stage.round}.{stage.member}':
+            if found and found.groups() == (str(stage.round), stage.member):
                 return stage
         raise ValueError(f'No stage {text!r}; stages are {[s.name for s in self.stages]}')
+
+    def with_later(self, stage: Stage) -> List[Stage]:
+        """A stage and all that are made from it, in order."""
+        chosen = {stage.name}
+        for other in self.stages:
+            if chosen & set(other.needs):
+                chosen.add(other.name)
+        return [other for other in self.stages if other.name in chosen]
+
+
+def _check_lists(members: Any, ratios: Any) -> None:
+    """Refuse what are no lists, such as a single ratio or the number of members."""
+    listed = isinstance(members, (list, tuple)) and all(isinstance(m, dict) for m in members)
+    if not listed:
+        raise ValueError(f'`mutual.members` must be a list of dicts, got {members!r}')
+    listed = isinstance(ratios, (list, tuple)) and all(isinstance(r, (int, float)) for r in ratios)
+    if not listed:
+        raise ValueError(f'`mutual.ratios` must be a list of numbers, one a round, got {ratios!r}')
 
 
 def _complete_member(member: dict, index: int) -> dict:

@@ -2,13 +2,16 @@
 
 import copy
 import os.path as osp
-from collections.abc import Sequence
-from typing import Any, Dict, Optional, Union
+from collections.abc import Iterator, Sequence
+from typing import Any, Dict, List, Optional, Union
 
+from mmcv.transforms import LoadAnnotations
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import DefaultScope
 
 from mmdmt.pseudo.labeler import check_selection
 from mmdmt.pseudo.prediction import check_tta
+from mmdmt.registry import TRANSFORMS
 from mmdmt.utils.config import normalize_config
 from mmdmt.utils.keys import refuse_unknown_keys
 
@@ -49,6 +52,7 @@ COMPARED_KEYS = (
     'train_cfg',
     'randomness',
     'labeling',
+    'chain',
 )
 VOLATILE_KEYS = (
     'num_workers',
@@ -86,6 +90,7 @@ class StageConfigBuilder:
         self.mutual = _plain(cfg.get('mutual') or {})
         self._check()
         self.plan = MutualPlan(self.mutual['members'], self.mutual['ratios'])
+        self._check_lengths()
         self.select = self.mutual.get('select', 'last')
         self.metric = self.mutual.get('metric', self.default_metric)
 
@@ -97,6 +102,7 @@ class StageConfigBuilder:
         for key in ('supervised', 'round'):
             refuse_unknown_keys(f'mutual.{key}', self.mutual.get(key, {}), STAGE_KEYS)
         self._check_labeling(self.mutual.get('labeling', {}))
+        MutualPlan(self.mutual['members'], self.mutual['ratios'])  # refuses what are no lists
         self._check_select(self.mutual.get('select', 'last'))
         ensemble_kinds(self.mutual.get('ensemble', False))  # refuses unknown keys
         if self.cfg.model.get('type') not in self.model_types:
@@ -119,6 +125,10 @@ class StageConfigBuilder:
             labeling.get('balance', 'class'),
             labeling.get('threshold'),
         )
+        for key, least in (('batch_size', 1), ('num_workers', 0), ('pixel_stride', 1), ('bins', 2)):
+            value = labeling.get(key, least)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ValueError(f'`mutual.labeling.{key}` must be at least {least}, got {value!r}')
 
     def _check_select(self, select: Union[str, list]) -> None:
         rules = select if isinstance(select, (list, tuple)) else [select]
@@ -129,6 +139,14 @@ class StageConfigBuilder:
             raise ValueError(
                 f'`mutual.select` is a list of {len(rules)} rules: it needs {stages}, one for '
                 'round 0 and one for each of `mutual.ratios`'
+            )
+
+    def _check_lengths(self) -> None:
+        lengths = self.mutual.get('round', {}).get('max_iters')
+        if isinstance(lengths, (list, tuple)) and len(lengths) != len(self.plan.ratios):
+            raise ValueError(
+                f'`mutual.round.max_iters` has {len(lengths)} numbers for '
+                f'{len(self.plan.ratios)} ratios: give one number, or one a round'
             )
 
     def select_of(self, stage: Stage) -> str:
@@ -164,15 +182,21 @@ class StageConfigBuilder:
         self._set_data(cfg, stage, settings, stage_dir)
         if stage.round:
             self._set_pseudo_labels(cfg, stage, stage_dir, teacher_checkpoint)
-        from_scratch = settings.get('from_scratch')
-        cfg.load_from = self.initial_checkpoint(stage) if from_scratch else load_from
+        from_scratch = bool(settings.get('from_scratch')) and stage.round > 0
+        first = self.initial_checkpoint(stage)
+        cfg.load_from = first if from_scratch else load_from
         cfg.resume = False
         cfg.work_dir = stage_dir
         check = cfg.get('default_hooks', {}).get('dataset_check')
         if check and check.get('cache', True) is True:  # one cache for the whole chain
             check.cache = osp.join(osp.dirname(stage_dir), 'dataset_check.json')
-        if self.select_of(stage) != 'last':
+        select = self.select_of(stage)
+        if select != 'last':
             cfg.default_hooks.checkpoint.save_best = self.metric
+        cfg.chain = dict(select=select, from_scratch=from_scratch)
+        if from_scratch or not stage.round:
+            # Its name only: machines that share a chain may have it in different folders.
+            cfg.chain.initial_checkpoint = osp.basename(first) if first else None
         return cfg
 
     def initial_checkpoint(self, stage: Stage) -> Optional[str]:
@@ -191,16 +215,21 @@ class StageConfigBuilder:
         return flat
 
     def _settings(self, stage: Stage) -> Dict[str, Any]:
-        """``mutual.supervised`` or ``mutual.round``."""
-        return self.mutual.get('round' if stage.round else 'supervised', {})
+        """``mutual.supervised`` or ``mutual.round``, with the length of this round."""
+        settings = self.mutual.get('round' if stage.round else 'supervised', {})
+        lengths = settings.get('max_iters')
+        if stage.round and isinstance(lengths, (list, tuple)):
+            settings = dict(settings, max_iters=lengths[stage.round - 1])
+        return settings
 
     def _member_config(self, stage: Stage) -> Config:
         """The whole config with the member's options, the way round 0 sees it."""
         cfg = copy.deepcopy(self.cfg)
         member = self.plan.member(stage.member)
         cfg.merge_from_dict(copy.deepcopy(member.get('cfg_options', {})))
-        base_seed = member.get('seed', self.plan.member_names.index(stage.member))
-        cfg.randomness = dict(cfg.get('randomness') or {}, seed=base_seed + 1000 * stage.round)
+        cfg.randomness = dict(cfg.get('randomness') or {})
+        own = member.get('seed', self.plan.member_names.index(stage.member))
+        cfg.randomness.seed = (cfg.randomness.get('seed') or 0) + own + 1000 * stage.round
         for key in ('mutual', 'runner_type', 'stage'):
             cfg.pop(key, None)
         return normalize_config(cfg)  # a member may change `crop_size` and the like
@@ -211,10 +240,10 @@ class StageConfigBuilder:
         labeled, unlabeled = loader.dataset.datasets
         member = self.plan.member(stage.member)
         if stage.round == 0 and member.get('labeled_list'):
-            labeled.ann_file = member['labeled_list']
+            _set_list(labeled, member)
         if stage.round:
-            pipeline = _with_pseudo_labels(unlabeled.pipeline, _store_dir(stage_dir))
-            unlabeled.pipeline = pipeline
+            for part in _parts(unlabeled):
+                part['pipeline'] = _with_pseudo_labels(part['pipeline'], _store_dir(stage_dir))
             loader.dataset.datasets = [labeled, unlabeled]
             ratio = settings.get('source_ratio', loader.sampler.get('source_ratio'))
         else:
@@ -233,9 +262,10 @@ class StageConfigBuilder:
         cfg.model.pseudo_loss = self.mutual.get('pseudo_loss', DEFAULT_LOSS)
         labeling = dict(self.mutual.get('labeling', {}))
         teacher = self._member_config(Stage(0, stage.teacher))
-        pipeline = labeling.pop('pipeline', None) or teacher.test_dataloader.dataset.pipeline
+        pipeline = labeling.pop('pipeline', None) or test_pipeline(teacher)
         dataset = copy.deepcopy(self.cfg.train_dataloader.dataset.datasets[1])
-        dataset['pipeline'] = _without_annotations(pipeline)
+        for part in _parts(dataset):
+            part['pipeline'] = _without_annotations(pipeline, cfg.get('default_scope', 'mmseg'))
         hook = dict(
             type='mmdmt.PseudoLabelHook',
             store_dir=_store_dir(stage_dir),
@@ -264,9 +294,53 @@ def _set_schedule(cfg: Config, max_iters: Optional[int], lr: Optional[float]) ->
     old = cfg.train_cfg.max_iters
     cfg.train_cfg.max_iters = max_iters
     cfg.train_cfg.val_interval = min(cfg.train_cfg.get('val_interval', max_iters), max_iters)
-    for scheduler in cfg.param_scheduler or []:
+    for scheduler in schedulers_of(cfg):
         if scheduler.get('end') == old:
-            scheduler.end = max_iters
+            scheduler['end'] = max_iters
+
+
+def schedulers_of(cfg: Config) -> List[dict]:
+    """The parameter schedulers of a config, which may have one, a list, or none."""
+    schedulers = cfg.get('param_scheduler') or []
+    return [schedulers] if isinstance(schedulers, dict) else list(schedulers)
+
+
+def test_pipeline(cfg: Config) -> List[dict]:
+    """The pipeline by which images are loaded for prediction.
+
+    Raises:
+        ValueError: If the config has no test set.
+    """
+    for key in ('test_dataloader', 'val_dataloader'):
+        dataset = (cfg.get(key) or {}).get('dataset')
+        if dataset is not None:
+            return next(_parts(dataset))['pipeline']
+    raise ValueError(
+        'images are labeled as they are tested, but there is neither `test_dataloader` nor '
+        '`val_dataloader`: give one, or `mutual.labeling.pipeline`'
+    )
+
+
+def _parts(dataset: dict) -> Iterator[dict]:
+    """The data sets with a pipeline that a source, such as a ``ConcatDataset``, consists of."""
+    if 'pipeline' in dataset:
+        yield dataset
+        return
+    inner = dataset.get('datasets') or [dataset[key] for key in ('dataset',) if key in dataset]
+    if not inner:
+        raise ValueError(f'a data set of type {dataset.get("type")!r} has no `pipeline`')
+    for part in inner:
+        yield from _parts(part)
+
+
+def _set_list(labeled: ConfigDict, member: dict) -> None:
+    """Let a member learn from the labeled images of its own list."""
+    if 'ann_file' not in labeled:
+        raise ValueError(
+            f'member {member["name"]!r} has a `labeled_list`, but the labeled source is a '
+            f'{labeled.get("type")} without `ann_file`: give the list to one data set'
+        )
+    labeled.ann_file = member['labeled_list']
 
 
 def _set_off_line_preprocessor(model: ConfigDict) -> None:
@@ -285,9 +359,15 @@ def _with_pseudo_labels(pipeline: Sequence[dict], store_dir: str) -> list:
     return [first, load, *rest]
 
 
-def _without_annotations(pipeline: Sequence[dict]) -> list:
-    """A test pipeline for images without masks."""
-    return [copy.deepcopy(t) for t in pipeline if t['type'].split('.')[-1] != 'LoadAnnotations']
+def _without_annotations(pipeline: Sequence[dict], scope: str) -> list:
+    """A test pipeline for images without masks; ``scope`` is where short names are looked up."""
+    with DefaultScope.overwrite_default_scope(scope):
+        return [copy.deepcopy(step) for step in pipeline if not _loads_annotations(step)]
+
+
+def _loads_annotations(step: dict) -> bool:
+    kind = TRANSFORMS.get(step['type'])
+    return isinstance(kind, type) and issubclass(kind, LoadAnnotations)
 
 
 def _flatten(prefix: str, value: Any, out: Dict[str, str]) -> None:

@@ -1,9 +1,12 @@
 """Runs dynamic mutual training and self-training: a chain of ordinary runs."""
 
+import contextlib
 import copy
 import gc
+import os
 import os.path as osp
 import time
+from collections.abc import Iterator
 from typing import Any, Dict, List, Optional, Tuple, Union
 from uuid import uuid4
 
@@ -25,11 +28,12 @@ from mmdmt.engine.mutual.ensemble import (
 )
 from mmdmt.engine.mutual.ledger import Ledger, stage_table
 from mmdmt.engine.mutual.plan import Stage
+from mmdmt.engine.mutual.preflight import check_chain
 from mmdmt.registry import HOOKS, RUNNERS
 from mmdmt.utils.config import normalize_config
 from mmdmt.utils.ranks import from_main
 
-from .semi_runner import SemiRunner
+from .semi_runner import SemiRunner, join_process_group
 
 #: Folder and ledger entry of each kind of ensemble.
 ENSEMBLE_NAMES = dict(predictions='ensemble', weights='averaged_weights')
@@ -59,8 +63,8 @@ class MutualTrainingRunner:
     A stage is an ordinary run of :class:`SemiRunner` in ``<work_dir>/stage_<round>_<member>``; its
     checkpoint is an ordinary mmseg checkpoint and ``config.py`` beside it the config to test it
     with. ``stages.json`` is the ledger: finished stages are skipped, an open one is resumed where
-    it was cut, a changed config is refused. ``--stage`` runs one stage only; two machines that
-    share the work dir can thus share a round.
+    it was cut, a changed config is refused, and a stage belongs to one process at a time.
+    ``--stage`` runs one stage only; two machines that share the work dir can thus share a round.
 
     Used through ``runner_type='mmdmt.MutualTrainingRunner'`` and the key ``mutual``:
 
@@ -111,10 +115,13 @@ class MutualTrainingRunner:
             dict[str, dict]: The ledger's entries by stage name.
 
         Raises:
-            LedgerMismatchError: If a stage was begun with another config.
+            LedgerMismatchError: If a stage was begun with another config or from other checkpoints.
+            StageBusyError: If another process works on a stage.
+            ValueError: If a stage, now or later, could not do what the config says.
             RuntimeError: If ``cfg.stage`` needs a stage that is not finished.
         """
-        self._check_data()
+        self._join_ranks()
+        self._check_data(check_chain(self.builder, self.work_dir))
         only = self.cfg.get('stage')
         stages = [self.plan.find(only)] if only else self.plan.stages
         for index, stage in enumerate(stages):
@@ -122,7 +129,7 @@ class MutualTrainingRunner:
             last_of_round = index + 1 == len(stages) or stages[index + 1].round > stage.round
             if last_of_round or only:
                 self._log_table(f'after round {stage.round}')
-        if not only and len(self.plan.members) > 1:
+        if not only:
             self._run_ensembles()
         return from_main(self.ledger.read)
 
@@ -136,34 +143,99 @@ class MutualTrainingRunner:
         names = self.plan.member_names
         return {name: self.ledger.checkpoint(Stage(last, name).name) for name in names}
 
-    def _check_data(self) -> None:
+    def redo(self, text: str) -> List[str]:
+        """Put a stage and all that are made from it away, so that they are made again.
+
+        Args:
+            text (str): The stage, as for :meth:`~mmdmt.engine.mutual.MutualPlan.find`.
+
+        Returns:
+            list[str]: Names of the stages. Their folders are in ``<work_dir>/replaced/<time>``.
+        """
+        self._join_ranks()
+        return from_main(lambda: self._put_away(self.plan.with_later(self.plan.find(text))))
+
+    def _put_away(self, stages: List[Stage]) -> List[str]:
+        away = osp.join(self.work_dir, 'replaced', time.strftime('%Y%m%d_%H%M%S'))
+        with contextlib.ExitStack() as stack:
+            for stage in stages:
+                stack.enter_context(self.ledger.hold(stage.name))
+            for stage in reversed(stages):
+                self.ledger.forget(stage.name)
+                folder = osp.join(self.work_dir, stage.name)
+                if osp.isdir(folder):
+                    os.makedirs(away, exist_ok=True)
+                    os.rename(folder, osp.join(away, stage.name))
+        return [stage.name for stage in stages]
+
+    def _join_ranks(self) -> None:
+        # Now, not with the first stage: one rank speaks for all about the ledger.
+        join_process_group(self.cfg.get('launcher') or 'none', self.cfg.get('env_cfg') or {})
+
+    def _check_data(self, first_configs: List[Config]) -> None:
         """Check all sources now: a fault in the unlabeled images must not wait for round 1."""
         check = self.cfg.get('default_hooks', {}).get('dataset_check')
         if not check:
             return
-        val = self.cfg.get('val_dataloader') or {}
+        val = (self.cfg.get('val_dataloader') or {}).get('dataset')
+        whole = self.cfg.train_dataloader.dataset
         with DefaultScope.overwrite_default_scope(self.cfg.get('default_scope', 'mmseg')):
-            HOOKS.build(check).check(
-                self.cfg.train_dataloader.dataset, val.get('dataset'), self.work_dir
-            )
+            hook = HOOKS.build(check)
+            hook.check(whole, val, self.work_dir)
+            seen = [whole.datasets[0]]
+            for cfg in first_configs:  # members may have labeled images of their own
+                labeled = cfg.train_dataloader.dataset.datasets[0]
+                if labeled not in seen:
+                    hook.check(cfg.train_dataloader.dataset, val, self.work_dir)
+                    seen.append(labeled)
 
     def _run_unless_done(self, stage: Stage) -> None:
         cfg = self._stage_config(stage)
         flat = self.builder.comparable(cfg)
-        from_main(lambda: self.ledger.check_config(stage.name, flat))
-        if from_main(lambda: self.ledger.is_done(stage.name)):
-            self._log(f'{stage.name}: finished before, skipped')
+        made_from = from_main(lambda: self.ledger.checksums(stage.needs))
+        from_main(lambda: self.ledger.check(stage.name, flat, made_from))
+        if self._is_done(stage.name):
             return
-        from_main(lambda: self.ledger.begin(stage.name, flat))
-        self._run(stage, cfg)
+        with self._held(stage.name):
+            if self._is_done(stage.name):  # by another process, in the meantime
+                return
+            latest = from_main(lambda: self._checkpoint_to_resume(stage, cfg.work_dir))
+            if latest is not None:
+                cfg.resume, cfg.load_from = True, latest
+            from_main(lambda: self.ledger.begin(stage.name, flat, made_from))
+            self._run(stage, cfg)
+
+    def _is_done(self, name: str) -> bool:
+        done = from_main(lambda: self.ledger.is_done(name))
+        if done:
+            self._log(f'{name}: finished before, skipped')
+        return done
+
+    @contextlib.contextmanager
+    def _held(self, name: str) -> Iterator[None]:
+        """Keep a stage, or an ensemble, for this process and its other ranks."""
+        with contextlib.ExitStack() as stack:
+            from_main(lambda: stack.enter_context(self.ledger.hold(name)))
+            yield
+
+    def _checkpoint_to_resume(self, stage: Stage, folder: str) -> Optional[str]:
+        """The newest checkpoint of a stage that was begun, None if it has none.
+
+        Raises:
+            RuntimeError: If the folder has one, but the ledger says nothing of the stage.
+        """
+        latest = find_latest_valid_checkpoint(folder)
+        if latest is not None and self.ledger.entry(stage.name)['state'] == 'pending':
+            raise RuntimeError(
+                f'{folder} holds {osp.basename(latest)}, but {self.ledger.path} does not say with '
+                f'which config it was made: put the folder away (or run with --redo {stage.name})'
+            )
+        return latest
 
     def _run(self, stage: Stage, cfg: Config) -> None:
-        latest = from_main(lambda: find_latest_valid_checkpoint(cfg.work_dir))
-        if latest is not None:
-            cfg.resume, cfg.load_from = True, latest
         began = time.time()
         self._log(
-            f'{stage.name}: {"resumes" if latest else "starts"}, '
+            f'{stage.name}: {"resumes" if cfg.resume else "starts"}, '
             + (f'labels from {stage.labeled_by}' if stage.round else 'labeled images only')
         )
         runner = self._build_runner(cfg)
@@ -173,6 +245,8 @@ class MutualTrainingRunner:
         runner.register_hook(results)
         runner.train()
         checkpoint, metrics, facts = self._product(stage, runner, results)
+        if metrics and self.builder.metric not in metrics:
+            self._log(f'`mutual.metric` is {self.builder.metric!r}, but there are {[*metrics]}')
         from_main(
             lambda: self.ledger.finish(
                 stage.name, checkpoint, metrics, time.time() - began, **facts
@@ -233,7 +307,11 @@ class MutualTrainingRunner:
 
     def _run_ensembles(self) -> None:
         """Validate the final members as one network, in each way that is asked for."""
-        for kind in ensemble_kinds(self.builder.mutual.get('ensemble', False)):
+        kinds = ensemble_kinds(self.builder.mutual.get('ensemble', False))
+        if kinds and len(self.plan.members) == 1:
+            self._log('`mutual.ensemble` has nothing to do: there is one member')
+            return
+        for kind in kinds:
             name = ENSEMBLE_NAMES[kind]
             checkpoints = from_main(self.final_checkpoints)
             flat = from_main(lambda paths=checkpoints: checkpoint_facts(paths))
@@ -242,8 +320,9 @@ class MutualTrainingRunner:
                 from_main(lambda name=name: self.ledger.forget(name))
             elif from_main(lambda name=name: self.ledger.is_done(name)):
                 continue
-            from_main(lambda name=name, flat=flat: self.ledger.begin(name, flat))
-            self._run_ensemble(name, kind, list(checkpoints.values()))
+            with self._held(name):
+                from_main(lambda name=name, flat=flat: self.ledger.begin(name, flat))
+                self._run_ensemble(name, kind, list(checkpoints.values()))
             self._log_table(f'with {name}')
 
     def _run_ensemble(self, name: str, kind: str, checkpoints: List[str]) -> None:

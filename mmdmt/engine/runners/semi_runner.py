@@ -3,7 +3,6 @@
 import copy
 import datetime
 import os.path as osp
-import re
 from collections.abc import Sequence
 from typing import Callable, Optional, Union
 
@@ -11,7 +10,7 @@ import mmengine
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import is_distributed
+from mmengine.dist import init_dist, is_distributed
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import Runner
@@ -27,9 +26,33 @@ from mmdmt.engine.checkpoint import (
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
 from mmdmt.registry import RUNNERS
 from mmdmt.utils.atomic import atomic_path
+from mmdmt.utils.paths import is_remote
 from mmdmt.utils.ranks import from_main
 
-_REMOTE = re.compile(r'^[\w:-]+://')  # http://, s3://, torchvision://, open-mmlab://
+
+def join_process_group(launcher: str, env_cfg: dict) -> None:
+    """Join the process group that a launcher asks for, unless that was done before.
+
+    Args:
+        launcher: As ``launcher`` of a config.
+        env_cfg: As ``env_cfg`` of a config; ``dist_cfg`` is read.
+
+    Raises:
+        RuntimeError: A launcher other than ``pytorch`` on a machine without an accelerator.
+    """
+    if launcher == 'none' or is_distributed():
+        return
+    dist_cfg = env_cfg.get('dist_cfg', {})
+    if get_device() != 'cpu':
+        init_dist(launcher, **dist_cfg)
+        return
+    if launcher != 'pytorch':
+        raise RuntimeError(
+            f"launcher='{launcher}' needs a GPU on every process, and none is visible here. Use "
+            "launcher='pytorch' (tools/dist_train.sh, torchrun) on CPUs."
+        )
+    timeout = datetime.timedelta(seconds=dist_cfg.get('timeout', 1800))
+    torch.distributed.init_process_group('gloo', timeout=timeout)
 
 
 @RUNNERS.register_module()
@@ -83,15 +106,7 @@ class SemiRunner(Runner):
         Raises:
             RuntimeError: A launcher other than ``pytorch`` on a machine without an accelerator.
         """
-        if self.distributed and not is_distributed() and get_device() == 'cpu':
-            if self.launcher != 'pytorch':
-                raise RuntimeError(
-                    f"launcher='{self.launcher}' needs a GPU on every process, and none is visible "
-                    "here. Use launcher='pytorch' (tools/dist_train.sh, torchrun) on CPUs."
-                )
-            seconds = env_cfg.get('dist_cfg', {}).get('timeout', 1800)
-            timeout = datetime.timedelta(seconds=seconds)
-            torch.distributed.init_process_group('gloo', timeout=timeout)
+        join_process_group(self.launcher, env_cfg)
         super().setup_env(env_cfg)
 
     def set_randomness(
@@ -223,7 +238,7 @@ class SemiRunner(Runner):
     def _adopt_seed(self) -> None:
         """Take the seed of the run to resume before samplers and workers are built from it."""
         path = self._checkpoint_to_resume()
-        if path is None or _REMOTE.match(path):
+        if path is None or is_remote(path):
             return
         meta = load_checkpoint_file(path, 'cpu', self.trusted_checkpoints, mmap=True).get(
             'meta', {}
@@ -311,7 +326,7 @@ class SemiRunner(Runner):
             *args: As for mmengine's runner.
             **kwargs: As for mmengine's runner.
         """
-        if _REMOTE.match(str(out_dir)):
+        if is_remote(str(out_dir)):
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
         elif self.rank == 0:
             mmengine.mkdir_or_exist(out_dir)

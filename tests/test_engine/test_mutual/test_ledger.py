@@ -3,7 +3,12 @@ import multiprocessing
 
 import pytest
 
-from mmdmt.engine.mutual.ledger import Ledger, LedgerMismatchError, stage_table
+from mmdmt.engine.mutual.ledger import (
+    Ledger,
+    LedgerMismatchError,
+    StageBusyError,
+    stage_table,
+)
 from mmdmt.engine.mutual.plan import MutualPlan
 
 
@@ -55,6 +60,52 @@ def test_a_damaged_ledger_is_refused_by_name(tmp_path):
     (tmp_path / 'stages.json').write_text('{"version": 99, "stages": {}}')
     with pytest.raises(RuntimeError, match='version 99'):
         Ledger(str(tmp_path)).read()
+
+
+@pytest.mark.parametrize('entry', ['done', {}, dict(state='done', checkpoint='stage_0_a/x.pth')])
+def test_an_entry_that_lacks_something_is_refused_by_name(tmp_path, entry):
+    content = dict(version=1, stages=dict(stage_0_a=entry))
+    (tmp_path / 'stages.json').write_text(json.dumps(content))
+    with pytest.raises(RuntimeError, match=r'stages\.json is damaged: the entry stage_0_a'):
+        Ledger(str(tmp_path)).is_done('stage_0_a')
+
+
+def test_a_stage_made_from_another_checkpoint_is_refused(tmp_path):
+    ledger = Ledger(str(tmp_path))
+    finish(ledger, 'stage_0_a', tmp_path)
+    made_from = ledger.checksums(['stage_0_a'])
+    ledger.begin('stage_1_a', {}, made_from)
+    ledger.begin('stage_1_a', {}, made_from)  # resumed
+    ledger.forget('stage_0_a')
+    finish(ledger, 'stage_0_a', tmp_path, b'other weights')
+    with pytest.raises(
+        LedgerMismatchError, match=r"checkpoint of \['stage_0_a'\].*--redo stage_1_a"
+    ):
+        ledger.check('stage_1_a', {}, ledger.checksums(['stage_0_a']))
+
+
+def _hold(work_dir, held, release):
+    with Ledger(work_dir).hold('stage_0_a'):
+        held.set()
+        release.wait(60)
+
+
+def test_a_stage_belongs_to_one_process(tmp_path):
+    context = multiprocessing.get_context('fork')
+    held, release = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(str(tmp_path), held, release))
+    other.start()
+    assert held.wait(60)
+    ledger = Ledger(str(tmp_path))
+    busy = pytest.raises(StageBusyError, match=rf'stage_0_a.*process {other.pid} on ')
+    with busy, ledger.hold('stage_0_a'):
+        pass
+    with ledger.hold('stage_0_b'):
+        pass
+    other.kill()  # the system lets go of it
+    other.join()
+    with ledger.hold('stage_0_a'):
+        pass
 
 
 def test_a_crash_while_writing_leaves_the_old_ledger(tmp_path, monkeypatch):

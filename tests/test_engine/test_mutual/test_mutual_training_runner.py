@@ -1,6 +1,7 @@
 """The chain of mutual training, in this process and as a process that is killed."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -19,6 +20,7 @@ from tiny_project import (
     write_config,
 )
 
+from mmdmt.datasets.validation import DatasetError
 from mmdmt.engine.mutual import LedgerMismatchError
 from mmdmt.engine.runners import MutualTrainingRunner
 from mmdmt.models.segmentors.semi_base import build_segmentor
@@ -145,12 +147,66 @@ def test_best_on_validation_can_be_what_goes_on(tree, tmp_path):
         assert 'best_mIoU_iter_' in entry['checkpoint']
 
 
-def test_best_without_validation_is_an_error_that_says_so(tree, tmp_path):
-    cfg = mutual(base_config(tree, tmp_path), select='best', ratios=[1.0])
-    for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
-        cfg.pop(key)
-    with pytest.raises(RuntimeError, match='val_interval'):
-        RUNNERS.build(load_config(cfg, tmp_path / 'chain.py')).train()
+def copy_of(finished, tree, tmp_path):
+    """A copy of the finished chain: (work dir, a runner of it)."""
+    work_dir = tmp_path / 'copy'
+    shutil.copytree(finished[0], work_dir)
+    cfg = load_config(mutual(base_config(tree, work_dir)), work_dir / 'chain.py')
+    return work_dir, MutualTrainingRunner.from_cfg(cfg)
+
+
+def test_a_stage_and_what_is_made_from_it_are_made_again(finished, tree, tmp_path):
+    work_dir, runner = copy_of(finished, tree, tmp_path)
+    redone = ['stage_1_b', 'stage_2_a', 'stage_2_b']
+    assert runner.redo('round_1.b') == redone
+    (away,) = (work_dir / 'replaced').iterdir()
+    assert sorted(path.name for path in away.iterdir()) == redone
+    assert set(runner.ledger.read()) == set(STAGES) - set(redone)
+    entries = runner.train()
+    for name in STAGES:
+        path = entries[name]['checkpoint']
+        assert_same_weights(work_dir / path, finished[0] / path)
+
+
+def test_what_was_made_from_a_lost_stage_is_not_taken_for_current(finished, tree, tmp_path):
+    work_dir, runner = copy_of(finished, tree, tmp_path)
+    shutil.rmtree(work_dir / 'stage_1_a')
+    with pytest.raises(LedgerMismatchError, match=r"stage_2_a.*checkpoint of \['stage_1_a'\]"):
+        runner.train()
+
+
+def test_checkpoints_that_the_ledger_does_not_know_are_not_resumed(finished, tree, tmp_path):
+    _, runner = copy_of(finished, tree, tmp_path)
+    runner.ledger.forget('stage_2_a')
+    with pytest.raises(RuntimeError, match=r'stage_2_a holds iter_4\.pth, but .*--redo stage_2_a'):
+        runner.train()
+
+
+@pytest.mark.parametrize(
+    ('change', 'error', 'message'),
+    [
+        ({'mutual.select': 'best', 'val_dataloader': None}, ValueError, 'val_dataloader'),
+        ({'mutual.pseudo_loss': dict(type='mmdmt.DynamicMutualLoss', gama=1)}, TypeError, 'gama'),
+        ({'mutual.round.max_iters': 0}, ValueError, 'stage_1_a has `max_iters`=0'),
+        ({'load_from': 'no_such.pth'}, FileNotFoundError, r"member 'a' is no_such\.pth"),
+        ({'default_hooks.checkpoint.save_last': False}, ValueError, 'save_last'),
+        ({'mutual.members.1.labeled_list': 'no_such.txt'}, DatasetError, r'no_such\.txt'),
+        (
+            {'param_scheduler': [dict(type='LinearLR', begin=6, end=8, by_epoch=False)]},
+            ValueError,
+            'stage_1_a has 4 iterations.*LinearLR that begins at 6',
+        ),
+    ],
+)
+def test_what_a_later_stage_could_not_do_is_refused_at_the_start(
+    tree, tmp_path, change, error, message
+):
+    cfg = Config(mutual(base_config(tree, tmp_path)))
+    cfg.merge_from_dict(change)
+    runner = RUNNERS.build(load_config(cfg.to_dict(), tmp_path / 'chain.py'))
+    with pytest.raises(error, match=message):
+        runner.train()
+    assert not (tmp_path / 'stage_0_a').exists()
 
 
 @pytest.mark.parametrize(

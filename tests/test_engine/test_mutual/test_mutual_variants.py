@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tiny_models import tiny_segformer
 from tiny_project import ROOT, base_config, load_config, make_tree, mutual, write_config
 
 from mmdmt.engine.checkpoint import load_checkpoint_file
+from mmdmt.engine.mutual import Ledger
 from mmdmt.engine.runners import MutualTrainingRunner
 from mmdmt.models.segmentors.semi_base import build_segmentor
 from mmdmt.pseudo import PseudoLabelStore
@@ -259,10 +261,24 @@ def test_two_machines_share_a_round(tree, tmp_path):
     again = ForkedTool('train.py', config, '--stage', 'round_0.a', log=tmp_path / 'again.log')
     assert 'finished before, skipped' in again.finish()
     ForkedTool('train.py', config, '--stage', 'round_1.a', log=tmp_path / 'next.log').finish()
+    with Ledger(str(tmp_path)).hold('stage_1_b'):  # by this process
+        busy = ForkedTool('train.py', config, '--stage', 'round_1.b', log=tmp_path / 'busy.log')
+        assert f'worked on by process {os.getpid()} on' in busy.finish(check=False)
     listed = ForkedTool('train.py', config, '--list-stages', log=tmp_path / 'list.log').finish()
     rows = [line.split() for line in listed.splitlines() if line.startswith('stage_')]
     assert [row[0] for row in rows if 'done' in row] == ['stage_0_a', 'stage_0_b', 'stage_1_a']
     assert rows[2][-1] == 'stage_1_a/iter_2.pth' and rows[3][-1] == 'pending'
+
+
+def test_a_checkpoint_to_resume_is_refused_and_a_stage_is_made_again(tree, tmp_path):
+    config = write_config(short(tree, tmp_path), tmp_path / 'chain.py')
+    wrong = ForkedTool('train.py', config, '--resume', 'iter_2.pth', log=tmp_path / 'wrong.log')
+    assert 'leave the checkpoint out, or use --redo STAGE' in wrong.finish(check=False)
+    stage = ('--stage', 'round_0.b')
+    ForkedTool('train.py', config, *stage, log=tmp_path / 'first.log').finish()
+    again = ForkedTool('train.py', config, *stage, '--redo', 'round_0.b', log=tmp_path / 'redo.log')
+    assert 'stage_0_b: done' in again.finish()
+    assert len(list(tmp_path.glob('replaced/*/stage_0_b/iter_2.pth'))) == 1
 
 
 def test_a_chain_cut_between_stages_or_before_the_ensemble_goes_on(tree, tmp_path, monkeypatch):

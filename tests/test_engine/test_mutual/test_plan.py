@@ -37,6 +37,19 @@ def test_stages_are_found_by_several_spellings(text):
     assert MutualPlan(PAIR, [0.2, 0.4]).find(text).name == 'stage_2_i'
 
 
+@pytest.mark.parametrize('text', ['round_1.big_cnn', 'stage_1_big_cnn', '1.big_cnn'])
+def test_names_of_members_may_have_underscores(text):
+    plan = MutualPlan([dict(name='big_cnn'), dict(name='b')], [1.0])
+    assert plan.find(text).member == 'big_cnn'
+
+
+def test_what_is_made_from_a_stage_is_known():
+    plan = MutualPlan(PAIR, [0.2, 1.0])
+    later = [stage.name for stage in plan.with_later(plan.find('stage_1_c'))]
+    assert later == ['stage_1_c', 'stage_2_c', 'stage_2_i']
+    assert len(plan.with_later(plan.find('stage_0_i'))) == 5
+
+
 def test_an_unknown_stage_is_refused_with_the_list():
     with pytest.raises(ValueError, match=r'round_9\.i.*stage_0_c'):
         MutualPlan(PAIR, [0.2]).find('round_9.i')
@@ -50,6 +63,11 @@ def test_an_unknown_stage_is_refused_with_the_list():
         (PAIR, [0.0, 0.5], r'ratios.*0\.0'),
         (PAIR, [20], 'ratios'),
         ([dict(nmae='x')], [0.5], 'nmae'),
+        ([dict(name='x/../../y')], [0.5], r'x/\.\./\.\./y.*letters'),
+        ([dict(name='')], [0.5], 'name folders'),
+        (2, [0.5], 'list of dicts, got 2'),
+        (['a', 'b'], [0.5], 'list of dicts'),
+        (PAIR, 0.5, 'list of numbers'),
     ],
 )
 def test_wrong_plans_are_refused(members, ratios, message):

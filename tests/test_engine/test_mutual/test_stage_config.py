@@ -96,7 +96,7 @@ def test_members_differ_by_seed_list_and_options():
     ]
     cfg = base_config(members=members)
     left, right = build('stage_0_l', cfg), build('stage_0_r', cfg)
-    assert left.randomness.seed == 1 and right.randomness.seed == 2
+    assert left.randomness.seed == 3 + 1 and right.randomness.seed == 3 + 2
     assert left.randomness.deterministic
     assert left.train_dataloader.dataset.datasets[0].ann_file == 'left.txt'
     assert right.train_dataloader.dataset.datasets[0].ann_file == 'labeled.txt'
@@ -110,6 +110,59 @@ def test_members_differ_by_seed_list_and_options():
 def test_seeds_differ_between_members_and_rounds():
     seeds = [build(f'stage_{r}_{m}').randomness.seed for r in range(3) for m in 'ci']
     assert len(set(seeds)) == 6
+
+
+def test_the_seed_of_the_run_shifts_the_seeds_of_all_members():
+    cfg = base_config(members=[dict(name='c', seed=5), dict(name='i')])
+    cfg.randomness.seed = 100
+    assert [build(f'stage_0_{m}', cfg).randomness.seed for m in 'ci'] == [105, 101]
+    cfg.randomness.seed = None
+    assert [build(f'stage_0_{m}', cfg).randomness.seed for m in 'ci'] == [5, 1]
+
+
+def test_each_round_may_have_its_own_length():
+    cfg = base_config(round=dict(max_iters=[40, 80]))
+    lengths = [build(f'stage_{r}_c', cfg).train_cfg.max_iters for r in range(3)]
+    assert lengths == [1000, 40, 80]
+
+
+def test_an_unlabeled_source_may_consist_of_several_folders():
+    cfg = base_config()
+    one = cfg.train_dataloader.dataset.datasets[1]
+    more = dict(one, data_root='/more')
+    cfg.train_dataloader.dataset.datasets[1] = dict(type='ConcatDataset', datasets=[one, more])
+    stage = build('stage_1_c', cfg)
+    for part in stage.train_dataloader.dataset.datasets[1].datasets:
+        assert part.pipeline[1].type == 'mmdmt.LoadPseudoLabels'
+    parts = stage.custom_hooks[-1].dataset.datasets
+    assert [part.data_root for part in parts] == ['/somewhere', '/more']
+    assert all([s.type for s in part.pipeline] == ['LoadImageFromFile', 'Pack'] for part in parts)
+
+
+def test_labeling_loads_no_masks_of_any_kind():
+    cfg = base_config()
+    cfg.test_dataloader.dataset.pipeline[1] = dict(type='mmdmt.LoadAnnotationsAtImageSize')
+    pipeline = build('stage_1_c', cfg).custom_hooks[-1].dataset.pipeline
+    assert [step.type for step in pipeline] == ['LoadImageFromFile', 'Pack']
+
+
+def test_without_a_test_set_images_are_labeled_as_they_are_validated():
+    cfg = base_config()
+    cfg.val_dataloader = cfg.pop('test_dataloader')
+    assert build('stage_1_c', cfg).custom_hooks[-1].dataset.pipeline[-1].type == 'Pack'
+    cfg.pop('val_dataloader')
+    with pytest.raises(ValueError, match=r'mutual\.labeling\.pipeline'):
+        build('stage_1_c', cfg)
+
+
+@pytest.mark.parametrize('schedulers', [None, dict(type='PolyLR', begin=0, end=1000)])
+def test_there_may_be_one_scheduler_or_none(schedulers):
+    cfg = base_config(round=dict(max_iters=40))
+    cfg.pop('param_scheduler')
+    if schedulers:
+        cfg.param_scheduler = schedulers
+    stage = build('stage_1_c', cfg)
+    assert stage.get('param_scheduler', {}).get('end') == (40 if schedulers else None)
 
 
 def test_from_scratch_starts_as_round_0_did():
@@ -184,6 +237,11 @@ def test_the_ledger_compares_what_decides_the_outcome():
     assert {k for k in changed if changed[k] != flat()[k]} == {'optim_wrapper.optimizer.lr'}
     changed = flat({'mutual.ratios': [0.3, 1.0]})
     assert {k for k in changed if changed[k] != flat()[k]} == {'labeling.ratio'}
+    changed = flat({'mutual.select': 'best'})
+    assert {k for k in changed if changed[k] != flat()[k]} == {'chain.select'}
+    changed = flat({'mutual.round': dict(from_scratch=True), 'load_from': '/any/coco.pth'})
+    assert changed['chain.from_scratch'] == 'True'
+    assert changed['chain.initial_checkpoint'] == 'coco.pth'
 
 
 @pytest.mark.parametrize(
@@ -202,6 +260,12 @@ def test_the_ledger_compares_what_decides_the_outcome():
         ),
         (dict(mutual=dict(members=[{}], ratios=[1], ensemble=dict(mean=True))), r'\.ensemble'),
         (dict(mutual=dict(members=[{}], ratios=[1], round=dict(iters=5))), 'iters'),
+        (dict(mutual=dict(members=[{}], ratios=[1], round=dict(max_iters=[5, 6]))), '2 numbers'),
+        (dict(mutual=dict(members=2, ratios=[1])), 'list of dicts'),
+        (
+            dict(mutual=dict(members=[{}], ratios=[1], labeling=dict(pixel_stride=0))),
+            r'labeling\.pixel_stride.*at least 1, got 0',
+        ),
         ({'model.type': 'mmdmt.MeanTeacher'}, 'EncoderDecoder'),
         ({'train_dataloader.dataset.datasets': [dict()]}, 'two sources'),
     ],
