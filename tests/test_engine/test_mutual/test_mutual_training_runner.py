@@ -233,8 +233,14 @@ def test_a_killed_chain_ends_with_the_same_weights(finished, tree, tmp_path, mom
 
 def test_the_chain_runs_on_two_processes(tree, tmp_path):
     """Ranks share the labeling and the training, and the first one keeps the ledger."""
-    labeling = dict(pixel_stride=1, num_workers=0, rule='threshold_ratio')
-    cfg = mutual(base_config(tree, tmp_path), ratios=[0.5], labeling=labeling, ensemble=True)
+    settings = dict(
+        ratios=[0.5],
+        labeling=dict(pixel_stride=1, num_workers=0, rule='threshold_ratio'),
+        select='best',
+        ensemble=True,
+    )
+    cfg = mutual(base_config(tree, tmp_path), **settings)
+    cfg['train_cfg']['val_interval'] = 2
     config = write_config(cfg, tmp_path / 'chain.py')
     done = subprocess.run(
         [str(ROOT / 'tools' / 'dist_train.sh'), str(config), '2'],
@@ -247,6 +253,7 @@ def test_the_chain_runs_on_two_processes(tree, tmp_path):
     assert done.returncode == 0, done.stdout[-4000:]
     printed = ForkedTool('train.py', config, '--list-stages', log=tmp_path / 'list.log').finish()
     assert printed.count(' done ') == 5 and 'pending' not in printed
+    assert printed.count('/best_mIoU_iter_') == 4
     manifest = json.loads((tmp_path / 'stage_1_a/pseudo_labels/manifest.json').read_text())
     assert manifest['num_images'] == 6 and len(manifest['files']) == 6
     assert manifest == label_again(tmp_path / 'stage_1_a', tmp_path / 'again')
