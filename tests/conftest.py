@@ -17,6 +17,17 @@ settings.register_profile('mmdmt', deadline=None, derandomize=True)
 settings.load_profile('mmdmt')
 
 
+@pytest.fixture(scope='module')
+def unformatted_configs():
+    """Config texts as they are: mmengine formats them for logs, files and every checkpoint.
+
+    That takes half of the time of a short run.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **options: (text, True))
+        yield
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
     """Leave tests that need a GPU out (not: skip them) where there is none."""
     if torch.cuda.is_available():

@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 240
 
 _context = multiprocessing.get_context('forkserver')
-_context.set_forkserver_preload(['mmdmt', 'mmseg.models', 'mmseg.datasets', 'mmseg.engine'])
+_context.set_forkserver_preload(
+    ['mmdmt', 'mmseg.models', 'mmseg.datasets', 'mmseg.engine', 'mmdmt.classification']
+)
 
 
 def _run(tool, args, log, environment):
