@@ -1,6 +1,7 @@
 # DMT as published on VOC 2012 with 100 labels: both members from COCO weights, made different in
 # round 0 by the two difference-maximized subsets of the labels (split_dataset.py
-# --difference-maximized). The rounds use all labels.
+# --difference-maximized). The rounds use all labels. 100 labels are 1 in 105.82, the published
+# divisor (--denominators 105.82), hence the folder.
 _base_ = './dmt_deeplabv2_r101_1_20_pascal_voc12-321x321.py'
 
 labeled_list = 'splits/1_105.82/fold_0/labeled.txt'
