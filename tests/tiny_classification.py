@@ -12,7 +12,7 @@ CLASSES = ('blue', 'green', 'red')
 PER_CLASS = 12
 
 
-def make_folders(root, per_class=PER_CLASS, seed=0):
+def make_folders(root, per_class=PER_CLASS, seed=0, noise=40):
     """Noisy images of one color a class; lists of 2 labeled, 8 unlabeled, 2 validation a class."""
     rng = np.random.default_rng(seed)
     root = Path(root)
@@ -21,7 +21,7 @@ def make_folders(root, per_class=PER_CLASS, seed=0):
         for number, name in enumerate(CLASSES):
             (root / part / name).mkdir(parents=True)
             for index in range(per_class):
-                image = rng.normal(100, 40, (SIZE, SIZE, 3))
+                image = rng.normal(100, noise, (SIZE, SIZE, 3))
                 image[..., 2 - number] += 60
                 file = f'{name}/{index:03}.png'
                 Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / part / file)
