@@ -58,7 +58,8 @@ class MutualClassifier(ImageClassifier):
     3. Loss: :math:`\frac{1}{N} \sum_i w_i (\lambda\,CE(p_i, y_i) +
        (1 - \lambda)\,CE(p_i, y_{\pi(i)}))`.
 
-    The gammas rise over the schedule by :func:`~mmdmt.models.losses.functional.sigmoid_ramp`.
+    The gammas rise over the schedule by :func:`~mmdmt.models.losses.functional.sigmoid_ramp`, but
+    are full in the first step, as published.
     With both at 0 all weights are 1 and step 1 is left out: curriculum labeling, or training on
     labels alone. Samples with a ``soft_label`` are the pseudo-labeled ones, see
     :class:`~mmdmt.datasets.classification.ListedDataset`.
