@@ -10,11 +10,18 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pytest
 import torch
 from hypothesis import settings
+from mmengine.registry import DefaultScope
 
 torch.set_num_threads(1)
 # Examples on a shared machine take as long as they take; the same ones are tried every time.
 settings.register_profile('mmdmt', deadline=None, derandomize=True)
 settings.load_profile('mmdmt')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def no_default_scope():
+    """No module sees the default scope that a runner of another one has left behind."""
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope='module')
