@@ -88,22 +88,24 @@ class StageConfigBuilder:
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
         self.mutual = _plain(cfg.get('mutual') or {})
-        self._check()
+        self._check_keys()
         self.plan = MutualPlan(self.mutual['members'], self.mutual['ratios'])
-        self._check_lengths()
         self.select = self.mutual.get('select', 'last')
         self.metric = self.mutual.get('metric', self.default_metric)
+        self._check_values()
 
-    def _check(self) -> None:
+    def _check_keys(self) -> None:
         refuse_unknown_keys('mutual', self.mutual, MUTUAL_KEYS)
         for key in ('members', 'ratios'):
             if key not in self.mutual:
                 raise ValueError(f'the config has no `mutual.{key}`')
         for key in ('supervised', 'round'):
             refuse_unknown_keys(f'mutual.{key}', self.mutual.get(key, {}), STAGE_KEYS)
+
+    def _check_values(self) -> None:
         self._check_labeling(self.mutual.get('labeling', {}))
-        MutualPlan(self.mutual['members'], self.mutual['ratios'])  # refuses what are no lists
-        self._check_select(self.mutual.get('select', 'last'))
+        self._check_select(self.select)
+        self._check_lengths()
         ensemble_kinds(self.mutual.get('ensemble', False))  # refuses unknown keys
         if self.cfg.model.get('type') not in self.model_types:
             raise ValueError(
@@ -134,7 +136,7 @@ class StageConfigBuilder:
         rules = select if isinstance(select, (list, tuple)) else [select]
         if any(rule not in SELECT_RULES for rule in rules):
             raise ValueError(f'`mutual.select` must be of {SELECT_RULES}, got {select!r}')
-        stages = len(self.mutual['ratios']) + 1
+        stages = len(self.plan.ratios) + 1
         if rules is select and len(rules) != stages:
             raise ValueError(
                 f'`mutual.select` is a list of {len(rules)} rules: it needs {stages}, one for '
