@@ -1,7 +1,7 @@
 """Build of the package; settings of tools are in pyproject.toml.
 
 Configs, tools and ``model-index.yml`` lie beside the package in the source tree and travel inside
-it, in ``mmdmt/.mim``, when it is installed: that is where openmim and ``mmdmt.utils.paths`` look.
+it, in ``mmdmt/.mim``, when it is installed: that is where openmim and ``mmdmt.paths`` look.
 """
 
 import re
@@ -13,7 +13,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-MIM_PARTS = ('configs', 'tools', 'model-index.yml')
+MIM_PARTS = ('configs', 'tools', 'examples', 'model-index.yml')
 
 
 class BuildWithMim(build_py):

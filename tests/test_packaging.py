@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import mmdmt
-from mmdmt.utils import paths
+from mmdmt import paths
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -95,7 +95,7 @@ def test_installed_package_finds_its_configs_and_tools(wheel, tmp_path):
     """``paths`` imports nothing, so it runs from the unpacked wheel by itself."""
     code = (
         'import importlib.util as u\n'
-        f"s = u.spec_from_file_location('paths', {str(wheel / 'mmdmt/utils/paths.py')!r})\n"
+        f"s = u.spec_from_file_location('paths', {str(wheel / 'mmdmt/paths.py')!r})\n"
         'm = u.module_from_spec(s); s.loader.exec_module(m)\n'
         'print(m.configs_dir()); print(m.tools_dir())'
     )
@@ -154,7 +154,7 @@ def test_paths_does_not_take_the_tools_of_somebody_else(tmp_path, monkeypatch):
 
 def test_check_and_requirements_name_the_same_bounds():
     """The command in the import error must bring what requirements/mminstall.txt asks for."""
-    from mmdmt.utils.dependencies import DEPENDENCIES
+    from mmdmt.dependencies import DEPENDENCIES
 
     lines = (ROOT / 'requirements' / 'mminstall.txt').read_text().splitlines()
     wanted = {f'"{line}"' for line in lines if line and not line.startswith('#')}

@@ -17,6 +17,7 @@ import io
 import json
 import os.path as osp
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Sequence
@@ -27,7 +28,6 @@ from mmengine.registry import init_default_scope
 from mmseg.apis import MMSegInferencer
 from PIL import Image
 
-from mmdmt.datasets.toy_scenes import generate
 from mmdmt.engine.mutual import LedgerMismatchError
 from mmdmt.engine.runners import MutualTrainingRunner, SemiRunner
 from mmdmt.evaluation.visualization import (
@@ -38,9 +38,12 @@ from mmdmt.evaluation.visualization import (
     stack_sheets,
     tile_images,
 )
+from mmdmt.export.segmentor import export_segmentor
+from mmdmt.paths import configs_dir, examples_dir
 from mmdmt.pseudo import PseudoLabelStore
-from mmdmt.utils.export import export_segmentor
-from mmdmt.utils.paths import configs_dir
+
+sys.path.insert(0, str(examples_dir()))
+from toy_scenes import generate
 
 CONFIG = 'demo/dmt_fcn_unet_24_toy-scenes-96x96.py'
 SCENES = dict(num_train=320, num_val=20, num_test=100, num_labeled=24)

@@ -19,7 +19,7 @@ from mmengine.device import get_device
 from mmengine.runner import Runner
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.engine.checkpoint import find_latest_valid_checkpoint
+from mmdmt.checkpoint import find_latest_valid_checkpoint
 from mmdmt.registry import RUNNERS
 
 

@@ -1,15 +1,15 @@
 """Data sets, samplers and transforms."""
 
-from .samplers import MultiSourceSampler, SeededIndex
-from .semi_dataset import SemiDataset
-from .transforms import (
+from mmdmt.datasets.samplers import MultiSourceSampler, SeededIndex
+from mmdmt.datasets.semi_dataset import SemiDataset
+from mmdmt.datasets.transforms import (
     LoadAnnotationsAtImageSize,
     LoadImageAtSize,
     LoadPseudoLabels,
     PackSemiInputs,
     ScoreAtImageSize,
 )
-from .unlabeled_dataset import UnlabeledDataset
+from mmdmt.datasets.unlabeled_dataset import UnlabeledDataset
 
 __all__ = [
     'LoadAnnotationsAtImageSize',

@@ -4,9 +4,8 @@ from typing import Dict, Optional, Sequence
 
 from mmengine.runner import TestLoop, ValLoop
 
+from mmdmt.engine.hooks.teacher_update_hook import unwrap
 from mmdmt.registry import LOOPS
-
-from .hooks.teacher_update_hook import unwrap
 
 
 class _NetworksMixin:

@@ -1,14 +1,18 @@
-"""Segmentors, backbones, heads, losses, views and data preprocessors."""
+"""Methods, views, losses, heads and the data preprocessor."""
 
-from . import backbones, data_preprocessors, decode_heads, losses, segmentors, views
+from . import decode_heads, losses, methods, views
+from .data_preprocessor import SemiDataPreprocessor
+from .ensemble_segmentor import EnsembleSegmentor
+from .pseudo_label_segmentor import PseudoLabelSegmentor
 from .teachers import EMAUpdater
 
 __all__ = [
     'EMAUpdater',
-    'backbones',
-    'data_preprocessors',
+    'EnsembleSegmentor',
+    'PseudoLabelSegmentor',
+    'SemiDataPreprocessor',
     'decode_heads',
     'losses',
-    'segmentors',
+    'methods',
     'views',
 ]

@@ -6,7 +6,7 @@ import torch
 from mmseg.models.segmentors import BaseSegmentor
 from torch import Tensor, nn
 
-from .segmentors.forward import dense_logits
+from mmdmt.models.forward import dense_logits
 
 
 @torch.no_grad()

@@ -1,8 +1,13 @@
 """Pseudo-labels: class-balanced thresholds and the store on disk."""
 
-from .codec import DamagedMapError, PseudoLabelError
-from .store import PseudoLabelStats, PseudoLabelStore, StoreIncompleteError, StoreMismatchError
-from .thresholds import (
+from mmdmt.pseudo.codec import DamagedMapError, PseudoLabelError
+from mmdmt.pseudo.store import (
+    PseudoLabelStats,
+    PseudoLabelStore,
+    StoreIncompleteError,
+    StoreMismatchError,
+)
+from mmdmt.pseudo.thresholds import (
     ClassBalancedThreshold,
     apply_threshold_ratio,
     apply_thresholds,

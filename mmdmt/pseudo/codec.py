@@ -14,7 +14,7 @@ from typing import Any, List, Tuple
 
 import numpy as np
 
-from .quantization import expansion_table, quantize
+from mmdmt.pseudo.quantization import expansion_table, quantize
 
 MAGIC = b'mmdmt-pl'
 FORMAT_VERSION = 2

@@ -18,21 +18,20 @@ from mmengine.dist import (
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mmdmt.engine.checkpoint import load_checkpoint_file
-from mmdmt.models.segmentors.semi_base import build_segmentor
-from mmdmt.registry import DATASETS
-from mmdmt.utils.ranks import from_main
-
-from .loading import image_loader
-from .prediction import check_tta, predict_probabilities
-from .store import PseudoLabelStore
-from .thresholds import (
+from mmdmt.checkpoint import load_checkpoint_file
+from mmdmt.distributed import from_main
+from mmdmt.models.methods.base import build_segmentor
+from mmdmt.pseudo.loading import image_loader
+from mmdmt.pseudo.prediction import check_tta, predict_probabilities
+from mmdmt.pseudo.store import PseudoLabelStore
+from mmdmt.pseudo.thresholds import (
     BALANCES,
     RULES,
     ClassBalancedThreshold,
     ratio_rule_thresholds,
     threshold_ratio_labels,
 )
+from mmdmt.registry import DATASETS
 
 #: Folder in the store of the rule 'threshold_ratio' while its thresholds are being found.
 FIRST_PASS = 'first_pass'

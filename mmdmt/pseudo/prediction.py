@@ -9,7 +9,7 @@ from mmseg.models.segmentors import BaseSegmentor
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
-from mmdmt.utils.keys import refuse_unknown_keys
+from mmdmt.checks import refuse_unknown_keys
 
 TTA_KEYS = {'flip', 'scales'}
 

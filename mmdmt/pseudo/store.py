@@ -14,10 +14,15 @@ import numpy as np
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mmdmt.utils.atomic import atomic_path, remove_stale_temporaries, write_text_atomically
-
-from .codec import FORMAT_VERSION, DamagedMapError, PseudoLabelError, decode_map, encode_map
-from .thresholds import apply_thresholds
+from mmdmt.atomic import atomic_path, remove_stale_temporaries, write_text_atomically
+from mmdmt.pseudo.codec import (
+    FORMAT_VERSION,
+    DamagedMapError,
+    PseudoLabelError,
+    decode_map,
+    encode_map,
+)
+from mmdmt.pseudo.thresholds import apply_thresholds
 
 Thresholds = Union[Tensor, np.ndarray, Sequence[float]]
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .quantization import compand, expand
+from mmdmt.pseudo.quantization import compand, expand
 
 #: Threshold of a class with too few pixels to have a rank: below any softmax maximum.
 KEEP_ALL = 1e-5

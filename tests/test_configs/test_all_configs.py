@@ -16,8 +16,8 @@ from tiny_models import tiny_segmentor
 from torch.nn.modules.conv import _ConvNd
 
 import mmdmt  # noqa: F401
+from mmdmt.config import normalize_config
 from mmdmt.registry import MODELS
-from mmdmt.utils.config import normalize_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 RUNNABLE = sorted(

@@ -12,9 +12,9 @@ from mmengine.dataset import Compose
 from mmengine.registry import TRANSFORMS, DefaultScope
 
 import mmdmt.classification  # noqa: F401
+from mmdmt.config import normalize_config
 from mmdmt.engine.mutual import build_stage_config_builder
 from mmdmt.registry import MODELS
-from mmdmt.utils.config import normalize_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 FOLDER = CONFIGS / 'dmt_classification'

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from tiny_classification import make_folders
 
-from mmdmt.utils.config import normalize_config
+from mmdmt.config import normalize_config
 
 pytestmark = pytest.mark.usefixtures('unformatted_configs')
 CONFIG = 'dmt_wrn-28-2_labeled_folder-64x64.py'

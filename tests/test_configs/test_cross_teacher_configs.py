@@ -11,8 +11,8 @@ import yaml
 from mmengine.config import Config
 
 import mmdmt  # noqa: F401
-from mmdmt.models.segmentors import CrossContrast
-from mmdmt.utils.config import normalize_config
+from mmdmt.config import normalize_config
+from mmdmt.models.losses.contrast.cross_contrast import CrossContrast
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 NAMES = sorted(path.stem for path in (CONFIGS / 'cross_teacher').glob('*.py'))

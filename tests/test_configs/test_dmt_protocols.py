@@ -11,10 +11,10 @@ import yaml
 from mmengine.config import Config
 
 import mmdmt  # noqa: F401
-from mmdmt.datasets.splits import difference_maximized_subsets, published_size
+from mmdmt.config import normalize_config
+from mmdmt.datasets.splits.draws import difference_maximized_subsets, published_size
 from mmdmt.engine.mutual import StageConfigBuilder
-from mmdmt.utils.config import normalize_config
-from mmdmt.utils.protocols import PROTOCOLS
+from mmdmt.protocols import PROTOCOLS
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 DMT = sorted(path.name for path in (CONFIGS / 'dmt').glob('*.py'))

@@ -13,8 +13,8 @@ from mmengine.registry import TRANSFORMS, DefaultScope
 from mmseg.registry import TRANSFORMS as MMSEG_TRANSFORMS
 
 import mmdmt  # noqa: F401
-from mmdmt.models.segmentors.dual_teacher import SETTINGS
-from mmdmt.utils.config import normalize_config
+from mmdmt.config import normalize_config
+from mmdmt.models.methods.dual_teacher import SETTINGS
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 NAMES = sorted(path.stem for path in (CONFIGS / 'dual_teacher').glob('*.py'))

@@ -12,8 +12,8 @@ from mmengine.runner import Runner
 from PIL import Image
 
 import mmdmt  # noqa: F401
+from mmdmt.config import normalize_config
 from mmdmt.datasets import UnlabeledDataset
-from mmdmt.utils.config import normalize_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / '_base_' / 'datasets'
 SIZE = (48, 40)

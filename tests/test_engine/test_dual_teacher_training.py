@@ -9,7 +9,7 @@ from mmengine.registry import RUNNERS
 from mmseg.apis import init_model
 from tiny_project import base_config, labeled_only, load_config, make_tree, write_config
 
-from mmdmt.utils.export import export_segmentor
+from mmdmt.export.segmentor import export_segmentor
 
 MAX_ITERS = 9
 

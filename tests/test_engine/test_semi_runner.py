@@ -9,7 +9,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from tiny_project import base_config, labeled_only, load_config, make_tree
 
-from mmdmt.engine.checkpoint import UntrustedCheckpointError, save_atomically
+from mmdmt.checkpoint import UntrustedCheckpointError, save_atomically
 from mmdmt.engine.runners import SemiRunner
 
 

@@ -9,8 +9,8 @@ from mmdmt.models.coupling import (
     parameter_distance,
     predicted_classes,
 )
-from mmdmt.models.segmentors import DualTeacher, MeanTeacher
-from mmdmt.models.segmentors.forward import dense_logits
+from mmdmt.models.forward import dense_logits
+from mmdmt.models.methods import DualTeacher, MeanTeacher
 
 
 def test_distance_is_relative_to_the_students_size():

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_models import tiny_segmentor
 from tiny_project import base_config, make_tree
 
-from mmdmt.models.segmentors.semi_base import build_segmentor
+from mmdmt.models.methods.base import build_segmentor
 from mmdmt.pseudo import (
     ClassBalancedThreshold,
     PseudoLabelStore,

@@ -8,7 +8,7 @@ from mmengine.registry import DefaultScope
 from mmseg.structures import SegDataSample
 from tiny_models import tiny_segmentor
 
-from mmdmt.models.segmentors.semi_base import build_segmentor
+from mmdmt.models.methods.base import build_segmentor
 from mmdmt.pseudo.prediction import check_tta, predict_probabilities
 
 

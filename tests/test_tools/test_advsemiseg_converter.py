@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint
 
+from mmdmt.export.advsemiseg import WeightsMismatchError, convert_advsemiseg
 from mmdmt.registry import MODELS
-from mmdmt.utils.advsemiseg import WeightsMismatchError, convert_advsemiseg
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 TOOL = 'model_converters/advsemiseg_deeplabv2.py'

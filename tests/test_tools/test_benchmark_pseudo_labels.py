@@ -11,7 +11,7 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 from tiny_project import base_config, make_tree
 
-from mmdmt.models.segmentors.semi_base import build_segmentor
+from mmdmt.models.methods.base import build_segmentor
 from mmdmt.pseudo import ClassBalancedThreshold
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'analysis_tools' / 'benchmark_pseudo_labels.py'

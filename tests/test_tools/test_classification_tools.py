@@ -16,8 +16,8 @@ from tiny_classification import CLASSES, RUNTIME, classification_config, make_fo
 from tiny_project import environment, load_config
 
 import mmdmt.classification  # noqa: F401
+from mmdmt.classification.export import export_classifier, plain_classifier_config
 from mmdmt.registry import MODELS, RUNNERS
-from mmdmt.utils.export_classifier import export_classifier, plain_classifier_config
 
 USE_EXPORTED = """
 import json, sys, torch

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from mmdmt.utils.conversion import ConversionError, Job, convert_all, save_png
+from mmdmt.datasets.conversion import ConversionError, Job, convert_all, save_png
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((ROOT / 'tests/data/golden/coco_masks.json').read_text())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmdmt.datasets.splits import (
+from mmdmt.datasets.splits.draws import (
     difference_maximized_splits,
     list_digest,
     nested_splits,

@@ -19,6 +19,7 @@ import argparse
 import json
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,14 +36,17 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.datasets.toy_scenes import generate
-from mmdmt.engine.checkpoint import load_checkpoint_file
-from mmdmt.models.segmentors.semi_base import build_segmentor
+from mmdmt.atomic import write_text_atomically
+from mmdmt.checkpoint import load_checkpoint_file
+from mmdmt.config import normalize_config
+from mmdmt.models.methods.base import build_segmentor
+from mmdmt.paths import examples_dir
 from mmdmt.pseudo import PseudoLabelStore
 from mmdmt.pseudo.labeler import PseudoLabeler
 from mmdmt.registry import DATASETS
-from mmdmt.utils.atomic import write_text_atomically
-from mmdmt.utils.config import normalize_config
+
+sys.path.insert(0, str(examples_dir()))
+from toy_scenes import generate
 
 METHODS = ('one pass', 'two passes')
 

@@ -33,10 +33,10 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.models.segmentors import SemiSegmentor
-from mmdmt.models.segmentors.forward import dense_logits
-from mmdmt.models.segmentors.semi_base import build_segmentor
-from mmdmt.utils.config import normalize_config
+from mmdmt.config import normalize_config
+from mmdmt.models.forward import dense_logits
+from mmdmt.models.methods import SemiSegmentor
+from mmdmt.models.methods.base import build_segmentor
 
 CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
 

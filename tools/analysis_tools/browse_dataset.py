@@ -29,7 +29,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.engine.checkpoint import load_checkpoint_file
+from mmdmt.checkpoint import load_checkpoint_file
+from mmdmt.config import normalize_config
 from mmdmt.engine.hooks.iter_seed_hook import seed_everything_at
 from mmdmt.engine.mutual.stage_config import PSEUDO_LABEL_DIR, StageConfigBuilder
 from mmdmt.evaluation.visualization import (
@@ -41,11 +42,10 @@ from mmdmt.evaluation.visualization import (
     tile_images,
     to_uint8_image,
 )
-from mmdmt.models.segmentors.forward import pseudo_label
+from mmdmt.models.forward import pseudo_label
 from mmdmt.models.views import ClassMix, CutMix
 from mmdmt.pseudo import PseudoLabelStore
 from mmdmt.registry import MODELS
-from mmdmt.utils.config import normalize_config
 
 MIXES = {'CutMix': CutMix, 'ClassMix': ClassMix}
 STOCK_PREPROCESSORS = ('SegDataPreProcessor', 'mmseg.SegDataPreProcessor')

@@ -27,6 +27,8 @@ from mmengine.registry import init_default_scope
 from mmseg.datasets.transforms import LoadAnnotations
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
+from mmdmt.atomic import atomic_path, write_text_atomically
+from mmdmt.config import normalize_config
 from mmdmt.evaluation.pseudo_label_quality import PseudoLabelQuality, quality_table
 from mmdmt.evaluation.visualization import (
     class_legend,
@@ -38,8 +40,6 @@ from mmdmt.evaluation.visualization import (
 )
 from mmdmt.pseudo import PseudoLabelStore, apply_thresholds
 from mmdmt.registry import DATASETS
-from mmdmt.utils.atomic import atomic_path, write_text_atomically
-from mmdmt.utils.config import normalize_config
 
 #: Colors of kept pixels that are right and wrong.
 RIGHT, WRONG = [0, 140, 0], [220, 0, 0]

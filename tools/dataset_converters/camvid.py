@@ -17,7 +17,7 @@ from typing import Optional
 import numpy as np
 from PIL import Image
 
-from mmdmt.utils.conversion import ConversionError, Job, convert_all, require_folder
+from mmdmt.datasets.conversion import ConversionError, Job, convert_all, require_folder
 
 # Colors of the original 32 classes, joined to the 11 classes that SegNet and its successors use.
 CLASSES = {

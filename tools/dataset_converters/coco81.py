@@ -25,7 +25,7 @@ from typing import Optional, Union
 import cv2
 import numpy as np
 
-from mmdmt.utils.conversion import ConversionError, Job, convert_all
+from mmdmt.datasets.conversion import ConversionError, Job, convert_all
 
 # COCO numbers its 80 object categories from 1 to 90 and leaves these out.
 UNUSED_CATEGORIES = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}

@@ -17,7 +17,7 @@ from typing import Optional
 
 import numpy as np
 
-from mmdmt.utils.conversion import (
+from mmdmt.datasets.conversion import (
     ConversionError,
     Job,
     convert_all,

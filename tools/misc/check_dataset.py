@@ -21,10 +21,10 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.datasets.problems import Problem, format_problems
-from mmdmt.datasets.validation import check_dataset, check_folders
-from mmdmt.utils.atomic import write_text_atomically
-from mmdmt.utils.config import normalize_config
+from mmdmt.atomic import write_text_atomically
+from mmdmt.config import normalize_config
+from mmdmt.datasets.checks.problems import Problem, format_problems
+from mmdmt.datasets.checks.validation import check_dataset, check_folders
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -101,7 +101,7 @@ def check_config(path: str, overrides: Optional[dict], **options) -> list[Proble
     Args:
         path (str): Config file.
         overrides (dict, optional): Settings to change.
-        **options: Of :func:`mmdmt.datasets.validation.check_dataset`.
+        **options: Of :func:`mmdmt.datasets.checks.validation.check_dataset`.
 
     Returns:
         list[Problem]: Everything that is wrong.

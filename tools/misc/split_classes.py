@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from typing import Optional
 
 import mmdmt.classification  # noqa: F401  (says what to install when something is missing)
-from mmdmt.datasets.class_splits import VALIDATION_SEED, per_class_splits
-from mmdmt.datasets.classification import ListedDataset
-from mmdmt.datasets.split_files import describe_list, write_splits
+from mmdmt.classification import ListedDataset
+from mmdmt.classification.class_splits import VALIDATION_SEED, per_class_splits
+from mmdmt.datasets.splits.files import describe_list, write_splits
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Optional, Union
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.datasets.file_facts import LabelRules, read_class_presence
-from mmdmt.datasets.split_files import describe_list, write_splits
-from mmdmt.datasets.splits import (
+from mmdmt.datasets.checks.file_facts import LabelRules, read_class_presence
+from mmdmt.datasets.splits.draws import (
     PUBLISHED_SEED,
     Splits,
     checked_count,
@@ -35,6 +34,7 @@ from mmdmt.datasets.splits import (
     published_size,
     read_list,
 )
+from mmdmt.datasets.splits.files import describe_list, write_splits
 
 Presence = Mapping[str, frozenset]
 

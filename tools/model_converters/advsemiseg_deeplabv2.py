@@ -16,8 +16,8 @@ import argparse
 import sys
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.engine.checkpoint import load_checkpoint_file, save_atomically
-from mmdmt.utils.advsemiseg import PREPROCESSING, WeightsMismatchError, convert_advsemiseg
+from mmdmt.checkpoint import load_checkpoint_file, save_atomically
+from mmdmt.export.advsemiseg import PREPROCESSING, WeightsMismatchError, convert_advsemiseg
 
 
 def parse_args() -> argparse.Namespace:

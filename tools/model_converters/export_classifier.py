@@ -11,7 +11,7 @@ parts that mmpretrain does not have, such as WideResNet.
 import argparse
 
 import mmdmt.classification  # noqa: F401  (says what to install when something is missing)
-from mmdmt.utils.export_classifier import export_classifier
+from mmdmt.classification.export import export_classifier
 
 
 def parse_args() -> argparse.Namespace:

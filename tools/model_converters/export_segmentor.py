@@ -11,7 +11,7 @@ The result, DIR/segmentor.py and DIR/segmentor.pth, needs mmseg but not mmdmt.
 import argparse
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.utils.export import export_segmentor
+from mmdmt.export.segmentor import export_segmentor
 
 
 def parse_args() -> argparse.Namespace:

@@ -9,7 +9,7 @@
 #
 # Every setting of `overridable` may be set once, at the top level of a child config or by
 # --cfg-options, e.g. data_root=/data/ADEChallengeData2016: the runners put the new value wherever the old one
-# was used (mmdmt.utils.config). A list may also be an absolute path.
+# was used (mmdmt.config). A list may also be an absolute path.
 dataset_type = 'ADE20KDataset'
 data_root = 'data/ade/ADEChallengeData2016'
 labeled_list = 'splits/1_8/fold_0/labeled.txt'

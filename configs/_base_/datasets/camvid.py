@@ -10,7 +10,7 @@
 #
 # Every setting of `overridable` may be set once, at the top level of a child config or by
 # --cfg-options, e.g. data_root=/data/camvid: the runners put the new value wherever the old one
-# was used (mmdmt.utils.config). A list may also be an absolute path.
+# was used (mmdmt.config). A list may also be an absolute path.
 dataset_type = 'BaseSegDataset'
 data_root = 'data/camvid'
 labeled_list = 'splits/1_8/fold_0/labeled.txt'

@@ -11,7 +11,7 @@
 #
 # Every setting of `overridable` may be set once, at the top level of a child config or by
 # --cfg-options, e.g. data_root=/data/VOC2012: the runners put the new value wherever the old one
-# was used (mmdmt.utils.config). A list may also be an absolute path.
+# was used (mmdmt.config). A list may also be an absolute path.
 dataset_type = 'PascalVOCDataset'
 data_root = 'data/VOCdevkit/VOC2012'
 labeled_list = 'splits/1_8/fold_0/labeled.txt'

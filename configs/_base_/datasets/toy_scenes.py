@@ -1,9 +1,9 @@
-# Procedural landscapes of 128x96 with 11 classes, painted by mmdmt.datasets.toy_scenes:
-#   python -c "from mmdmt.datasets.toy_scenes import generate; generate('data/toy_scenes')"
+# Procedural landscapes of 128x96 with 11 classes, painted by toy_scenes:
+#   python -c "from toy_scenes import generate; generate('data/toy_scenes')"
 # 24 labeled of 320 for training, 20 val, 100 test.
 #
 # Every setting of `overridable` may be set once, at the top level of a child config or by
-# --cfg-options (mmdmt.utils.config).
+# --cfg-options (mmdmt.config).
 dataset_type = 'BaseSegDataset'
 data_root = 'data/toy_scenes'
 labeled_list = 'splits/labeled.txt'

@@ -1,6 +1,6 @@
 """Samplers."""
 
-from .multi_source_sampler import MultiSourceSampler
-from .seeded_index import SeededIndex
+from mmdmt.datasets.samplers.multi_source_sampler import MultiSourceSampler
+from mmdmt.datasets.samplers.seeded_index import SeededIndex
 
 __all__ = ['MultiSourceSampler', 'SeededIndex']

@@ -7,9 +7,8 @@ import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
 from torch.utils.data import Sampler
 
+from mmdmt.datasets.samplers.seeded_index import SeededIndex
 from mmdmt.registry import DATA_SAMPLERS
-
-from .seeded_index import SeededIndex
 
 # First word of each seed sequence, so that permutations and draws never share random numbers.
 _PERMUTATION_STREAM, _DRAW_STREAM = 0, 1

@@ -8,9 +8,9 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from mmdmt.datasets.validation import DatasetError, check_dataset, raise_on_problems
+from mmdmt.datasets.checks.validation import DatasetError, check_dataset, raise_on_problems
+from mmdmt.distributed import from_main
 from mmdmt.registry import HOOKS
-from mmdmt.utils.ranks import from_main
 
 MODES = ('full', 'fast', 'off')
 

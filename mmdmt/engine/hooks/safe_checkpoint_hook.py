@@ -14,8 +14,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.utils import apply_to
 
+from mmdmt.atomic import remove_stale_temporaries, write_text_atomically
 from mmdmt.registry import HOOKS
-from mmdmt.utils.atomic import remove_stale_temporaries, write_text_atomically
 
 
 @HOOKS.register_module()

@@ -5,9 +5,8 @@ from typing import Optional, Union
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmdmt.engine.hooks.teacher_update_hook import unwrap
 from mmdmt.registry import HOOKS
-
-from .teacher_update_hook import unwrap
 
 
 @HOOKS.register_module()

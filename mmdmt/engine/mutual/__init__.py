@@ -2,15 +2,12 @@
 
 from mmengine.config import Config
 
-from .classification_stages import ClassificationStageConfigBuilder
 from .ledger import Ledger, LedgerMismatchError
 from .plan import MutualPlan, Stage
 from .stage_config import StageConfigBuilder
 
-BUILDERS = {
-    'segmentation': StageConfigBuilder,
-    'classification': ClassificationStageConfigBuilder,
-}
+#: Builders of stage configs by task; ``mmdmt.classification`` adds its own when it is imported.
+BUILDERS = {'segmentation': StageConfigBuilder}
 
 
 def build_stage_config_builder(cfg: Config) -> StageConfigBuilder:
@@ -21,13 +18,15 @@ def build_stage_config_builder(cfg: Config) -> StageConfigBuilder:
     """
     task = (cfg.get('mutual') or {}).get('task', 'segmentation')
     if task not in BUILDERS:
-        raise ValueError(f'`mutual.task` must be one of {sorted(BUILDERS)}, got {task!r}')
+        raise ValueError(
+            f'`mutual.task` must be one of {sorted(BUILDERS)}, got {task!r}; for classification '
+            "set custom_imports = dict(imports=['mmdmt.classification'])"
+        )
     return BUILDERS[task](cfg)
 
 
 __all__ = [
     'BUILDERS',
-    'ClassificationStageConfigBuilder',
     'Ledger',
     'LedgerMismatchError',
     'MutualPlan',

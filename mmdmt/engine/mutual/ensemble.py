@@ -7,9 +7,9 @@ from typing import Any, Dict, List, Sequence, Union
 import torch
 from mmengine.config import Config, ConfigDict
 
-from mmdmt.engine.checkpoint import load_checkpoint_file, save_atomically
+from mmdmt.checkpoint import load_checkpoint_file, save_atomically
+from mmdmt.checks import refuse_unknown_keys
 from mmdmt.pseudo.labeler import checkpoint_identity
-from mmdmt.utils.keys import refuse_unknown_keys
 
 ENSEMBLE_KEYS = {'predictions', 'weights'}
 _TRAINING_KEYS = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler')

@@ -9,10 +9,9 @@ import time
 from collections.abc import Iterator
 from typing import Any, Dict, List, Optional, TextIO, Tuple
 
+from mmdmt.atomic import write_text_atomically
+from mmdmt.engine.mutual.plan import Stage
 from mmdmt.pseudo.labeler import checkpoint_identity
-from mmdmt.utils.atomic import write_text_atomically
-
-from .plan import Stage
 
 try:
     import fcntl

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional
 
-from mmdmt.utils.keys import refuse_unknown_keys
+from mmdmt.checks import refuse_unknown_keys
 
 MEMBER_KEYS = {'name', 'seed', 'labeled_list', 'load_from', 'cfg_options'}
 #: Which checkpoint of a stage goes on: its last, its best on validation, or the member's best on

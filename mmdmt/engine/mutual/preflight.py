@@ -6,11 +6,10 @@ from typing import List
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
+from mmdmt.engine.mutual.plan import Stage
+from mmdmt.engine.mutual.stage_config import StageConfigBuilder, schedulers_of
+from mmdmt.paths import is_remote
 from mmdmt.registry import MODELS
-from mmdmt.utils.paths import is_remote
-
-from .plan import Stage
-from .stage_config import StageConfigBuilder, schedulers_of
 
 
 def check_chain(builder: StageConfigBuilder, work_dir: str) -> List[Config]:

@@ -9,14 +9,13 @@ from mmcv.transforms import LoadAnnotations
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 
+from mmdmt.checks import refuse_unknown_keys
+from mmdmt.config import normalize_config
+from mmdmt.engine.mutual.ensemble import ensemble_kinds
+from mmdmt.engine.mutual.plan import SELECT_RULES, MutualPlan, Stage
 from mmdmt.pseudo.labeler import check_selection
 from mmdmt.pseudo.prediction import check_tta
 from mmdmt.registry import TRANSFORMS
-from mmdmt.utils.config import normalize_config
-from mmdmt.utils.keys import refuse_unknown_keys
-
-from .ensemble import ensemble_kinds
-from .plan import SELECT_RULES, MutualPlan, Stage
 
 MUTUAL_KEYS = {
     'task',

@@ -1,6 +1,6 @@
 """Runners."""
 
-from .mutual_training_runner import MutualTrainingRunner
-from .semi_runner import SemiRunner
+from mmdmt.engine.runners.mutual_training_runner import MutualTrainingRunner
+from mmdmt.engine.runners.semi_runner import SemiRunner
 
 __all__ = ['MutualTrainingRunner', 'SemiRunner']

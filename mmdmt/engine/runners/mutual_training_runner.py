@@ -18,7 +18,9 @@ from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
-from mmdmt.engine.checkpoint import find_latest_valid_checkpoint
+from mmdmt.checkpoint import find_latest_valid_checkpoint
+from mmdmt.config import normalize_config
+from mmdmt.distributed import from_main
 from mmdmt.engine.mutual import build_stage_config_builder
 from mmdmt.engine.mutual.ensemble import (
     checkpoint_facts,
@@ -29,11 +31,8 @@ from mmdmt.engine.mutual.ensemble import (
 from mmdmt.engine.mutual.ledger import Ledger, stage_table
 from mmdmt.engine.mutual.plan import Stage
 from mmdmt.engine.mutual.preflight import check_chain
+from mmdmt.engine.runners.semi_runner import SemiRunner, join_process_group
 from mmdmt.registry import HOOKS, RUNNERS
-from mmdmt.utils.config import normalize_config
-from mmdmt.utils.ranks import from_main
-
-from .semi_runner import SemiRunner, join_process_group
 
 #: Folder and ledger entry of each kind of ensemble.
 ENSEMBLE_NAMES = dict(predictions='ensemble', weights='averaged_weights')

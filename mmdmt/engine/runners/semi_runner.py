@@ -18,16 +18,16 @@ from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_to_mod
 from torch import nn
 from torch.nn.modules.batchnorm import SyncBatchNorm
 
-from mmdmt.engine.checkpoint import (
+from mmdmt.atomic import atomic_path
+from mmdmt.checkpoint import (
     find_latest_valid_checkpoint,
     load_checkpoint_file,
     safe_loading,
 )
+from mmdmt.distributed import from_main
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
+from mmdmt.paths import is_remote
 from mmdmt.registry import RUNNERS
-from mmdmt.utils.atomic import atomic_path
-from mmdmt.utils.paths import is_remote
-from mmdmt.utils.ranks import from_main
 
 
 def join_process_group(launcher: str, env_cfg: dict) -> None:
@@ -63,7 +63,7 @@ class SemiRunner(Runner):
     does differently:
 
     - Checkpoints are written atomically, and loaded with ``weights_only`` and a short allow-list
-      (:mod:`mmdmt.engine.checkpoint`). Pretrained weights that ``init_cfg`` names are loaded the
+      (:mod:`mmdmt.checkpoint`). Pretrained weights that ``init_cfg`` names are loaded the
       same way. Config key ``trusted_checkpoints``: files that may be unpickled freely.
     - ``resume=True`` falls back to an older checkpoint when the newest one is damaged, and takes
       the seed of the interrupted run before anything draws from it. A checkpoint that was due
@@ -91,7 +91,7 @@ class SemiRunner(Runner):
             The runner.
         """
         # Imported here: the module may import models, which import this package's hooks.
-        from mmdmt.utils.config import normalize_config
+        from mmdmt.config import normalize_config
 
         return super().from_cfg(normalize_config(copy.deepcopy(cfg)))
 
@@ -303,7 +303,7 @@ class SemiRunner(Runner):
             The checkpoint.
 
         Raises:
-            mmdmt.engine.checkpoint.UntrustedCheckpointError: The file needs more than the
+            mmdmt.checkpoint.UntrustedCheckpointError: The file needs more than the
                 allow-list and is not listed in ``trusted_checkpoints``.
         """
         with safe_loading(self.trusted_checkpoints):

@@ -1,5 +1,5 @@
 """Decode heads that mmseg does not have."""
 
-from .deeplabv2_head import DeepLabV2Head
+from mmdmt.models.decode_heads.deeplabv2_head import DeepLabV2Head
 
 __all__ = ['DeepLabV2Head']

@@ -1,8 +1,8 @@
 """Losses: pure functions in :mod:`.functional`, thin registered modules around them."""
 
-from .dynamic_mutual import DynamicMutualLoss
-from .dynamic_self import DynamicSelfLoss
-from .functional import (
+from mmdmt.models.losses.dynamic_mutual import DynamicMutualLoss
+from mmdmt.models.losses.dynamic_self import DynamicSelfLoss
+from mmdmt.models.losses.functional import (
     confidence_share_loss,
     dynamic_mutual_loss,
     dynamic_self_loss,
@@ -14,7 +14,7 @@ from .functional import (
     peer_contrast_loss,
     sigmoid_ramp,
 )
-from .online_pseudo import OnlinePseudoLoss
+from mmdmt.models.losses.online_pseudo import OnlinePseudoLoss
 
 __all__ = [
     'DynamicMutualLoss',

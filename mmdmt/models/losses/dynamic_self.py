@@ -4,9 +4,8 @@ from typing import Dict, Tuple
 
 from torch import Tensor, nn
 
+from mmdmt.models.losses.functional import dynamic_self_loss
 from mmdmt.registry import MODELS
-
-from .functional import dynamic_self_loss
 
 
 @MODELS.register_module()

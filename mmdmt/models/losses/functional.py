@@ -329,7 +329,7 @@ def memory_contrast_loss(
         label: Their classes, (N, H, W).
         mask: (N, H, W) bool, True on anchors. Labels outside 0..C-1 are never anchors.
         bank: Features of every class, (C, K, D), C >= 2, all filled (see
-            :class:`~mmdmt.models.utils.ClassMemoryBank`), or see ``filled``. No gradient flows
+            ``ClassMemoryBank``), or see ``filled``. No gradient flows
             into it.
         temperature: Scale of the similarities.
         filled: (C, K) bool, False on bank rows that hold no feature: these are neither positives

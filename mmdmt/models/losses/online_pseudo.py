@@ -4,9 +4,8 @@ from typing import Dict, Optional, Tuple
 
 from torch import Tensor, nn
 
+from mmdmt.models.losses.functional import online_pseudo_loss
 from mmdmt.registry import MODELS
-
-from .functional import online_pseudo_loss
 
 
 @MODELS.register_module()

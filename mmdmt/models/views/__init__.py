@@ -1,8 +1,8 @@
 """Views made on the device: strong augmentation, CutMix and ClassMix."""
 
-from .classmix import ClassMix
-from .cutmix import CutMix
-from .mix import (
+from mmdmt.models.views.classmix import ClassMix
+from mmdmt.models.views.cutmix import CutMix
+from mmdmt.models.views.mix import (
     Mixed,
     classmix,
     classmix_mask,
@@ -12,7 +12,7 @@ from .mix import (
     mix,
     mix_partners,
 )
-from .strong import STRONG_PRESETS, StrongAugment
+from mmdmt.models.views.strong import STRONG_PRESETS, StrongAugment
 
 __all__ = [
     'STRONG_PRESETS',

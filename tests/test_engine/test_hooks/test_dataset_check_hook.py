@@ -5,12 +5,12 @@ import pytest
 from mmengine.registry import init_default_scope
 from tiny_data_tree import DataTree
 
-from mmdmt.datasets.problems import format_problems
-from mmdmt.datasets.validation import DatasetError, check_dataset
+from mmdmt import distributed
+from mmdmt.datasets.checks.problems import format_problems
+from mmdmt.datasets.checks.validation import DatasetError, check_dataset
 from mmdmt.engine.hooks import dataset_check_hook
 from mmdmt.engine.hooks.dataset_check_hook import DatasetCheckHook
 from mmdmt.registry import DATASETS, HOOKS
-from mmdmt.utils import ranks
 
 
 @pytest.fixture
@@ -116,8 +116,8 @@ def test_other_ranks_get_the_error_without_checking(tree, monkeypatch):
         assert objects == [None, None]
         objects[0] = sent
 
-    monkeypatch.setattr(ranks, 'is_main_process', lambda: False)
-    monkeypatch.setattr(ranks, 'broadcast_object_list', broadcast)
+    monkeypatch.setattr(distributed, 'is_main_process', lambda: False)
+    monkeypatch.setattr(distributed, 'broadcast_object_list', broadcast)
     monkeypatch.setattr(dataset_check_hook, 'check_dataset', None)
     with pytest.raises(DatasetError, match='label id'):
         DatasetCheckHook().before_train(runner)
@@ -130,7 +130,7 @@ def test_a_check_that_fails_itself_reaches_the_other_ranks(tree, monkeypatch):
         raise RuntimeError('disk on fire')
 
     monkeypatch.setattr(dataset_check_hook, 'check_dataset', failing)
-    monkeypatch.setattr(ranks, 'broadcast_object_list', sent.extend)
+    monkeypatch.setattr(distributed, 'broadcast_object_list', sent.extend)
     with pytest.raises(DatasetError, match='the data check failed: RuntimeError: disk on fire'):
         DatasetCheckHook().before_train(make_runner(tree))
     assert isinstance(sent[1], DatasetError)

@@ -9,7 +9,7 @@ from mmengine.hooks import EMAHook
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import get_priority
 
-from mmdmt.engine.checkpoint import save_atomically
+from mmdmt.checkpoint import save_atomically
 from mmdmt.engine.hooks import SafeCheckpointHook, safe_checkpoint_hook
 
 

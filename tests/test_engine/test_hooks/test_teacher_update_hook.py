@@ -5,7 +5,7 @@ from tiny_models import tiny_segmentor
 from torch import nn
 
 from mmdmt.engine.hooks import TeacherUpdateHook
-from mmdmt.models.segmentors import MeanTeacher
+from mmdmt.models.methods import MeanTeacher
 
 
 def runner(model, accumulate=1, max_iters=100):

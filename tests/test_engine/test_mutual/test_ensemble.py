@@ -3,7 +3,7 @@ import torch
 from mmengine.config import Config
 from tiny_models import tiny_segformer, tiny_segmentor
 
-from mmdmt.engine.checkpoint import load_checkpoint_file
+from mmdmt.checkpoint import load_checkpoint_file
 from mmdmt.engine.mutual.ensemble import (
     checkpoint_facts,
     ensemble_config,

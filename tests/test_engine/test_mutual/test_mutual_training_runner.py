@@ -20,10 +20,10 @@ from tiny_project import (
     write_config,
 )
 
-from mmdmt.datasets.validation import DatasetError
+from mmdmt.datasets.checks.validation import DatasetError
 from mmdmt.engine.mutual import LedgerMismatchError
 from mmdmt.engine.runners import MutualTrainingRunner
-from mmdmt.models.segmentors.semi_base import build_segmentor
+from mmdmt.models.methods.base import build_segmentor
 from mmdmt.pseudo.labeler import PseudoLabeler
 from mmdmt.registry import RUNNERS
 

@@ -15,10 +15,10 @@ from mmengine.registry import DefaultScope
 from tiny_models import tiny_segformer
 from tiny_project import ROOT, base_config, load_config, make_tree, mutual, write_config
 
-from mmdmt.engine.checkpoint import load_checkpoint_file
+from mmdmt.checkpoint import load_checkpoint_file
 from mmdmt.engine.mutual import Ledger
 from mmdmt.engine.runners import MutualTrainingRunner
-from mmdmt.models.segmentors.semi_base import build_segmentor
+from mmdmt.models.methods.base import build_segmentor
 from mmdmt.pseudo import PseudoLabelStore
 from mmdmt.pseudo.prediction import predict_probabilities
 from mmdmt.registry import DATASETS, RUNNERS

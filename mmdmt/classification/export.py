@@ -1,0 +1,126 @@
+"""Turn a classifier's checkpoint into a plain mmpretrain config and checkpoint."""
+
+import copy
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from mmdmt.checkpoint import load_checkpoint_file, save_atomically
+from mmdmt.export.segmentor import (
+    PathLike,
+    _check_fit,
+    _dicts,
+    _forget_pretrained,
+    _imports,
+    _read_config,
+    foreign_types,
+)
+
+_RUNTIME_KEYS = ('default_scope', 'env_cfg', 'visualizer', 'log_processor', 'log_level')
+_TRAINING_ONLY = ('gamma1', 'gamma2', 'ramp', 'mixup_alpha', 'update_bn_twice')
+
+
+class ExportedClassifier(NamedTuple):
+    """What :func:`export_classifier` wrote."""
+
+    config: Path
+    checkpoint: Path
+    foreign_types: List[str]
+    """Types of mmdmt that have no counterpart in mmpretrain; the config imports mmdmt for them."""
+
+
+def export_classifier(
+    checkpoint: PathLike,
+    out_dir: PathLike,
+    config: Optional[PathLike] = None,
+    trusted: Sequence[PathLike] = (),
+) -> ExportedClassifier:
+    """Write the averaged network as ``classifier.py`` and ``classifier.pth`` for mmpretrain.
+
+    Args:
+        checkpoint: Checkpoint of a stage of mutual training, or of labeled-only training.
+        out_dir: Folder to write to.
+        config: Config file the checkpoint was trained with. Defaults to the text stored in it.
+        trusted: Checkpoints that may be unpickled without restrictions.
+
+    Returns:
+        The files, and what in the config is not mmpretrain's.
+
+    Raises:
+        ValueError: No config, one of another model, or weights that do not fit it.
+    """
+    loaded = load_checkpoint_file(checkpoint, trusted=trusted)
+    cfg = _read_config(checkpoint, loaded, config)
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    plain = plain_classifier_config(cfg)
+    weights = {key: value.detach().clone() for key, value in loaded['state_dict'].items()}
+    weights = _check_fit(plain, weights, f'{checkpoint}')
+
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    config_file, checkpoint_file = out_dir / 'classifier.py', out_dir / 'classifier.pth'
+    meta = {
+        'dataset_meta': dict(loaded.get('meta', {}).get('dataset_meta') or {}),
+        'cfg': plain.pretty_text,
+    }
+    save_atomically({'meta': meta, 'state_dict': weights}, checkpoint_file)
+    plain.dump(config_file)
+    return ExportedClassifier(config_file, checkpoint_file, foreign_types(plain))
+
+
+def plain_classifier_config(cfg: Config) -> Config:
+    """Config with mmpretrain's own types for testing the classifier.
+
+    Args:
+        cfg (Config): Training config.
+
+    Returns:
+        Config: Flat. It imports mmdmt only if ``foreign_types`` are left.
+
+    Raises:
+        ValueError: If the model is not a classifier.
+    """
+    cfg = copy.deepcopy(cfg.to_dict())
+    plain = {key: cfg[key] for key in _RUNTIME_KEYS if key in cfg}
+    plain['model'] = _plain_model(cfg['model'])
+    plain['default_hooks'] = dict(visualization=dict(type='VisualizationHook', enable=False))
+    if cfg.get('test_dataloader'):
+        loader = cfg['test_dataloader']
+        loader['dataset'] = _plain_dataset(loader['dataset'])
+        plain.update(
+            test_dataloader=loader,
+            test_pipeline=loader['dataset'].get('pipeline', []),
+            test_evaluator=cfg.get('test_evaluator', dict(type='Accuracy', topk=(1,))),
+            test_cfg=dict(type='TestLoop'),
+        )
+    plain = Config(plain)
+    imports = [name for name in _imports(cfg) if not name.startswith('mmdmt')]
+    if foreign_types(plain):
+        imports.append('mmdmt.classification')  # registers data sets and transforms, too
+    if imports:
+        plain.custom_imports = dict(imports=imports, allow_failed_imports=False)
+    return plain
+
+
+def _plain_model(model: Dict[str, Any]) -> Dict[str, Any]:
+    """The classifier without what only training needs."""
+    if str(model.get('type')).split('.')[-1] not in ('MutualClassifier', 'ImageClassifier'):
+        raise ValueError(
+            f'the model is a {model.get("type")}, not a classifier: '
+            'tools/model_converters/export_segmentor.py exports segmentors'
+        )
+    for key in _TRAINING_ONLY:
+        model.pop(key, None)
+    model['type'] = 'ImageClassifier'
+    for part in _dicts(model):
+        _forget_pretrained(part)
+    return model
+
+
+def _plain_dataset(dataset: Dict[str, Any]) -> Dict[str, Any]:
+    """A whole data set stays; of a list of images only its data set is mmpretrain's."""
+    if dataset.get('type') != 'mmdmt.ListedDataset' or dataset.get('ann_file'):
+        return dataset
+    return dict(dataset['dataset'], pipeline=dataset.get('pipeline', []))

@@ -1,0 +1,5 @@
+"""Drawing which images are labeled, and the lists that say so."""
+
+from .draws import difference_maximized_subsets, nested_splits
+
+__all__ = ['difference_maximized_subsets', 'nested_splits']

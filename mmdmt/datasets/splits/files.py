@@ -1,0 +1,89 @@
+"""Split lists on disk: one folder a set and fold, and a manifest that says how they were drawn."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Union
+
+from mmdmt.atomic import write_text_atomically
+from mmdmt.datasets.splits.draws import list_digest, write_list
+from mmdmt.version import __version__
+
+MANIFEST = 'manifest.json'
+
+
+class SplitExistsError(FileExistsError):
+    """Other lists than the ones to be written are there already."""
+
+
+def describe_list(names: Iterable[str]) -> dict[str, Any]:
+    """Return size and sha256 (of the newline-joined ids) of a list, as the manifest holds them."""
+    names = list(names)
+    return dict(size=len(names), sha256=list_digest(names))
+
+
+def write_splits(
+    out_dir: Union[str, Path],
+    sets: Mapping[str, Mapping[str, list[str]]],
+    facts: Mapping[str, Mapping[str, Any]],
+    force: bool = False,
+) -> list[Path]:
+    """Write ``<set>/<list>.txt`` for every list, and add the sets to ``manifest.json``.
+
+    Sets that the folder holds already stay in the manifest. Nothing is written when anything is
+    refused, and the manifest comes last: a list it names is complete.
+
+    Args:
+        out_dir (str | Path): Folder; made if missing.
+        sets (Mapping): Lists by set and name: ``{'1_8/fold_0': {'labeled': [...], ...}}``.
+        facts (Mapping): What else the manifest says of each set: method, seed, parent list, ...
+        force (bool): Overwrite lists that differ. Defaults to False.
+
+    Returns:
+        list[Path]: The list files, in order.
+
+    Raises:
+        SplitExistsError: If a list is there with other content and ``force`` is False.
+        ValueError: If the manifest that is there is none.
+    """
+    out_dir = Path(out_dir)
+    files = {
+        out_dir / name / f'{kind}.txt': ids
+        for name, lists in sets.items()
+        for kind, ids in lists.items()
+    }
+    if not force:
+        _refuse_others(files)
+    manifest = _read_manifest(out_dir / MANIFEST)
+    for path, ids in files.items():
+        write_list(path, ids)
+    for name, lists in sets.items():
+        described = {kind: describe_list(ids) for kind, ids in lists.items()}
+        manifest['sets'][name] = dict(facts[name], tool_version=__version__, lists=described)
+    write_text_atomically(out_dir / MANIFEST, json.dumps(manifest, indent=1) + '\n')
+    return list(files)
+
+
+def _refuse_others(files: Mapping[Path, list[str]]) -> None:
+    differing = [
+        str(path)
+        for path, ids in files.items()
+        if path.exists() and path.read_text(encoding='utf-8').splitlines() != ids
+    ]
+    if differing:
+        raise SplitExistsError(
+            f'{len(differing)} lists exist with other content, the first is {differing[0]}: '
+            'choose another folder, or overwrite them with --force (force=True)'
+        )
+
+
+def _read_manifest(path: Path) -> dict:
+    if not path.is_file():
+        return dict(sets={})
+    try:
+        manifest = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get('sets'), dict):
+        raise ValueError(f'{path} is not a manifest of split lists: move it away')
+    return manifest

@@ -1,0 +1,1 @@
+"""Plain mmseg configs and checkpoints of what was trained here."""

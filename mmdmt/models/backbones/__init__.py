@@ -1,5 +1,0 @@
-"""Backbones."""
-
-from .wide_resnet import WideResNet
-
-__all__ = ['WideResNet']

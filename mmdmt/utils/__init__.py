@@ -1,1 +1,0 @@
-"""Helpers: atomic files, configs, export, paths, dependencies."""

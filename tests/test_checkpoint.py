@@ -1,0 +1,243 @@
+import functools
+import http.server
+import os
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+
+from mmdmt import checkpoint as module
+from mmdmt.atomic import write_text_atomically
+from mmdmt.checkpoint import (
+    UntrustedCheckpointError,
+    find_latest_valid_checkpoint,
+    is_complete,
+    load_checkpoint_file,
+    safe_loading,
+    save_atomically,
+)
+
+
+class Payload:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ('hacked',)
+
+
+@pytest.fixture(params=['weights_only', 'restricted'])
+def loader(request, monkeypatch):
+    """Both ways of loading: of torch >= 2.5, and of older versions."""
+    monkeypatch.setattr(module, '_HAS_ALLOW_LIST', request.param == 'weights_only')
+    return load_checkpoint_file
+
+
+def make_checkpoint(**extra):
+    parameter = torch.nn.Parameter(torch.rand(3))
+    return dict(
+        state_dict={
+            'weight': torch.rand(2, 3),
+            'half': torch.rand(2).to(torch.bfloat16),
+            'steps': torch.zeros(2, dtype=torch.long),
+            'view': torch.rand(4, 4)[1:, ::2],
+        },
+        optimizer=torch.optim.AdamW([parameter]).state_dict(),
+        parameter=parameter,
+        message_hub=dict(
+            log_scalars={'train/loss': HistoryBuffer([1.0, 2.0], [1, 1])},
+            runtime_info={'mIoU': np.float32(0.5), 'iter': np.int64(3), 'x': np.float64(1)},
+        ),
+        meta=dict(iter=3, shape=torch.Size([1, 2]), dtype=torch.float32, palette=np.eye(2)),
+        **extra,
+    )
+
+
+def test_what_a_runner_saves_is_loaded(loader, tmp_path):
+    saved = make_checkpoint()
+    save_atomically(saved, tmp_path / 'a.pth')
+    loaded = loader(tmp_path / 'a.pth')
+    for key, value in saved['state_dict'].items():
+        assert torch.equal(loaded['state_dict'][key], value)
+    assert loaded['message_hub']['runtime_info'] == saved['message_hub']['runtime_info']
+    assert loaded['message_hub']['log_scalars']['train/loss'].current() == 2
+    assert loaded['meta']['dtype'] is torch.float32
+    assert np.array_equal(loaded['meta']['palette'], np.eye(2))
+
+
+class Lookup:
+    """Reaches for an attribute when it is unpickled."""
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, '__init__')
+
+
+@pytest.mark.parametrize('value, name', [(Payload(), r'\w+\.mkdir'), (Lookup(), 'getattr')])
+def test_objects_beyond_the_list_are_refused_by_name(loader, tmp_path, monkeypatch, value, name):
+    monkeypatch.chdir(tmp_path)
+    save_atomically(make_checkpoint(extra=value), 'a.pth')
+    with pytest.raises(UntrustedCheckpointError, match=name) as error:
+        loader('a.pth')
+    assert '--trust-checkpoint a.pth' in str(error.value)
+    assert not os.path.exists('hacked')
+
+
+def test_a_trusted_checkpoint_is_loaded_and_no_other(loader, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_atomically(dict(extra=Payload()), 'a.pth')
+    with pytest.raises(UntrustedCheckpointError):
+        loader('a.pth', trusted=['b.pth', str(tmp_path)])
+    loader('a.pth', trusted=[tmp_path / 'a.pth'])
+    assert os.path.exists('hacked')
+
+
+def test_mmap_reads_the_same(tmp_path):
+    saved = make_checkpoint()
+    save_atomically(saved, tmp_path / 'a.pth')
+    loaded = load_checkpoint_file(tmp_path / 'a.pth', mmap=True)
+    assert torch.equal(loaded['state_dict']['weight'], saved['state_dict']['weight'])
+
+
+@pytest.mark.parametrize('content', [b'', b'junk', b'PK\x03\x04 cut off'])
+def test_damaged_files_are_named(loader, tmp_path, content):
+    path = tmp_path / 'iter_3.pth'
+    path.write_bytes(content)
+    with pytest.raises((RuntimeError, UntrustedCheckpointError), match=r'iter_3\.pth'):
+        loader(path)
+    with pytest.raises(FileNotFoundError, match='absent'):
+        loader(tmp_path / 'absent.pth')
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / 'a.pth'
+    save_atomically(dict(a=1), path)
+
+    def fail(obj, file):
+        file.write_bytes(b'half')
+        raise OSError('disk full')
+
+    monkeypatch.setattr(torch, 'save', fail)
+    with pytest.raises(OSError, match='disk full'):
+        save_atomically(dict(a=2), path)
+    assert load_checkpoint_file(path) == dict(a=1)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_is_complete_sees_cuts_and_flipped_bytes(tmp_path):
+    path = tmp_path / 'a.pth'
+    save_atomically(dict(weight=torch.rand(1000)), path)
+    content = path.read_bytes()
+    assert is_complete(path)
+    for length in (0, 10, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        assert not is_complete(path)
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    assert not is_complete(path)
+    assert not is_complete(tmp_path / 'absent.pth')
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A work dir with checkpoints 2, 4 and 10, where 10 is the last."""
+    for step in (2, 4, 10):
+        save_atomically(dict(step=step), tmp_path / f'iter_{step}.pth')
+    save_atomically(dict(step=0), tmp_path / 'best_mIoU_iter_4.pth')
+    write_text_atomically(tmp_path / 'last_checkpoint', str(tmp_path / 'iter_10.pth'))
+    return tmp_path
+
+
+def latest(folder):
+    path = find_latest_valid_checkpoint(folder)
+    return path and os.path.relpath(path, folder)
+
+
+def test_the_named_checkpoint_is_the_latest(run):
+    assert latest(run) == 'iter_10.pth'
+    # Not the highest number: it may be left over from an earlier, longer run.
+    save_atomically(dict(step=99), run / 'iter_99.pth')
+    assert latest(run) == 'iter_10.pth'
+
+
+def test_damaged_checkpoints_are_passed_over(run, monkeypatch):
+    messages = []
+    monkeypatch.setattr(module, '_warn', messages.append)
+    (run / 'iter_10.pth').write_bytes((run / 'iter_10.pth').read_bytes()[:-20])
+    save_atomically(dict(step=99), run / 'iter_99.pth')
+    assert latest(run) == 'iter_4.pth'
+    assert 'iter_10.pth is missing or damaged' in messages[-1]
+    (run / 'iter_4.pth').write_bytes(b'')
+    assert latest(run) == 'iter_2.pth'
+    (run / 'iter_2.pth').unlink()
+    assert latest(run) is None
+    assert 'no older checkpoint is complete' in messages[-1]
+
+
+@pytest.mark.parametrize('text', ['', '/some/where/iter_1', '\0\0\0'])
+def test_a_damaged_pointer_means_the_newest_complete_one(run, text):
+    (run / 'last_checkpoint').write_text(text)
+    assert latest(run) == 'iter_10.pth'
+    (run / 'iter_10.pth').write_bytes(b'')
+    assert latest(run) == 'iter_4.pth'
+
+
+def test_a_moved_work_dir_is_understood(run):
+    (run / 'last_checkpoint').write_text('/elsewhere/iter_4.pth')
+    assert latest(run) == 'iter_4.pth'
+
+
+def test_a_copied_work_dir_goes_on_from_its_own_checkpoint(run, tmp_path):
+    """The original is where the copy says it was, but it goes another way from here."""
+    (run / 'last_checkpoint').write_text(str(run / 'iter_4.pth'))
+    copy = tmp_path / 'copy'
+    shutil.copytree(run, copy)
+    assert find_latest_valid_checkpoint(copy) == str(copy / 'iter_4.pth')
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert latest(tmp_path) is None
+
+
+def test_pretrained_weights_are_loaded_safely(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_atomically(dict(extra=Payload()), 'bad.pth')
+    save_atomically(dict(state_dict=dict(a=torch.ones(1))), 'good.pth')
+    with safe_loading():
+        assert CheckpointLoader.load_checkpoint('good.pth')['state_dict']['a'] == 1
+        with pytest.raises(UntrustedCheckpointError):
+            CheckpointLoader.load_checkpoint('bad.pth')
+        assert not os.path.exists('hacked')
+    with safe_loading(trusted=['bad.pth']):
+        CheckpointLoader.load_checkpoint('bad.pth')
+    assert os.path.exists('hacked')
+
+
+def test_downloads_are_loaded_safely(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    save_atomically(dict(extra=Payload()), 'bad.pth')
+    save_atomically(make_checkpoint(), 'good.pth')
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f'http://127.0.0.1:{server.server_port}'
+        with safe_loading():
+            assert CheckpointLoader.load_checkpoint(f'{address}/good.pth')['meta']['iter'] == 3
+        with pytest.raises(UntrustedCheckpointError, match='mkdir'), safe_loading():
+            CheckpointLoader.load_checkpoint(f'{address}/bad.pth')
+        server.shutdown()
+    assert not os.path.exists('hacked')
+
+
+def test_safe_loading_restores_what_it_changed(monkeypatch):
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
+    stock = CheckpointLoader._schemes['']
+    with pytest.raises(KeyError), safe_loading():
+        assert os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] == '1'
+        assert CheckpointLoader._schemes[''] is not stock
+        raise KeyError
+    assert os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] == '0'
+    assert CheckpointLoader._schemes[''] is stock

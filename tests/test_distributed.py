@@ -1,0 +1,66 @@
+import pytest
+
+from mmdmt import distributed
+from mmdmt.distributed import from_main
+
+
+class Wire:
+    """Two ranks in one process: the first sends, the second then receives."""
+
+    def __init__(self, monkeypatch):
+        self.monkeypatch = monkeypatch
+        self.sent = None
+
+    def as_rank(self, rank, function):
+        self.monkeypatch.setattr(distributed, 'is_main_process', lambda: rank == 0)
+        self.monkeypatch.setattr(distributed, 'broadcast_object_list', self.broadcast(rank))
+        return from_main(function)
+
+    def broadcast(self, rank):
+        def send(values):
+            self.sent = list(values)
+
+        def receive(values):
+            values[:] = self.sent
+
+        return receive if rank else send
+
+
+@pytest.fixture
+def wire(monkeypatch):
+    return Wire(monkeypatch)
+
+
+def never():
+    raise AssertionError('only the first rank may run it')
+
+
+def test_without_a_process_group_it_is_a_call():
+    assert from_main(lambda: 3) == 3
+
+
+def test_all_ranks_get_what_the_first_found(wire):
+    assert wire.as_rank(0, lambda: 'found') == 'found'
+    assert wire.as_rank(1, never) == 'found'
+
+
+def test_all_ranks_raise_what_the_first_raised(wire):
+    def fail():
+        raise FileNotFoundError('no such list')
+
+    for rank, function in enumerate([fail, never]):
+        with pytest.raises(FileNotFoundError, match='no such list'):
+            wire.as_rank(rank, function)
+
+
+def test_an_error_that_cannot_be_sent_still_reaches_all_ranks(wire):
+    class LocalError(ValueError):
+        pass
+
+    def fail():
+        raise LocalError('held by the first rank')
+
+    with pytest.raises(LocalError):
+        wire.as_rank(0, fail)
+    with pytest.raises(RuntimeError, match='held by the first rank'):
+        wire.as_rank(1, never)

@@ -1,0 +1,74 @@
+import torch
+from tiny_models import labeled_samples, tiny_segmentor
+
+from mmdmt.models.forward import (
+    dense_logits,
+    has_joint_forward,
+    linear_ramp,
+    pseudo_label,
+    supervised_loss_and_logits,
+    weighted_losses,
+)
+from mmdmt.models.methods.base import build_segmentor
+
+
+def batch():
+    torch.manual_seed(1)
+    labels = torch.randint(0, 4, (2, 32, 32))
+    return torch.randn(2, 3, 32, 32), labeled_samples(labels), torch.randn(3, 3, 32, 32)
+
+
+def test_pseudo_labels_lie_on_the_pixels_of_their_input():
+    """Labels of a flipped, non-square input are the flipped labels, at the input's size."""
+    model = build_segmentor(tiny_segmentor()).eval()
+    images = torch.randn(2, 3, 24, 40)
+    label, confidence = pseudo_label(model, images)
+    assert label.shape == confidence.shape == (2, 24, 40)
+    torch.testing.assert_close(confidence, dense_logits(model, images).softmax(1).amax(1))
+    assert not confidence.requires_grad
+
+
+def test_joint_forward_equals_two_forwards_in_eval_mode():
+    model = build_segmentor(tiny_segmentor(auxiliary=True)).eval()
+    sup, samples, unsup = batch()
+    losses, logits = supervised_loss_and_logits(model, sup, samples, unsup)
+    expected = model.loss(sup, samples)
+    assert losses.keys() == expected.keys()
+    for key in expected:
+        torch.testing.assert_close(losses[key], expected[key])
+    torch.testing.assert_close(logits, dense_logits(model, unsup))
+
+
+def test_dense_heads_need_one_forward_of_the_backbone(monkeypatch):
+    model = build_segmentor(tiny_segmentor())
+    calls = []
+    original = model.extract_feat
+    monkeypatch.setattr(model, 'extract_feat', lambda x: calls.append(len(x)) or original(x))
+    supervised_loss_and_logits(model, *batch())
+    assert calls == [5]
+
+
+def test_heads_with_a_loss_of_their_own_get_two_forwards(monkeypatch):
+    model = build_segmentor(tiny_segmentor()).eval()
+    sup, samples, unsup = batch()
+    head_type = type(model.decode_head)
+    assert has_joint_forward(model)
+    own = type(
+        'OwnLossHead', (head_type,), dict(loss=lambda self, *args: head_type.loss(self, *args))
+    )
+    model.decode_head.__class__ = own
+    assert not has_joint_forward(model)
+    losses, logits = supervised_loss_and_logits(model, sup, samples, unsup)
+    assert losses['decode.loss_ce'] > 0
+    torch.testing.assert_close(logits, dense_logits(model, unsup))
+
+
+def test_weights_apply_to_losses_only():
+    values = {'decode.loss_ce': torch.tensor(2.0), 'decode.acc_seg': torch.tensor(50.0)}
+    weighted = weighted_losses(values, 0.5, 'sup_')
+    assert weighted == {'sup_decode.loss_ce': 1.0, 'sup_decode.acc_seg': 50.0}
+
+
+def test_ramp_is_linear_up_to_its_length():
+    assert [linear_ramp(step, 4) for step in (0, 1, 4, 9)] == [0, 0.25, 1, 1]
+    assert linear_ramp(0, 0) == 1

@@ -1,0 +1,275 @@
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+from no_waiting import NoWaiting
+
+from mmdmt.models.losses import functional as L
+from mmdmt.models.losses.contrast.cross_contrast import CrossContrast, View
+
+CLASSES, CHANNELS = 3, 6
+#: More anchors than there are pixels: nothing is left to chance.
+ALL = dict(anchors_per_class=100, bank_size=5, bank_threshold=0.5)
+
+
+def build(**settings):
+    torch.manual_seed(0)
+    module = CrossContrast(dict(l=CHANNELS, r=CHANNELS), CLASSES, **{**ALL, **settings})
+    for bank in module.banks.values():
+        bank.feats.normal_()
+        bank.counts.fill_(bank.feats.shape[1])
+    return module
+
+
+def view(seed, size=(4, 4), labeled=2, unlabeled=2):
+    """What a student saw: maps of labels are twice as large as its features."""
+    gen = torch.Generator().manual_seed(seed)
+    height, width = 2 * size[0], 2 * size[1]
+
+    def blocks(values):
+        return values.repeat_interleave(2, 1).repeat_interleave(2, 2)
+
+    count = labeled + unlabeled
+    valid = torch.ones(unlabeled, height, width, dtype=torch.bool)
+    valid[0, -2:] = False
+    sup_label = torch.randint(0, CLASSES, (labeled, *size), generator=gen)
+    sup_label[0, 0] = 255
+    return View(
+        feat=torch.randn(count, CHANNELS, *size, generator=gen).requires_grad_(),
+        logits=2 * torch.randn(count, CLASSES, *size, generator=gen),
+        sup_label=blocks(sup_label),
+        label=blocks(torch.randint(0, CLASSES, (unlabeled, *size), generator=gen)),
+        confidence=blocks(torch.rand(unlabeled, *size, generator=gen)),
+        valid=valid,
+    )
+
+
+def views(**kwargs):
+    return dict(l=view(1, **kwargs), r=view(2, **kwargs))
+
+
+def small(maps):
+    return maps[:, ::2, ::2]
+
+
+def test_paper_values_are_the_defaults():
+    parameters = inspect.signature(CrossContrast.__init__).parameters
+    expected = dict(
+        high_temperature=0.1,
+        low_temperature=0.5,
+        threshold=0.75,
+        bank_size=256,
+        bank_threshold=0.95,
+        bank_threshold_on='prob',
+        start=1.0,
+        requires_surer_peer=True,
+        projection=None,
+    )
+    assert {name: parameters[name].default for name in expected} == expected
+
+
+@pytest.mark.parametrize(('side', 'peer'), [('l', 'r'), ('r', 'l')])
+def test_high_level_pulls_labeled_and_sure_pixels_to_the_own_bank(side, peer):
+    module, seen = build(high_weight=2.0, threshold=0.4), views()
+    own = seen[side]
+    label = torch.cat([small(own.sup_label), small(own.label)])
+    sure = small((own.confidence >= 0.4) & own.valid)
+    mask = torch.cat([small(own.sup_label) != 255, sure])
+    assert 0 < sure.sum() < sure.numel()
+    expected = L.memory_contrast_loss(own.feat, label, mask, module.banks[side].feats, 0.1)
+    found = module(seen)[f'contrast_{side}_high_loss']
+    torch.testing.assert_close(found, 2 * expected)
+    found.backward()
+    assert own.feat.grad is not None and seen[peer].feat.grad is None
+
+
+@pytest.mark.parametrize('requires_surer_peer', [True, False])
+@pytest.mark.parametrize(('side', 'peer'), [('l', 'r'), ('r', 'l')])
+def test_low_level_pulls_unsure_pixels_to_the_surer_peer(side, peer, requires_surer_peer):
+    module = build(low_weight=3.0, threshold=0.6, requires_surer_peer=requires_surer_peer)
+    seen = views()
+    own, other = seen[side], seen[peer]
+    mine = own.logits[2:].softmax(1).amax(1)
+    confidence, label = other.logits[2:].softmax(1).max(1)
+    mask = small((own.confidence < 0.6) & own.valid)
+    if requires_surer_peer:
+        mask &= confidence > mine
+    assert 0 < mask.sum() < mask.numel()
+    bank = torch.cat([module.banks[side].feats, module.banks[peer].feats], dim=1)
+    expected = L.peer_contrast_loss(own.feat[2:], other.feat[2:], label, mask, bank, 0.5)
+    found = module(seen)[f'contrast_{side}_low_loss']
+    torch.testing.assert_close(found, 3 * expected)
+    found.backward()
+    assert other.feat.grad is None
+    assert own.feat.grad[:2].abs().sum() == 0 < own.feat.grad[2:].abs().sum()
+
+
+def test_the_peer_may_have_to_be_sure_itself():
+    """Published for DeepLabV3+."""
+    seen = views()
+    off = build(peer_threshold=1.0)(seen)
+    assert off['contrast_l_low_loss'] == 0 == off['contrast_r_low_loss']
+    assert build(peer_threshold=0.5)(seen)['contrast_l_low_loss'] > 0
+
+
+@pytest.mark.parametrize(('level', 'other'), [('high', 'low'), ('low', 'high')])
+def test_each_module_can_be_switched_off(level, other):
+    losses = build(**{f'{level}_weight': 0})(views())
+    for side in 'lr':
+        assert f'contrast_{side}_{level}_loss' not in losses
+        assert losses[f'contrast_{side}_{other}_loss'] > 0
+
+
+def test_peer_features_of_another_size_are_resampled():
+    seen = dict(l=view(1), r=view(2, size=(8, 8)))
+    # The same scene: label maps have the size of the images.
+    seen['r'] = seen['r']._replace(
+        **{
+            name: F.interpolate(getattr(seen['l'], name)[:, None].float(), scale_factor=2)[:, 0].to(
+                getattr(seen['l'], name).dtype
+            )
+            for name in ('sup_label', 'label', 'confidence', 'valid')
+        }
+    )
+    losses = build(requires_surer_peer=False)(seen)
+    assert losses['contrast_l_low_loss'] > 0 and losses['contrast_r_low_loss'] > 0
+
+
+def test_projections_are_trained_and_those_of_the_peer_are_not():
+    module = build(projection=dict(channels=4, hidden=5))
+    assert module.banks['l'].feats.shape[2] == 4
+    seen = views()
+    module(seen)['contrast_l_low_loss'].backward()
+    assert all(p.grad is not None for p in module.students['l'].parameters())
+    assert all(p.grad is None for p in module.students['r'].parameters())
+    assert not any(p.requires_grad for p in module.teachers.parameters())
+
+
+# ---------------------------------------------------------------------------------------- start
+
+
+def test_start_is_the_share_of_classes_full_in_both_banks():
+    module = build()
+    assert module.started() == 1
+    module.banks['l'].counts[0] = 4
+    assert module.started() == 0
+    module.start = 2 / 3
+    assert module.started() == 1
+    module.banks['r'].counts[1] = 0
+    assert module.started() == 0
+    module.start = 1 / 3
+    assert module.started() == 1
+
+
+def test_rows_without_a_feature_have_no_influence():
+    module = build(start=0.0)
+    module.banks['l'].counts.copy_(torch.tensor([5, 2, 0]))
+    before = module(views())
+    for row, count in zip(module.banks['l'].feats, module.banks['l'].counts):
+        row[count:] = 7.0
+    for key, value in module(views()).items():
+        torch.testing.assert_close(value, before[key], msg=key)
+    assert before['contrast_on'] == 1 and before['contrast_l_high_loss'] > 0
+
+
+def test_nothing_counts_before_the_start_and_gradients_are_zero():
+    module, seen = build(), views()
+    module.banks['r'].counts.zero_()
+    losses = module(seen)
+    sum(value for key, value in losses.items() if 'loss' in key).backward()
+    assert losses['contrast_on'] == 0
+    for side in 'lr':
+        assert (seen[side].feat.grad == 0).all()
+
+
+# ----------------------------------------------------------------------------------------- banks
+
+
+def test_banks_take_projected_features_of_the_teacher():
+    module = build(projection=dict(channels=4), per_class=3)
+    module.banks['l'].counts.zero_()
+    seen = view(5)
+    label = small(seen.sup_label)
+    logits = 20 * F.one_hot(label.clamp(max=2), CLASSES).movedim(3, 1).float()
+    module.remember('l', seen.feat[:2].detach(), logits, seen.sup_label)
+    assert module.banks['l'].counts.tolist() == [3, 3, 3]
+    rows = module.teachers['l'](seen.feat[:2].movedim(1, 3)[label == 1].detach())
+    for row in module.banks['l'].feats[1, :3]:
+        assert (row - rows).norm(dim=1).min() < 1e-5
+
+
+@pytest.mark.parametrize('threshold_on', ['prob', 'logit'])
+def test_bank_threshold_on_logits_is_the_published_code(threshold_on):
+    """There nearly every correct pixel is admitted."""
+    module = build(bank_threshold=0.95, bank_threshold_on=threshold_on)
+    module.banks['l'].counts.zero_()
+    label = torch.zeros(1, 2, 2, dtype=torch.long)
+    logits = torch.tensor([1.5, 0.5, 0.0]).reshape(1, 3, 1, 1).expand(1, 3, 2, 2)
+    module.remember('l', torch.randn(1, CHANNELS, 2, 2), logits, label)
+    assert module.banks['l'].counts[0] == (1 if threshold_on == 'logit' else 0)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'batch', 'expected'),
+    [
+        (dict(bank_size=256, num_labeled=372), 2, 2),  # Cityscapes
+        (dict(bank_size=256, num_labeled=92), 2, 5),
+        (dict(bank_size=256, num_labeled=212), 10, 10),  # VOC
+        (dict(bank_size=256), 4, 4),
+        (dict(bank_size=256, per_class=7, num_labeled=1), 4, 7),
+    ],
+)
+def test_as_many_pixels_enter_a_bank_as_published(settings, batch, expected):
+    assert build(**settings)._admitted(batch) == expected
+
+
+# ------------------------------------------------------------------------------------------ cost
+
+
+def test_the_cost_does_not_grow_with_the_images(monkeypatch):
+    rows = []
+    similarities = L._similarities
+
+    def counted(anchor, *args):
+        rows.append(len(anchor))
+        return similarities(anchor, *args)
+
+    monkeypatch.setattr(L, '_similarities', counted)
+    module = build(anchors_per_class=4)
+    for size in ((4, 4), (16, 24)):
+        rows.clear()
+        module(views(size=size))
+        assert rows == [4 * CLASSES] * 4  # two losses of two students
+
+
+def test_similarities_are_held_a_chunk_at_a_time(monkeypatch):
+    expected = build()(views())
+    sizes = []
+    similarities = L._similarities
+
+    def counted(anchor, *args):
+        found = similarities(anchor, *args)
+        sizes.append(found.numel())
+        return found
+
+    monkeypatch.setattr(L, '_similarities', counted)
+    monkeypatch.setattr(L, '_MAX_SIMILARITIES', 2000)
+    seen = views()
+    losses = build()(seen)
+    assert max(sizes) <= 2000 and len(sizes) > 8
+    for key, value in expected.items():
+        torch.testing.assert_close(losses[key], value, msg=key)
+    forward = len(sizes)
+    sum(value for key, value in losses.items() if 'loss' in key).backward()
+    assert len(sizes) == 2 * forward, 'chunks are kept for the backward pass'
+
+
+def test_nothing_waits_for_the_device():
+    module, seen = build(start=0.5, projection=dict(channels=4)), views()
+    with NoWaiting():
+        losses = module(seen)
+        sum(value for key, value in losses.items() if 'loss' in key).backward()
+        module.remember('l', seen['l'].feat[:2], seen['l'].logits[:2], seen['l'].sup_label)
+    with pytest.raises(AssertionError, match='waits for the device'), NoWaiting():
+        seen['l'].feat.sum().item()
