@@ -7,6 +7,7 @@ of the tools).
 """
 
 import contextlib
+import hashlib
 import logging
 import os
 import pickle
@@ -238,6 +239,15 @@ def save_atomically(obj: Any, path: Union[str, Path]) -> None:
     """
     with atomic_path(path) as temporary:
         torch.save(obj, temporary)
+
+
+def checkpoint_identity(path: Union[str, Path]) -> Dict[str, Any]:
+    """What tells one checkpoint from another: file name, size and SHA-256 of the content."""
+    path, digest = Path(path), hashlib.sha256()
+    with path.open('rb') as file:
+        for block in iter(lambda: file.read(1 << 20), b''):
+            digest.update(block)
+    return dict(file=path.name, bytes=path.stat().st_size, sha256=digest.hexdigest())
 
 
 def is_complete(path: Union[str, Path]) -> bool:

@@ -14,6 +14,7 @@ from mmengine.registry import MODEL_WRAPPERS as MMENGINE_MODEL_WRAPPERS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
+from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import VISUALIZERS as MMENGINE_VISUALIZERS
 from mmengine.registry import Registry
@@ -40,6 +41,7 @@ RUNNERS = Registry(
     parent=MMENGINE_RUNNERS,
     locations=['mmdmt.engine.runners'],
 )
+TASK_UTILS = Registry('task util', parent=MMENGINE_TASK_UTILS, locations=['mmdmt.pseudo'])
 METRICS = Registry('metric', parent=MMENGINE_METRICS, locations=['mmdmt.evaluation'])
 EVALUATOR = Registry('evaluator', parent=MMENGINE_EVALUATOR, locations=['mmdmt.evaluation'])
 VISUALIZERS = Registry('visualizer', parent=MMENGINE_VISUALIZERS, locations=['mmdmt.evaluation'])

@@ -61,19 +61,6 @@ def quantize(confidence: np.ndarray, levels: int) -> np.ndarray:
     return np.rint(compand(confidence) * (levels - 1)).astype(np.uint16)
 
 
-def dequantize(step: np.ndarray, levels: int) -> np.ndarray:
-    """Confidences of steps made by :func:`quantize`.
-
-    Args:
-        step: Any shape, in 0..levels-1.
-        levels: Number of steps.
-
-    Returns:
-        Confidences in float32; the first and last step give exactly 0 and 1.
-    """
-    return expansion_table(levels)[step]
-
-
 @cache
 def expansion_table(levels: int) -> np.ndarray:
     """Confidence of each of ``levels`` steps: (levels,) float32, read-only."""

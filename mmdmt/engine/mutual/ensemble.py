@@ -7,9 +7,8 @@ from typing import Any, Dict, List, Sequence, Union
 import torch
 from mmengine.config import Config, ConfigDict
 
-from mmdmt.checkpoint import load_checkpoint_file, save_atomically
+from mmdmt.checkpoint import checkpoint_identity, load_checkpoint_file, save_atomically
 from mmdmt.checks import refuse_unknown_keys
-from mmdmt.pseudo.labeler import checkpoint_identity
 
 ENSEMBLE_KEYS = {'predictions', 'weights'}
 _TRAINING_KEYS = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler')

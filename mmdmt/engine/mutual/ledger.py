@@ -6,12 +6,14 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
-from typing import Any, Dict, List, Optional, TextIO, Tuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Dict, List, Optional, TextIO
+
+from prettytable import PrettyTable
 
 from mmdmt.atomic import write_text_atomically
+from mmdmt.checkpoint import checkpoint_identity
 from mmdmt.engine.mutual.plan import Stage
-from mmdmt.pseudo.labeler import checkpoint_identity
 
 try:
     import fcntl
@@ -20,6 +22,9 @@ except ImportError:  # Windows: two machines can not share a work dir there
 
 FILE_NAME = 'stages.json'
 VERSION = 1
+_MAX_DIFFERENCES = 20
+
+Entry = Dict[str, Any]
 
 
 class LedgerMismatchError(RuntimeError):
@@ -45,7 +50,7 @@ class Ledger:
         self.work_dir = work_dir
         self.path = os.path.join(work_dir, FILE_NAME)
 
-    def read(self) -> Dict[str, Dict[str, Any]]:
+    def read(self) -> Dict[str, Entry]:
         """All entries by stage name; empty if nothing was begun.
 
         Raises:
@@ -65,21 +70,17 @@ class Ledger:
         if version != VERSION:
             raise RuntimeError(f'{self.path} has version {version}, this program writes {VERSION}')
         for name, entry in stages.items():
-            self._check_entry(name, entry)
+            keys = set(entry) if isinstance(entry, dict) else set()
+            done = keys and entry.get('state') == 'done'
+            missing = ({'state', 'checkpoint', 'checkpoint_bytes'} if done else {'state'}) - keys
+            if missing:
+                raise RuntimeError(
+                    f'{self.path} is damaged: the entry {name} has no {sorted(missing)}. Restore '
+                    'the file, or move the folder away to start afresh'
+                )
         return stages
 
-    def _check_entry(self, name: str, entry: Any) -> None:
-        """Refuse an entry that lacks what a finished, or a begun, stage has."""
-        missing = {'state'} - set(entry if isinstance(entry, dict) else ())
-        if not missing and entry['state'] == 'done':
-            missing = {'checkpoint', 'checkpoint_bytes'} - set(entry)
-        if missing:
-            raise RuntimeError(
-                f'{self.path} is damaged: the entry {name} has no {sorted(missing)}. Restore the '
-                'file, or move the folder away to start afresh'
-            )
-
-    def entry(self, name: str) -> Dict[str, Any]:
+    def entry(self, name: str) -> Entry:
         """Entry of a stage; ``dict(state='pending')`` if it was not begun."""
         return self.read().get(name, dict(state='pending'))
 
@@ -105,30 +106,6 @@ class Ledger:
             )
         return os.path.join(self.work_dir, entry['checkpoint'])
 
-    def begin(
-        self, name: str, config: Dict[str, str], made_from: Optional[Dict[str, str]] = None
-    ) -> None:
-        """Mark a stage as running.
-
-        Args:
-            name (str): Stage.
-            config (dict[str, str]): What decides its outcome, flat.
-            made_from (dict[str, str], optional): SHA-256 of the checkpoints of the stages that it
-                needs, by their names.
-
-        Raises:
-            LedgerMismatchError: If it was begun before with other values or from other checkpoints.
-        """
-        self.check(name, config, made_from)
-        self._update(
-            name,
-            state='running',
-            config_sha256=_digest(config),
-            config=config,
-            made_from=made_from or {},
-            begun=self.entry(name).get('begun', _now()),
-        )
-
     def checksums(self, names: List[str]) -> Dict[str, str]:
         """SHA-256 of the checkpoints of finished stages, by stage name."""
         return {name: self.entry(name).get('checkpoint_sha256', '') for name in names}
@@ -138,48 +115,49 @@ class Ledger:
     ) -> None:
         """Refuse a config, or checkpoints, other than those that a stage was begun with.
 
+        Args:
+            name (str): Stage.
+            config (dict[str, str]): What decides its outcome, flat.
+            made_from (dict[str, str], optional): :meth:`checksums` of the stages that it needs.
+
         Raises:
             LedgerMismatchError: With the differing keys, old and new value, or the stages.
         """
         entry, made_from = self.entry(name), made_from or {}
-        before = entry.get('made_from', {})
+        before, old = entry.get('made_from', {}), entry.get('config', config)
         changed = [key for key in before if key in made_from and before[key] != made_from[key]]
         if changed:
             raise LedgerMismatchError(
                 f'{name} in {self.work_dir} was made from another checkpoint of {changed} than '
                 f'there is now: make it again with --redo {name}, or use another work_dir.'
             )
-        self._check_config(name, entry.get('config'), config)
-
-    def _check_config(
-        self, name: str, old: Optional[Dict[str, str]], config: Dict[str, str]
-    ) -> None:
-        if old is None or old == config:
-            return
         keys = sorted(key for key in {*old, *config} if old.get(key) != config.get(key))
-        rows = [f'  {key}: {old.get(key)} -> {config.get(key)}' for key in keys[:20]]
-        more = [f'  and {len(keys) - 20} more'] if len(keys) > 20 else []
-        raise LedgerMismatchError(
-            f'{name} in {self.work_dir} was begun with another config:\n'
-            + '\n'.join(rows + more)
-            + f'\nPut the values back, use another work_dir, or make this and all later stages '
-            f'again with --redo {name}.'
+        if keys:
+            rows = [f'  {k}: {old.get(k)} -> {config.get(k)}' for k in keys[:_MAX_DIFFERENCES]]
+            more = len(keys) - len(rows)
+            raise LedgerMismatchError(
+                f'{name} in {self.work_dir} was begun with another config:\n'
+                + '\n'.join(rows + ([f'  and {more} more'] if more else []))
+                + '\nPut the values back, use another work_dir, or make this and all later stages '
+                f'again with --redo {name}.'
+            )
+
+    def begin(
+        self, name: str, config: Dict[str, str], made_from: Optional[Dict[str, str]] = None
+    ) -> None:
+        """Mark a stage as running, after :meth:`check`."""
+        self.check(name, config, made_from)
+        self._update(
+            name,
+            state='running',
+            config_sha256=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+            config=config,
+            made_from=made_from or {},
+            begun=self.entry(name).get('begun', _now()),
         )
 
-    def forget(self, name: str) -> None:
-        """Remove an entry, so that it can be begun with another config."""
-        with self._lock():
-            stages = self.read()
-            if stages.pop(name, None) is not None:
-                self._write(stages)
-
     def finish(
-        self,
-        name: str,
-        checkpoint: str,
-        metrics: Dict[str, float],
-        seconds: float,
-        **facts: Any,
+        self, name: str, checkpoint: str, metrics: Dict[str, float], seconds: float, **facts: Any
     ) -> None:
         """Mark a stage as done.
 
@@ -190,18 +168,25 @@ class Ledger:
             seconds (float): Time the last (possibly resumed) run took.
             **facts: What else the record shall say, JSON values: ``select``, ``selected_from``.
         """
-        before = self.entry(name).get('seconds', 0.0)
+        identity = checkpoint_identity(checkpoint)
         self._update(
             name,
             state='done',
             checkpoint=os.path.relpath(checkpoint, self.work_dir),
-            checkpoint_bytes=os.path.getsize(checkpoint),
-            checkpoint_sha256=checkpoint_identity(checkpoint)['sha256'],
+            checkpoint_bytes=identity['bytes'],
+            checkpoint_sha256=identity['sha256'],
             metrics=metrics,
-            seconds=round(before + seconds, 1),
+            seconds=round(self.entry(name).get('seconds', 0.0) + seconds, 1),
             finished=_now(),
             **facts,
         )
+
+    def forget(self, name: str) -> None:
+        """Remove an entry, so that it can be begun with another config."""
+        with self._lock():
+            stages = self.read()
+            if stages.pop(name, None) is not None:
+                self._write(stages)
 
     @contextlib.contextmanager
     def hold(self, name: str) -> Iterator[None]:
@@ -238,12 +223,12 @@ class Ledger:
             stages[name] = {**stages.get(name, {}), **fields}
             self._write(stages)
 
-    def _write(self, stages: Dict[str, Dict[str, Any]]) -> None:
+    def _write(self, stages: Dict[str, Entry]) -> None:
         content = dict(version=VERSION, stages=stages)
         write_text_atomically(self.path, json.dumps(content, indent=1))
 
     @contextlib.contextmanager
-    def _lock(self):
+    def _lock(self) -> Iterator[None]:
         """Hold the ledger's lock file; released by the system if the process dies."""
         os.makedirs(self.work_dir, exist_ok=True)
         with open(self.path + '.lock', 'w', encoding='utf-8') as file:
@@ -252,9 +237,7 @@ class Ledger:
             yield
 
 
-def stage_table(
-    stages: List[Stage], entries: Dict[str, Dict[str, Any]], metric: str = 'mIoU'
-) -> str:
+def stage_table(stages: List[Stage], entries: Dict[str, Entry], metric: str = 'mIoU') -> str:
     """A plain-text table of the plan, with the gain of each stage.
 
     Args:
@@ -263,46 +246,46 @@ def stage_table(
             ensemble, follow at the end.
         metric (str): Metric to show. ``gain`` is its difference to the member's stage of the
             round before, ``total`` to its round 0.
-
-    Returns:
-        str: The table: stage, labels from, ratio, state, metric, gain, total, select, seconds,
-        checkpoint.
     """
+    titles = ('stage', 'labels from', 'ratio', 'state', metric, 'gain', 'total', 'select')
+    table = PrettyTable([*titles, 'seconds', 'checkpoint'], border=False, align='l')
+    table.left_padding_width, table.right_padding_width = 0, 2
+    for stage in stages:
+        labels = (stage.labeled_by or 'ground truth', f'{stage.ratio:g}' if stage.round else '')
+        gains = _gains(stage, entries, metric)
+        table.add_row(_row(stage.name, entries.get(stage.name, {}), metric, labels, gains))
     names = {stage.name for stage in stages}
-    others = [name for name in entries if name not in names and not name.startswith('stage_')]
-    titles = ('stage', 'labels from', 'ratio', 'state', metric, 'gain', 'total')
-    rows = [(*titles, 'select', 'seconds', 'checkpoint')]
-    rows += [_row(stage.name, entries, metric, stage) for stage in stages]
-    rows += [_row(name, entries, metric) for name in others]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ['  '.join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
-    return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+    for name in entries:
+        if name not in names and not name.startswith('stage_'):
+            table.add_row(_row(name, entries[name], metric))
+    return '\n'.join(line.rstrip() for line in table.get_string().splitlines())
+
+
+def _gains(stage: Stage, entries: Dict[str, Entry], metric: str) -> List[str]:
+    """Differences to the round before and to round 0, as far as there are any."""
+    names = (stage.name, stage.previous, stage.first if stage.round else None)
+    value, *others = (entries.get(name, {}).get('metrics', {}).get(metric) for name in names)
+    return ['' if None in (value, other) else f'{value - other:+.2f}' for other in others]
 
 
 def _row(
-    name: str, entries: Dict[str, Dict[str, Any]], metric: str, stage: Optional[Stage] = None
-) -> Tuple[str, ...]:
-    """Cells of one line of :func:`stage_table`."""
-    entry = entries.get(name, {})
-    value, before, first = (
-        entries.get(key, {}).get('metrics', {}).get(metric)
-        for key in (name, stage and stage.previous, stage and stage.round and stage.first)
-    )
-    return (
+    name: str,
+    entry: Entry,
+    metric: str,
+    labels: Sequence[str] = ('', ''),
+    gains: Sequence[str] = ('', ''),
+) -> List[str]:
+    value = entry.get('metrics', {}).get(metric)
+    return [
         name,
-        '' if stage is None else stage.labeled_by or 'ground truth',
-        '' if stage is None or stage.ratio is None else f'{stage.ratio:g}',
+        *labels,
         entry.get('state', 'pending'),
         '' if value is None else f'{value:.2f}',
-        *('' if None in (value, other) else f'{value - other:+.2f}' for other in (before, first)),
+        *gains,
         entry.get('selected_from', entry.get('select', '')),
         f'{entry["seconds"]:.0f}' if 'seconds' in entry else '',
         entry.get('checkpoint', ''),
-    )
-
-
-def _digest(config: Optional[Dict[str, str]]) -> str:
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    ]
 
 
 def _now() -> str:

@@ -3,19 +3,17 @@
 import copy
 import os.path as osp
 from collections.abc import Iterator, Sequence
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional
 
 from mmcv.transforms import LoadAnnotations
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 
-from mmdmt.checks import refuse_unknown_keys
+from mmdmt.checks import check_choice, refuse_unknown_keys
 from mmdmt.config import normalize_config
 from mmdmt.engine.mutual.ensemble import ensemble_kinds
 from mmdmt.engine.mutual.plan import SELECT_RULES, MutualPlan, Stage
-from mmdmt.pseudo.labeler import check_selection
-from mmdmt.pseudo.prediction import check_tta
-from mmdmt.registry import TRANSFORMS
+from mmdmt.registry import TASK_UTILS, TRANSFORMS
 
 MUTUAL_KEYS = {
     'task',
@@ -30,18 +28,6 @@ MUTUAL_KEYS = {
     'ensemble',
 }
 STAGE_KEYS = {'max_iters', 'lr', 'batch_size', 'source_ratio', 'from_scratch', 'cfg_options'}
-LABELING_KEYS = {
-    'batch_size',
-    'num_workers',
-    'pixel_stride',
-    'bins',
-    'rule',
-    'balance',
-    'threshold',
-    'amp',
-    'tta',
-    'pipeline',
-}
 DEFAULT_LOSS = dict(type='mmdmt.DynamicMutualLoss', gamma1=5.0, gamma2=5.0)
 COMPARED_KEYS = (
     'model',
@@ -50,7 +36,6 @@ COMPARED_KEYS = (
     'param_scheduler',
     'train_cfg',
     'randomness',
-    'labeling',
     'chain',
 )
 VOLATILE_KEYS = (
@@ -59,12 +44,12 @@ VOLATILE_KEYS = (
     'pin_memory',
     'prefetch_factor',
     'data_root',
+    'store',
     'store_dir',
     'soft_labels',
     'val_interval',
     'work_dir',
 )
-PSEUDO_LABEL_DIR = 'pseudo_labels'
 
 
 class StageConfigBuilder:
@@ -79,10 +64,11 @@ class StageConfigBuilder:
         ValueError: On unknown or missing keys, naming them.
     """
 
-    # What another task changes, see `classification_stages`.
+    # What another task changes, beside the methods `_read_labels` and `_set_loss`.
     model_types = ('EncoderDecoder', 'mmseg.EncoderDecoder')
-    labeling_keys = LABELING_KEYS
     default_metric = 'mIoU'
+    labeler = 'mmdmt.PseudoLabeler'
+    store = 'pseudo_labels'
 
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
@@ -102,15 +88,12 @@ class StageConfigBuilder:
             refuse_unknown_keys(f'mutual.{key}', self.mutual.get(key, {}), STAGE_KEYS)
 
     def _check_values(self) -> None:
-        self._check_labeling(self.mutual.get('labeling', {}))
-        self._check_select(self.select)
-        self._check_lengths()
+        options = dict(self.mutual.get('labeling', {}))
+        options.pop('pipeline', None)
+        TASK_UTILS.get(self.labeler).check_options(options)
+        self._check_lists()
         ensemble_kinds(self.mutual.get('ensemble', False))  # refuses unknown keys
-        if self.cfg.model.get('type') not in self.model_types:
-            raise ValueError(
-                f'`model.type` must be {self.model_types[0]} for mutual training, got '
-                f'{self.cfg.model.get("type")!r}'
-            )
+        check_choice('model.type', self.cfg.model.get('type'), self.model_types)
         sources = self.cfg.train_dataloader.dataset.get('datasets', [])
         if len(sources) != 2:
             raise ValueError(
@@ -118,36 +101,22 @@ class StageConfigBuilder:
                 f'[labeled, unlabeled]; it has {len(sources)}'
             )
 
-    def _check_labeling(self, labeling: dict) -> None:
-        refuse_unknown_keys('mutual.labeling', labeling, self.labeling_keys)
-        check_tta(labeling.get('tta'), 'mutual.labeling.tta')
-        check_selection(
-            labeling.get('rule', 'argmax'),
-            labeling.get('balance', 'class'),
-            labeling.get('threshold'),
-        )
-        for key, least in (('batch_size', 1), ('num_workers', 0), ('pixel_stride', 1), ('bins', 2)):
-            value = labeling.get(key, least)
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise ValueError(f'`mutual.labeling.{key}` must be at least {least}, got {value!r}')
-
-    def _check_select(self, select: Union[str, list]) -> None:
-        rules = select if isinstance(select, (list, tuple)) else [select]
-        if any(rule not in SELECT_RULES for rule in rules):
-            raise ValueError(f'`mutual.select` must be of {SELECT_RULES}, got {select!r}')
-        stages = len(self.plan.ratios) + 1
-        if rules is select and len(rules) != stages:
+    def _check_lists(self) -> None:
+        """Check settings that may be a list with one value for each round."""
+        rounds = len(self.plan.ratios)
+        rules = self.select if isinstance(self.select, (list, tuple)) else [self.select]
+        for rule in rules:
+            check_choice('mutual.select', rule, SELECT_RULES)
+        if rules is self.select and len(rules) != rounds + 1:
             raise ValueError(
-                f'`mutual.select` is a list of {len(rules)} rules: it needs {stages}, one for '
+                f'`mutual.select` is a list of {len(rules)} rules: it needs {rounds + 1}, one for '
                 'round 0 and one for each of `mutual.ratios`'
             )
-
-    def _check_lengths(self) -> None:
         lengths = self.mutual.get('round', {}).get('max_iters')
-        if isinstance(lengths, (list, tuple)) and len(lengths) != len(self.plan.ratios):
+        if isinstance(lengths, (list, tuple)) and len(lengths) != rounds:
             raise ValueError(
-                f'`mutual.round.max_iters` has {len(lengths)} numbers for '
-                f'{len(self.plan.ratios)} ratios: give one number, or one a round'
+                f'`mutual.round.max_iters` has {len(lengths)} numbers for {rounds} ratios: give '
+                'one number, or one a round'
             )
 
     def select_of(self, stage: Stage) -> str:
@@ -168,8 +137,8 @@ class StageConfigBuilder:
         Args:
             stage (Stage): The stage.
             stage_dir (str): Its work dir.
-            load_from (str, optional): Checkpoint to start from. Not used in a round with
-                ``from_scratch``, which starts as round 0 did.
+            load_from (str, optional): Checkpoint to start from; by default that of round 0, which
+                a round with ``from_scratch`` always starts from.
             teacher_checkpoint (str, optional): Checkpoint of the network that labels.
 
         Returns:
@@ -180,32 +149,31 @@ class StageConfigBuilder:
         # Copies: merging takes `_delete_` out of what is merged, which later stages need too.
         cfg.merge_from_dict(copy.deepcopy(settings.get('cfg_options', {})))
         _set_schedule(cfg, settings.get('max_iters'), settings.get('lr'))
-        self._set_data(cfg, stage, settings, stage_dir)
-        if stage.round:
-            self._set_pseudo_labels(cfg, stage, stage_dir, teacher_checkpoint)
+        self._set_data(cfg, stage, settings, f'{stage_dir}/{self.store}')
+        select, first = self.select_of(stage), self._initial_checkpoint(stage)
         from_scratch = bool(settings.get('from_scratch')) and stage.round > 0
-        first = self.initial_checkpoint(stage)
-        cfg.load_from = first if from_scratch else load_from
-        cfg.resume = False
-        cfg.work_dir = stage_dir
+        cfg.chain = dict(select=select, from_scratch=from_scratch)
+        if from_scratch or not stage.round:
+            load_from = first
+            # Its name only: machines that share a chain may have it in different folders.
+            cfg.chain.initial_checkpoint = osp.basename(first) if first else None
+        if stage.round:
+            cfg.chain.labeled_by = stage.labeled_by
+            self._set_loss(cfg.model)
+            self._set_labeling(cfg, stage, f'{stage_dir}/{self.store}', teacher_checkpoint)
         check = cfg.get('default_hooks', {}).get('dataset_check')
         if check and check.get('cache', True) is True:  # one cache for the whole chain
             check.cache = osp.join(osp.dirname(stage_dir), 'dataset_check.json')
-        select = self.select_of(stage)
         if select != 'last':
             cfg.default_hooks.checkpoint.save_best = self.metric
-        cfg.chain = dict(select=select, from_scratch=from_scratch)
-        if from_scratch or not stage.round:
-            # Its name only: machines that share a chain may have it in different folders.
-            cfg.chain.initial_checkpoint = osp.basename(first) if first else None
+        cfg.setdefault('custom_imports', dict(imports=['mmdmt'], allow_failed_imports=False))
+        cfg.update(
+            load_from=load_from, resume=False, work_dir=stage_dir, runner_type='mmdmt.SemiRunner'
+        )
         return cfg
 
-    def initial_checkpoint(self, stage: Stage) -> Optional[str]:
-        """Checkpoint that round 0 of a stage's member starts from, None without."""
-        return self.plan.member(stage.member).get('load_from', self.cfg.get('load_from'))
-
     def member_model(self, member: str) -> Dict[str, Any]:
-        """Model config of a member's network, an ordinary mmseg segmentor."""
+        """Model config of a member's network, an ordinary network of mmseg or mmpretrain."""
         return self._member_config(Stage(0, member)).model
 
     def comparable(self, cfg: Config) -> Dict[str, str]:
@@ -213,7 +181,18 @@ class StageConfigBuilder:
         flat = {}
         for key in COMPARED_KEYS:
             _flatten(key, cfg.get(key), flat)
+        for hook in cfg.get('custom_hooks', []):
+            if hook.type.split('.')[-1] == 'EMAHook':
+                _flatten('ema', hook, flat)
+        hook = cfg.get('default_hooks', {}).get('pseudo_labels')
+        if hook:
+            labeler = {key: value for key, value in hook.labeler.items() if key != 'model'}
+            _flatten('labeling', dict(labeler, ratio=hook.ratio), flat)
         return flat
+
+    def _initial_checkpoint(self, stage: Stage) -> Optional[str]:
+        """Checkpoint that round 0 of a stage's member starts from, None without."""
+        return self.plan.member(stage.member).get('load_from', self.cfg.get('load_from'))
 
     def _settings(self, stage: Stage) -> Dict[str, Any]:
         """``mutual.supervised`` or ``mutual.round``, with the length of this round."""
@@ -235,55 +214,61 @@ class StageConfigBuilder:
             cfg.pop(key, None)
         return normalize_config(cfg)  # a member may change `crop_size` and the like
 
-    def _set_data(self, cfg: Config, stage: Stage, settings: dict, stage_dir: str) -> None:
+    def _set_data(self, cfg: Config, stage: Stage, settings: dict, store: str) -> None:
         """One labeled source in round 0, labeled and pseudo-labeled later."""
         loader = cfg.train_dataloader
         labeled, unlabeled = loader.dataset.datasets
         member = self.plan.member(stage.member)
-        if stage.round == 0 and member.get('labeled_list'):
-            _set_list(labeled, member)
         if stage.round:
-            for part in _parts(unlabeled):
-                part['pipeline'] = _with_pseudo_labels(part['pipeline'], _store_dir(stage_dir))
-            loader.dataset.datasets = [labeled, unlabeled]
             ratio = settings.get('source_ratio', loader.sampler.get('source_ratio'))
+            if not ratio or len(ratio) != 2 or min(ratio) < 1:
+                raise ValueError(
+                    f'rounds have batches of labeled and pseudo-labeled images, got {ratio}: set '
+                    '`mutual.round.source_ratio`, such as [1, 1]'
+                )
+            for part in _parts(unlabeled):
+                self._read_labels(part, store)
         else:
-            loader.dataset.datasets = [labeled]
-            ratio = [1]
+            loader.dataset.datasets, ratio = [labeled], [1]
+            if member.get('labeled_list'):
+                _set_list(labeled, member)
         loader.batch_size = settings.get('batch_size', loader.batch_size)
         loader.sampler.batch_size = loader.batch_size
         loader.sampler.source_ratio = ratio
-        _set_off_line_preprocessor(cfg.model)
 
-    def _set_pseudo_labels(
-        self, cfg: Config, stage: Stage, stage_dir: str, teacher_checkpoint: Optional[str]
+    def _set_labeling(
+        self, cfg: Config, stage: Stage, store: str, teacher_checkpoint: Optional[str]
     ) -> None:
-        """The dynamic loss, and the hook that labels before training."""
-        cfg.model.type = 'mmdmt.PseudoLabelSegmentor'
-        cfg.model.pseudo_loss = self.mutual.get('pseudo_loss', DEFAULT_LOSS)
-        labeling = dict(self.mutual.get('labeling', {}))
+        """The hook that labels before training, with the other member's network and pipeline."""
+        options = dict(self.mutual.get('labeling', {}))
         teacher = self._member_config(Stage(0, stage.teacher))
-        pipeline = labeling.pop('pipeline', None) or test_pipeline(teacher)
+        pipeline = options.pop('pipeline', None) or test_pipeline(teacher)
         dataset = copy.deepcopy(self.cfg.train_dataloader.dataset.datasets[1])
         for part in _parts(dataset):
             part['pipeline'] = _without_annotations(pipeline, cfg.get('default_scope', 'mmseg'))
-        hook = dict(
+        labeler = dict(
+            type=self.labeler, store=store, model=teacher.model, dataset=dataset, **options
+        )
+        # Among the default hooks, where a child config that sets `custom_hooks` does not lose it.
+        cfg.setdefault('default_hooks', ConfigDict()).pseudo_labels = dict(
             type='mmdmt.PseudoLabelHook',
-            store_dir=_store_dir(stage_dir),
-            model=teacher.model,
+            labeler=labeler,
             checkpoint=teacher_checkpoint,
-            dataset=dataset,
             ratio=stage.ratio,
-            **labeling,
-        )
-        cfg.custom_hooks = [*cfg.get('custom_hooks', []), hook]
-        cfg.labeling = dict(
-            teacher=stage.labeled_by, ratio=stage.ratio, dataset=dataset, **labeling
         )
 
+    # ------------------------------------------------------------------ what a task changes
 
-def _store_dir(stage_dir: str) -> str:
-    return f'{stage_dir}/{PSEUDO_LABEL_DIR}'
+    def _read_labels(self, source: ConfigDict, store: str) -> None:
+        """Let an unlabeled source give the labels of a store."""
+        load = dict(type='mmdmt.LoadPseudoLabels', store_dir=store)
+        first, *rest = source.pipeline
+        source.pipeline = [first, load, *rest]  # right after the image
+
+    def _set_loss(self, model: ConfigDict) -> None:
+        """Let the network of a round learn from pseudo-labels."""
+        model.type = 'mmdmt.PseudoLabelSegmentor'
+        model.pseudo_loss = self.mutual.get('pseudo_loss', DEFAULT_LOSS)
 
 
 def _set_schedule(cfg: Config, max_iters: Optional[int], lr: Optional[float]) -> None:
@@ -323,13 +308,13 @@ def test_pipeline(cfg: Config) -> List[dict]:
 
 
 def _parts(dataset: dict) -> Iterator[dict]:
-    """The data sets with a pipeline that a source, such as a ``ConcatDataset``, consists of."""
+    """The datasets with a pipeline that a source, such as a ``ConcatDataset``, consists of."""
     if 'pipeline' in dataset:
         yield dataset
         return
     inner = dataset.get('datasets') or [dataset[key] for key in ('dataset',) if key in dataset]
     if not inner:
-        raise ValueError(f'a data set of type {dataset.get("type")!r} has no `pipeline`')
+        raise ValueError(f'a dataset of type {dataset.get("type")!r} has no `pipeline`')
     for part in inner:
         yield from _parts(part)
 
@@ -339,25 +324,9 @@ def _set_list(labeled: ConfigDict, member: dict) -> None:
     if 'ann_file' not in labeled:
         raise ValueError(
             f'member {member["name"]!r} has a `labeled_list`, but the labeled source is a '
-            f'{labeled.get("type")} without `ann_file`: give the list to one data set'
+            f'{labeled.get("type")} without `ann_file`: give the list to one dataset'
         )
     labeled.ann_file = member['labeled_list']
-
-
-def _set_off_line_preprocessor(model: ConfigDict) -> None:
-    """Let the preprocessor carry stored confidences; views are for on-line methods."""
-    preprocessor = model.data_preprocessor
-    for key in ('strong', 'num_strong'):
-        preprocessor.pop(key, None)
-    preprocessor.type = 'mmdmt.SemiDataPreprocessor'
-    preprocessor.branches = False
-
-
-def _with_pseudo_labels(pipeline: Sequence[dict], store_dir: str) -> list:
-    """Insert the loading of stored labels after the loading of the image."""
-    load = dict(type='mmdmt.LoadPseudoLabels', store_dir=store_dir)
-    first, *rest = copy.deepcopy(list(pipeline))
-    return [first, load, *rest]
 
 
 def _without_annotations(pipeline: Sequence[dict], scope: str) -> list:

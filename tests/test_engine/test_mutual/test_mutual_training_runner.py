@@ -24,8 +24,7 @@ from mmdmt.datasets.checks.validation import DatasetError
 from mmdmt.engine.mutual import LedgerMismatchError
 from mmdmt.engine.runners import MutualTrainingRunner
 from mmdmt.models.methods.base import build_segmentor
-from mmdmt.pseudo.labeler import PseudoLabeler
-from mmdmt.registry import RUNNERS
+from mmdmt.registry import RUNNERS, TASK_UTILS
 
 STAGES = [f'stage_{r}_{m}' for r in range(3) for m in 'ab']
 
@@ -116,6 +115,29 @@ def test_the_stage_config_tests_the_stage(finished):
     cfg.update(load_from=str(stage / 'iter_4.pth'), resume=False)
     metrics = RUNNERS.build(cfg).test()
     assert metrics['mIoU'] == pytest.approx(entries['stage_2_a']['metrics']['mIoU'])
+
+
+def test_the_config_of_any_stage_can_be_had_before_it_is_run(finished, tree, tmp_path):
+    """Its text runs by itself, and is what the chain runs."""
+    work_dir, entries = finished
+    cfg = load_config(mutual(base_config(tree, tmp_path)), tmp_path / 'chain.py')
+    runner = MutualTrainingRunner.from_cfg(cfg)
+    planned = runner.stage_config('round_2.a')
+    assert planned.load_from == str(tmp_path / 'stage_1_a' / 'iter_4.pth')
+    hook = planned.default_hooks.pseudo_labels
+    assert hook.checkpoint == str(tmp_path / 'stage_1_b' / 'iter_4.pth')
+    assert not list(tmp_path.glob('stage*')), 'something was written'
+    text = runner.stage_config('round_0.a').pretty_text
+    (tmp_path / 'alone.py').write_text(text)
+    alone = Config.fromfile(str(tmp_path / 'alone.py'))
+    assert alone.runner_type == 'mmdmt.SemiRunner' and alone.custom_imports.imports == ['mmdmt']
+    alone.experiment_name = 'alone'
+    RUNNERS.build(alone).train()
+    path = entries['stage_0_a']['checkpoint']
+    assert_same_weights(tmp_path / path, work_dir / path)
+    cfg.mutual.select = 'best'
+    best = MutualTrainingRunner.from_cfg(cfg).stage_config('round_1.a')
+    assert best.load_from == str(tmp_path / 'stage_0_a' / 'best_mIoU_iter_*.pth')
 
 
 def test_a_stage_alone_gives_what_the_chain_gives(finished, tree, tmp_path):
@@ -261,11 +283,10 @@ def test_the_chain_runs_on_two_processes(tree, tmp_path):
 
 def label_again(stage, store_dir):
     """Manifest of the same labeling in this process alone."""
-    hook = dict(Config.fromfile(str(stage / 'config.py')).custom_hooks[-1])
-    checkpoint, ratio = hook.pop('checkpoint'), hook.pop('ratio')
-    hook.pop('type')
+    hook = Config.fromfile(str(stage / 'config.py')).default_hooks.pseudo_labels
     with DefaultScope.overwrite_default_scope('mmseg'):
-        return PseudoLabeler(**dict(hook, store_dir=str(store_dir))).run(checkpoint, ratio)
+        labeler = TASK_UTILS.build(dict(hook.labeler, store=str(store_dir)))
+        return labeler.run(hook.checkpoint, hook.ratio)
 
 
 def test_one_stage_can_be_run_from_the_command_line(tree, tmp_path):
