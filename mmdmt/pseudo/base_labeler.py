@@ -93,11 +93,11 @@ class BaseLabeler(metaclass=ABCMeta):
 
         Args:
             names (list[str]): Images.
-            meta (dict): What decides the labels.
-            predict (Callable): Labels images by their positions in ``names``.
+            meta (dict): What decides the labels: checkpoint, ratio and :meth:`settings`.
+            predict (Callable): Gives probabilities of images by their positions in ``names``.
 
         Returns:
-            dict: The manifest.
+            dict: The manifest, ``meta`` and what the labels are like.
         """
 
     @abstractmethod
@@ -141,11 +141,7 @@ def own_share(items: Iterable) -> List[Any]:
 
 
 def check_count(name: str, value: Any, least: int) -> None:
-    """Refuse what is no integer of at least ``least``.
-
-    Raises:
-        ValueError: With name, value and bound.
-    """
+    """Raise a ``ValueError`` for what is no integer of at least ``least``."""
     if not isinstance(value, int) or value < least:
         raise ValueError(f'`{name}` must be an integer of at least {least}, got {value!r}')
 

@@ -30,14 +30,7 @@ class DamagedMapError(PseudoLabelError):
 
 
 def encode_map(label: np.ndarray, confidence: np.ndarray) -> bytes:
-    """Pack a map of classes and confidences.
-
-    Args:
-        label: (H, W) uint8.
-        confidence: (H, W) floats in [0, 1].
-
-    Returns:
-        The bytes of a file.
+    """Pack label (H, W) uint8 and confidence (H, W) in [0, 1] into the bytes of a file.
 
     Raises:
         ValueError: If types or shapes do not fit, or a confidence is not in [0, 1].
@@ -61,13 +54,7 @@ def encode_map(label: np.ndarray, confidence: np.ndarray) -> bytes:
 
 
 def decode_map(data: bytes) -> Tuple[np.ndarray, np.ndarray]:
-    """Unpack a map of classes and confidences.
-
-    Args:
-        data: The bytes of a file.
-
-    Returns:
-        Label (H, W) uint8, and confidence (H, W) float32 in [0, 1].
+    """Label (H, W) uint8 and confidence (H, W) float32 in [0, 1] of the bytes of a file.
 
     Raises:
         DamagedMapError: If the bytes are not complete, damaged, or of another format.

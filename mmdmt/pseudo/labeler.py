@@ -39,10 +39,9 @@ def most_probable(prob: Tensor) -> Tuple[Tensor, Tensor]:
 class PseudoLabeler(BaseLabeler):
     """One forward per image: class and confidence into a store, thresholds from the same pass.
 
-    The images are split over the ranks; images that are in the store already are not labeled
-    again. Thresholds are computed from the stored (quantized) values, so that an interrupted pass
-    that was continued ends with exactly the manifest of an uninterrupted one, on any number of
-    ranks.
+    The images are split over the ranks; those in the store already are not labeled again.
+    Thresholds are computed from the stored (quantized) values, so that an interrupted pass that
+    was continued ends with the manifest of an uninterrupted one, on any number of ranks.
 
     The rule ``'threshold_ratio'`` needs the thresholds before it can choose a class, and the
     probabilities of all classes, which are too large to keep: it takes a second forward. The
@@ -93,16 +92,16 @@ class PseudoLabeler(BaseLabeler):
         check_choice('labeling.rule', rule, RULES)
         check_choice('labeling.balance', balance, BALANCES)
         check_tta(tta, 'labeling.tta')
-        if threshold is not None:
-            _check_threshold(threshold, rule, balance)
+        check_range('labeling.threshold', threshold or 0, 0, 1)
+        if threshold is not None and (rule != 'argmax' or balance != 'class'):
+            raise ValueError(
+                f'a fixed `labeling.threshold` ({threshold}) leaves nothing to balance: remove '
+                f'rule={rule!r} and balance={balance!r}, or the threshold'
+            )
         self.store = PseudoLabelStore(store)
-        self.pixel_stride = pixel_stride
-        self.bins = bins
-        self.rule = rule
-        self.balance = balance
-        self.threshold = threshold
-        self.amp = amp
-        self.tta = tta
+        self.pixel_stride, self.bins = pixel_stride, bins
+        self.rule, self.balance, self.threshold = rule, balance, threshold
+        self.amp, self.tta = amp, tta
 
     def settings(self, model: nn.Module, names: List[str]) -> Dict[str, Any]:
         """What decides labels and thresholds."""
@@ -152,8 +151,6 @@ class PseudoLabeler(BaseLabeler):
             confidence=manifest['class_confidence'],
             threshold=manifest['thresholds'],
         )
-
-    # ------------------------------------------------------------------ parts
 
     def _selection(self, ratio: float) -> str:
         if self.threshold is not None:
@@ -210,12 +207,3 @@ class PseudoLabeler(BaseLabeler):
             if rank != get_rank():
                 counter.merge(other)
         return counter.compute(meta['ratio'], self.balance)
-
-
-def _check_threshold(threshold: float, rule: str, balance: str) -> None:
-    check_range('labeling.threshold', threshold, 0, 1)
-    if rule != 'argmax' or balance != 'class':
-        raise ValueError(
-            f'a fixed `labeling.threshold` ({threshold}) leaves nothing to balance: remove '
-            f'rule={rule!r} and balance={balance!r}, or the threshold'
-        )

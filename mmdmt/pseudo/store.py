@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from mmdmt.atomic import atomic_path, remove_stale_temporaries, write_text_atomically
+from mmdmt.checks import check_range
 from mmdmt.pseudo.codec import (
     FORMAT_VERSION,
     DamagedMapError,
@@ -48,11 +49,10 @@ class PseudoLabelStore:
     cut off goes on with :meth:`missing`. Only :meth:`finish` makes the manifest, and without a
     manifest the store is not used.
 
-    Stored confidences are quantized (see :mod:`mmdmt.pseudo.codec`). Compute thresholds from what
-    :meth:`get` returns, not from what was put: then they do not depend on where a pass was cut
-    off. Thresholds are applied when maps are read, so that another ratio needs no new labels.
-
-    Each map has a checksum of its content, which every read verifies.
+    Stored confidences are quantized (see :mod:`mmdmt.pseudo.codec`): thresholds have to come from
+    what :meth:`get` returns, so that they do not depend on where a pass was cut off. They are
+    applied when maps are read, so that another ratio needs no new labels. Each map has a checksum
+    of its content, which every read verifies.
 
     Layout: ``meta.json``, ``maps/<name>.plc``, ``manifest.json``.
 
@@ -67,8 +67,6 @@ class PseudoLabelStore:
         self._manifest_path = self.root / 'manifest.json'
         self._num_classes: Optional[int] = None
         self._thresholds: Optional[np.ndarray] = None
-
-    # ------------------------------------------------------------------ state
 
     @property
     def is_complete(self) -> bool:
@@ -109,15 +107,9 @@ class PseudoLabelStore:
                 absent.append(name)
                 damaged += [name] if isinstance(error, DamagedMapError) else []
         if damaged:
-            print_log(
-                f'{len(damaged)} pseudo-label(s) in {self.root} are damaged and count as missing: '
-                f'{_enumerate(damaged)}',
-                logger='current',
-                level=logging.WARNING,
-            )
+            found = f'{len(damaged)} pseudo-label(s) in {self.root} are damaged: '
+            print_log(found + _enumerate(damaged), logger='current', level=logging.WARNING)
         return absent
-
-    # ---------------------------------------------------------------- writing
 
     def begin(self, meta: Dict[str, Any]) -> None:
         """Open the store for writing; call it in one process before any of them writes.
@@ -126,16 +118,13 @@ class PseudoLabelStore:
         ``THRESHOLD_KEYS`` differs, its maps are kept and the manifest is dropped.
 
         Args:
-            meta: What identifies the labels, JSON values: ``num_classes`` and whatever else says
-                where they come from, such as ``checkpoint``, ``ratio``, ``rule``.
+            meta: What identifies the labels, JSON values: ``num_classes`` (1 to 255) and where
+                they come from, such as ``checkpoint``, ``ratio``, ``rule``.
 
         Raises:
-            ValueError: If ``meta['num_classes']`` is not in 1..255.
             StoreMismatchError: If the store holds maps of another ``meta``, or maps without any.
         """
-        num_classes = meta.get('num_classes')
-        if not isinstance(num_classes, int) or not 1 <= num_classes <= 255:
-            raise ValueError(f'`num_classes` must be in 1..255 (uint8), got {num_classes!r}')
+        check_range('num_classes', meta.get('num_classes'), 1, 255)  # labels are uint8
         meta = json.loads(json.dumps(meta))
         known = _read_json(self._meta_path)
         if known != meta:
@@ -144,19 +133,18 @@ class PseudoLabelStore:
             write_text_atomically(self._meta_path, json.dumps(meta, indent=1))
         for folder, _, _ in os.walk(self._maps):
             remove_stale_temporaries(folder)
-        self._num_classes = num_classes
+        self._num_classes = meta['num_classes']
 
     def put(self, name: str, label: np.ndarray, confidence: np.ndarray) -> None:
         """Store the map of one image. A finished store is unfinished by it.
 
         Args:
             name: Image name, relative, may contain ``/``.
-            label: (H, W) uint8, most probable classes before any threshold; 255 where none.
+            label: (H, W) uint8, classes before any threshold; 255 where none.
             confidence: (H, W) floats in [0, 1].
 
         Raises:
             ValueError: If the maps do not fit, or hold classes or confidences that cannot be.
-            RuntimeError: If the store was not begun.
         """
         path, num_classes = self._path(name), self._load_num_classes()
         label = np.asarray(label)
@@ -174,18 +162,13 @@ class PseudoLabelStore:
             temporary.write_bytes(data)
 
     def measure(self, names: Iterable[str], thresholds: Thresholds) -> np.ndarray:
-        """Read maps and count what the thresholds keep; ranks may share the work and add.
-
-        Args:
-            names: Images to count.
-            thresholds: (C,), of :class:`~mmdmt.pseudo.ClassBalancedThreshold`.
+        """Count what thresholds (C,) keep of some images; ranks may share the work and add.
 
         Returns:
             (3, C) int64: per class the pixels it was predicted for, those of them that reach the
             threshold, and the sum of their confidences in steps of 2^-16.
 
         Raises:
-            ValueError: If there is not one threshold per class.
             StoreIncompleteError: If any map is missing or damaged; the error names them.
         """
         num_classes = self._load_num_classes()
@@ -210,9 +193,8 @@ class PseudoLabelStore:
 
         Args:
             names: All images of the store.
-            thresholds: (C,), kept in the manifest and applied by :meth:`get_thresholded`.
-            counts: Sum of :meth:`measure` over all images with the same thresholds. Computed
-                here by default, which reads every map once.
+            thresholds: (C,), applied by :meth:`get_thresholded`.
+            counts: Sum of :meth:`measure` over all images; by default it is called here.
 
         Returns:
             dict: The manifest: the ``meta`` of :meth:`begin`, ``format_version``, ``thresholds``,
@@ -220,15 +202,12 @@ class PseudoLabelStore:
             that have a class), per class ``predicted_pixels``, ``kept_pixels`` and
             ``class_confidence`` (mean, 0 of a class that was not predicted), and ``files``, the
             names of the images.
-
-        Raises:
-            StoreIncompleteError: If any map is missing or damaged; the error names them.
         """
         values = _as_thresholds(thresholds, self._load_num_classes())
         predicted, kept, sums = self.measure(names, values) if counts is None else counts
         pixels, sums = int(predicted.sum()), sums / _CONFIDENCE_STEPS
         manifest = dict(
-            self._load_meta(),
+            _read_json(self._meta_path),
             format_version=FORMAT_VERSION,
             thresholds=values.tolist(),
             num_images=len(names),
@@ -244,16 +223,8 @@ class PseudoLabelStore:
         self._thresholds = None
         return manifest
 
-    # ---------------------------------------------------------------- reading
-
     def get(self, name: str) -> Tuple[np.ndarray, np.ndarray]:
-        """Stored map of one image, before any threshold, also of an unfinished store.
-
-        Args:
-            name: Image name.
-
-        Returns:
-            Label (H, W) uint8, and confidence (H, W) float32.
+        """Label (H, W) uint8 and confidence (H, W) float32 of an image, before any threshold.
 
         Raises:
             StoreIncompleteError: If the image has no map.
@@ -271,13 +242,7 @@ class PseudoLabelStore:
             ) from error
 
     def get_thresholded(self, name: str) -> Tuple[np.ndarray, np.ndarray]:
-        """Stored map of one image with labels below the threshold of their class set to 255.
-
-        Args:
-            name: Image name.
-
-        Returns:
-            Label (H, W) uint8, and confidence (H, W) float32.
+        """The same of a finished store, with 255 where the threshold of the class is not reached.
 
         Raises:
             StoreIncompleteError: If the image has no map, or the store is not finished.
@@ -287,8 +252,6 @@ class PseudoLabelStore:
             self._thresholds = np.array(self.manifest['thresholds'], np.float32)
         label, confidence = self.get(name)
         return apply_thresholds(label, confidence, self._thresholds), confidence
-
-    # ------------------------------------------------------------------ parts
 
     def _path(self, name: str) -> Path:
         if any(part in ('', '.', '..') for part in name.split('/')):
@@ -305,9 +268,7 @@ class PseudoLabelStore:
             if known.get(key) != meta.get(key) and key not in THRESHOLD_KEYS
         )
         if differing and any(self._maps.rglob(f'*{_SUFFIX}')):
-            found = ', '.join(
-                f'{key}: {known.get(key)!r} -> {meta.get(key)!r}' for key in differing
-            )
+            found = ', '.join(f'{k}: {known.get(k)!r} -> {meta.get(k)!r}' for k in differing)
             raise StoreMismatchError(
                 f'{self.root} holds pseudo-labels of another origin ({found}). Delete the folder '
                 'if they are not needed, or label into another one'
@@ -317,18 +278,12 @@ class PseudoLabelStore:
         self._manifest_path.unlink(missing_ok=True)
         self._thresholds = None
 
-    def _load_meta(self) -> Dict[str, Any]:
-        meta = _read_json(self._meta_path)
-        if meta is None:
-            raise RuntimeError(
-                f'{self.root} is no pseudo-label store: {self._meta_path.name} is missing or '
-                'damaged; call begin() first'
-            )
-        return meta
-
     def _load_num_classes(self) -> int:
         if self._num_classes is None:
-            self._num_classes = self._load_meta()['num_classes']
+            meta = _read_json(self._meta_path)
+            if meta is None:
+                raise RuntimeError(f'{self.root} is no pseudo-label store: call begin() first')
+            self._num_classes = meta['num_classes']
         return self._num_classes
 
     def _measure_one(self, name: str, thresholds: np.ndarray) -> np.ndarray:
@@ -356,10 +311,7 @@ def _enumerate(names: Sequence[str]) -> str:
 def _as_thresholds(thresholds: Thresholds, num_classes: int) -> np.ndarray:
     values = np.asarray(thresholds, np.float32)
     if values.shape != (num_classes,):
-        raise ValueError(
-            f'there must be one threshold for each of the {num_classes} classes, got shape '
-            f'{values.shape}'
-        )
+        raise ValueError(f'one threshold for each of {num_classes} classes, not {values.shape}')
     return values
 
 

@@ -57,7 +57,7 @@ class ClassBalancedThreshold:
     def __init__(
         self, num_classes: int, pixel_stride: int = 16, bins: Optional[int] = None
     ) -> None:
-        if num_classes < 1 or pixel_stride < 1 or (bins is not None and bins < 1):
+        if min(num_classes, pixel_stride, 1 if bins is None else bins) < 1:
             raise ValueError(
                 '`num_classes`, `pixel_stride` and `bins` must be positive, got '
                 f'{num_classes}, {pixel_stride} and {bins}'
@@ -70,11 +70,9 @@ class ClassBalancedThreshold:
         self._num_recent = 0
 
     def update(self, label: Map, confidence: Map) -> None:
-        """Add the predictions of one image.
+        """Add the predictions of one image: classes (H, W) and their confidence (H, W).
 
-        Args:
-            label: (H, W) predicted classes of any integer type. Others than 0..C-1 are left out.
-            confidence: (H, W) their softmax values.
+        Labels other than 0..C-1 are left out.
 
         Raises:
             ValueError: If the shapes differ or a confidence is not finite.
@@ -99,11 +97,7 @@ class ClassBalancedThreshold:
             self._count_recent()
 
     def merge(self, other: 'ClassBalancedThreshold') -> None:
-        """Add what another object has seen.
-
-        Raises:
-            ValueError: If the other object was made with other arguments.
-        """
+        """Add what another object has seen, which was made with the same arguments."""
         for key in ('num_classes', 'pixel_stride', 'bins'):
             if getattr(self, key) != getattr(other, key):
                 raise ValueError(

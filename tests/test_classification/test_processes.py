@@ -26,13 +26,9 @@ import os
 import time
 from pathlib import Path
 
-import yapf.yapflib.yapf_api
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-
-# Formatting config texts takes half of the time of so short a run.
-yapf.yapflib.yapf_api.FormatCode = lambda text, **options: (text, True)
 
 @HOOKS.register_module()
 class ChainHook(Hook):

@@ -1,13 +1,12 @@
 """The record of which stages are done, written so that a crash can not damage it."""
 
 import contextlib
-import hashlib
 import json
 import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Dict, List, Optional, TextIO
+from typing import Any, Dict, List, Optional
 
 from prettytable import PrettyTable
 
@@ -23,6 +22,7 @@ except ImportError:  # Windows: two machines can not share a work dir there
 FILE_NAME = 'stages.json'
 VERSION = 1
 _MAX_DIFFERENCES = 20
+_OF_DONE = {'checkpoint', 'checkpoint_bytes'}
 
 Entry = Dict[str, Any]
 
@@ -38,9 +38,8 @@ class StageBusyError(RuntimeError):
 class Ledger:
     """``stages.json``: state, checkpoint, metrics and config of every stage.
 
-    Every change is read-merge-write under a lock with an atomic replace, so that two processes
-    that share a round on one file system do not lose each other's entries, and a killed process
-    leaves either the old or the new file.
+    Every change is read-merge-write under a lock with an atomic replace: two processes that share
+    a round do not lose each other's entries, and a killed one leaves the old or the new file.
 
     Args:
         work_dir (str): Folder of the chain.
@@ -62,6 +61,9 @@ class Ledger:
             with open(self.path, encoding='utf-8') as file:
                 content = json.load(file)
             version, stages = content['version'], content['stages']
+            for name, entry in stages.items():
+                if entry['state'] == 'done' and not entry.keys() >= _OF_DONE:
+                    raise KeyError(f'the entry {name} has no {sorted(_OF_DONE - entry.keys())}')
         except (ValueError, KeyError, TypeError) as error:
             raise RuntimeError(
                 f'{self.path} is damaged ({error}): restore it, or move the folder away to start '
@@ -69,15 +71,6 @@ class Ledger:
             ) from error
         if version != VERSION:
             raise RuntimeError(f'{self.path} has version {version}, this program writes {VERSION}')
-        for name, entry in stages.items():
-            keys = set(entry) if isinstance(entry, dict) else set()
-            done = keys and entry.get('state') == 'done'
-            missing = ({'state', 'checkpoint', 'checkpoint_bytes'} if done else {'state'}) - keys
-            if missing:
-                raise RuntimeError(
-                    f'{self.path} is damaged: the entry {name} has no {sorted(missing)}. Restore '
-                    'the file, or move the folder away to start afresh'
-                )
         return stages
 
     def entry(self, name: str) -> Entry:
@@ -118,7 +111,7 @@ class Ledger:
         Args:
             name (str): Stage.
             config (dict[str, str]): What decides its outcome, flat.
-            made_from (dict[str, str], optional): :meth:`checksums` of the stages that it needs.
+            made_from (dict[str, str], optional): :meth:`checksums` of the stages it needs.
 
         Raises:
             LedgerMismatchError: With the differing keys, old and new value, or the stages.
@@ -150,7 +143,6 @@ class Ledger:
         self._update(
             name,
             state='running',
-            config_sha256=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
             config=config,
             made_from=made_from or {},
             begun=self.entry(name).get('begun', _now()),
@@ -165,8 +157,8 @@ class Ledger:
             name (str): Stage.
             checkpoint (str): Path of its product.
             metrics (dict[str, float]): Validation metrics of that checkpoint.
-            seconds (float): Time the last (possibly resumed) run took.
-            **facts: What else the record shall say, JSON values: ``select``, ``selected_from``.
+            seconds (float): Time of this run, which may have been resumed.
+            **facts: JSON values: ``select``, ``selected_from``.
         """
         identity = checkpoint_identity(checkpoint)
         self._update(
@@ -193,29 +185,25 @@ class Ledger:
         """Keep a stage for this process; the system lets go of it when the process dies.
 
         Raises:
-            StageBusyError: If another process, here or on another machine that shares the folder,
-                has it.
+            StageBusyError: If another process has it, here or on a machine that shares the folder.
         """
         os.makedirs(self.work_dir, exist_ok=True)
-        path = os.path.join(self.work_dir, f'.{name}.lock')
-        with open(path, 'a+', encoding='utf-8') as file:
-            self._claim(file, name)
-            yield
-
-    def _claim(self, file: TextIO, name: str) -> None:
-        # Unlike `flock`, it does not pass to loader workers, which may outlive a killed process.
-        if fcntl is not None:
+        with open(os.path.join(self.work_dir, f'.{name}.lock'), 'a+', encoding='utf-8') as file:
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Unlike `flock`, it does not pass to loader workers, which may outlive a killed
+                # process.
+                if fcntl is not None:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError) as error:
                 file.seek(0)
                 raise StageBusyError(
                     f'{name} in {self.work_dir} is being worked on by {file.read() or "another"}: '
                     'wait until it is done, or run another stage with --stage'
                 ) from error
-        file.truncate(0)
-        file.write(f'process {os.getpid()} on {socket.gethostname()}')
-        file.flush()
+            file.truncate(0)
+            file.write(f'process {os.getpid()} on {socket.gethostname()}')
+            file.flush()
+            yield
 
     def _update(self, name: str, **fields: Any) -> None:
         with self._lock():
@@ -252,40 +240,26 @@ def stage_table(stages: List[Stage], entries: Dict[str, Entry], metric: str = 'm
     table.left_padding_width, table.right_padding_width = 0, 2
     for stage in stages:
         labels = (stage.labeled_by or 'ground truth', f'{stage.ratio:g}' if stage.round else '')
-        gains = _gains(stage, entries, metric)
+        first = Stage(0, stage.member).name if stage.round else None
+        scores = [
+            entries.get(name, {}).get('metrics', {}).get(metric)
+            for name in (stage.name, stage.previous, first)
+        ]
+        gains = ['' if None in (scores[0], x) else f'{scores[0] - x:+.2f}' for x in scores[1:]]
         table.add_row(_row(stage.name, entries.get(stage.name, {}), metric, labels, gains))
-    names = {stage.name for stage in stages}
-    for name in entries:
-        if name not in names and not name.startswith('stage_'):
-            table.add_row(_row(name, entries[name], metric))
+    for name in [name for name in entries if not name.startswith('stage_')]:
+        table.add_row(_row(name, entries[name], metric, ('', ''), ('', '')))
     return '\n'.join(line.rstrip() for line in table.get_string().splitlines())
 
 
-def _gains(stage: Stage, entries: Dict[str, Entry], metric: str) -> List[str]:
-    """Differences to the round before and to round 0, as far as there are any."""
-    names = (stage.name, stage.previous, stage.first if stage.round else None)
-    value, *others = (entries.get(name, {}).get('metrics', {}).get(metric) for name in names)
-    return ['' if None in (value, other) else f'{value - other:+.2f}' for other in others]
-
-
 def _row(
-    name: str,
-    entry: Entry,
-    metric: str,
-    labels: Sequence[str] = ('', ''),
-    gains: Sequence[str] = ('', ''),
+    name: str, entry: Entry, metric: str, labels: Sequence[str], gains: Sequence[str]
 ) -> List[str]:
-    value = entry.get('metrics', {}).get(metric)
-    return [
-        name,
-        *labels,
-        entry.get('state', 'pending'),
-        '' if value is None else f'{value:.2f}',
-        *gains,
-        entry.get('selected_from', entry.get('select', '')),
-        f'{entry["seconds"]:.0f}' if 'seconds' in entry else '',
-        entry.get('checkpoint', ''),
-    ]
+    score = entry.get('metrics', {}).get(metric)
+    facts = [entry.get('state', 'pending'), '' if score is None else f'{score:.2f}', *gains]
+    facts.append(entry.get('selected_from', entry.get('select', '')))
+    seconds = f'{entry["seconds"]:.0f}' if 'seconds' in entry else ''
+    return [name, *labels, *facts, seconds, entry.get('checkpoint', '')]
 
 
 def _now() -> str:

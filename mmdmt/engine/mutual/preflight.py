@@ -13,11 +13,7 @@ from mmdmt.registry import HOOKS, MODELS
 
 
 def check_chain(builder: StageConfigBuilder, work_dir: str) -> List[Config]:
-    """Build the config of every stage, and the network of every member, and look at them.
-
-    Args:
-        builder (StageConfigBuilder): Of the chain.
-        work_dir (str): Folder of the chain. Nothing is written.
+    """Build the config of every stage, and the network of every member; nothing is written.
 
     Returns:
         list[Config]: The configs of round 0, in the order of the members.
@@ -39,12 +35,10 @@ def check_chain(builder: StageConfigBuilder, work_dir: str) -> List[Config]:
 
 
 def check_data(cfg: Config, first_configs: List[Config], work_dir: str) -> None:
-    """Check all sources: a fault in the unlabeled images must not wait for round 1.
+    """Check all sources with ``default_hooks.dataset_check`` of the whole config.
 
-    Args:
-        cfg (Config): The whole config, whose ``default_hooks.dataset_check`` is used.
-        first_configs (list[Config]): Of round 0: members may have labeled images of their own.
-        work_dir (str): Folder of the chain.
+    A fault in the unlabeled images must not wait for round 1, and in round 0 members may have
+    labeled images of their own (``first_configs``).
     """
     check = cfg.get('default_hooks', {}).get('dataset_check')
     if not check:

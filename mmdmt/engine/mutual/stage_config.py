@@ -15,41 +15,23 @@ from mmdmt.engine.mutual.ensemble import ensemble_kinds
 from mmdmt.engine.mutual.plan import SELECT_RULES, MutualPlan, Stage
 from mmdmt.registry import TASK_UTILS, TRANSFORMS
 
+# fmt: off
 MUTUAL_KEYS = {
-    'task',
-    'members',
-    'ratios',
-    'select',
-    'metric',
-    'supervised',
-    'round',
-    'pseudo_loss',
-    'labeling',
-    'ensemble',
+    'task', 'members', 'ratios', 'select', 'metric', 'supervised', 'round', 'pseudo_loss',
+    'labeling', 'ensemble',
 }
 STAGE_KEYS = {'max_iters', 'lr', 'batch_size', 'source_ratio', 'from_scratch', 'cfg_options'}
-DEFAULT_LOSS = dict(type='mmdmt.DynamicMutualLoss', gamma1=5.0, gamma2=5.0)
+# What decides the outcome of a stage, and what of it belongs to the machine.
 COMPARED_KEYS = (
-    'model',
-    'train_dataloader',
-    'optim_wrapper',
-    'param_scheduler',
-    'train_cfg',
-    'randomness',
+    'model', 'train_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'randomness',
     'chain',
 )
-VOLATILE_KEYS = (
-    'num_workers',
-    'persistent_workers',
-    'pin_memory',
-    'prefetch_factor',
-    'data_root',
-    'store',
-    'store_dir',
-    'soft_labels',
-    'val_interval',
-    'work_dir',
-)
+VOLATILE_KEYS = {
+    'num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor', 'data_root', 'store',
+    'store_dir', 'soft_labels', 'val_interval', 'work_dir',
+}
+# fmt: on
+DEFAULT_LOSS = dict(type='mmdmt.DynamicMutualLoss', gamma1=5.0, gamma2=5.0)
 
 
 class StageConfigBuilder:
@@ -72,24 +54,20 @@ class StageConfigBuilder:
 
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
-        self.mutual = _plain(cfg.get('mutual') or {})
-        self._check_keys()
+        self.mutual = ConfigDict(cfg.get('mutual') or {}).to_dict()
+        refuse_unknown_keys('mutual', self.mutual, MUTUAL_KEYS)
+        for key in ('members', 'ratios'):
+            if key not in self.mutual:
+                raise ValueError(f'the config has no `mutual.{key}`')
         self.plan = MutualPlan(self.mutual['members'], self.mutual['ratios'])
         self.select = self.mutual.get('select', 'last')
         self.metric = self.mutual.get('metric', self.default_metric)
         self._check_values()
 
-    def _check_keys(self) -> None:
-        refuse_unknown_keys('mutual', self.mutual, MUTUAL_KEYS)
-        for key in ('members', 'ratios'):
-            if key not in self.mutual:
-                raise ValueError(f'the config has no `mutual.{key}`')
+    def _check_values(self) -> None:
         for key in ('supervised', 'round'):
             refuse_unknown_keys(f'mutual.{key}', self.mutual.get(key, {}), STAGE_KEYS)
-
-    def _check_values(self) -> None:
-        options = dict(self.mutual.get('labeling', {}))
-        options.pop('pipeline', None)
+        options = {k: v for k, v in self.mutual.get('labeling', {}).items() if k != 'pipeline'}
         TASK_UTILS.get(self.labeler).check_options(options)
         self._check_lists()
         ensemble_kinds(self.mutual.get('ensemble', False))  # refuses unknown keys
@@ -115,12 +93,11 @@ class StageConfigBuilder:
         lengths = self.mutual.get('round', {}).get('max_iters')
         if isinstance(lengths, (list, tuple)) and len(lengths) != rounds:
             raise ValueError(
-                f'`mutual.round.max_iters` has {len(lengths)} numbers for {rounds} ratios: give '
-                'one number, or one a round'
+                f'`mutual.round.max_iters` has {len(lengths)} numbers for {rounds} ratios'
             )
 
     def select_of(self, stage: Stage) -> str:
-        """The rule, one of ``SELECT_RULES``, by which the checkpoint of a stage is chosen."""
+        """The rule by which the checkpoint of a stage is chosen, one of ``SELECT_RULES``."""
         return self.select if isinstance(self.select, str) else self.select[stage.round]
 
     # ------------------------------------------------------------------ stages
@@ -132,29 +109,29 @@ class StageConfigBuilder:
         load_from: Optional[str] = None,
         teacher_checkpoint: Optional[str] = None,
     ) -> Config:
-        """Config of one stage.
+        """Config of one stage, an ordinary run of ``mmdmt.SemiRunner``.
 
         Args:
             stage (Stage): The stage.
             stage_dir (str): Its work dir.
-            load_from (str, optional): Checkpoint to start from; by default that of round 0, which
-                a round with ``from_scratch`` always starts from.
+            load_from (str, optional): Checkpoint to go on from. Not used in round 0 and with
+                ``from_scratch``: they start from the member's own ``load_from``.
             teacher_checkpoint (str, optional): Checkpoint of the network that labels.
-
-        Returns:
-            Config: Of an ordinary run of ``mmdmt.SemiRunner``.
         """
         cfg = self._member_config(stage)
-        settings = self._settings(stage)
+        settings = dict(self.mutual.get('round' if stage.round else 'supervised', {}))
+        if stage.round and isinstance(settings.get('max_iters'), (list, tuple)):
+            settings['max_iters'] = settings['max_iters'][stage.round - 1]
         # Copies: merging takes `_delete_` out of what is merged, which later stages need too.
         cfg.merge_from_dict(copy.deepcopy(settings.get('cfg_options', {})))
         _set_schedule(cfg, settings.get('max_iters'), settings.get('lr'))
         self._set_data(cfg, stage, settings, f'{stage_dir}/{self.store}')
-        select, first = self.select_of(stage), self._initial_checkpoint(stage)
+        select = self.select_of(stage)
         from_scratch = bool(settings.get('from_scratch')) and stage.round > 0
         cfg.chain = dict(select=select, from_scratch=from_scratch)
         if from_scratch or not stage.round:
-            load_from = first
+            member = self.plan.member(stage.member)
+            load_from = first = member.get('load_from', self.cfg.get('load_from'))
             # Its name only: machines that share a chain may have it in different folders.
             cfg.chain.initial_checkpoint = osp.basename(first) if first else None
         if stage.round:
@@ -190,18 +167,6 @@ class StageConfigBuilder:
             _flatten('labeling', dict(labeler, ratio=hook.ratio), flat)
         return flat
 
-    def _initial_checkpoint(self, stage: Stage) -> Optional[str]:
-        """Checkpoint that round 0 of a stage's member starts from, None without."""
-        return self.plan.member(stage.member).get('load_from', self.cfg.get('load_from'))
-
-    def _settings(self, stage: Stage) -> Dict[str, Any]:
-        """``mutual.supervised`` or ``mutual.round``, with the length of this round."""
-        settings = self.mutual.get('round' if stage.round else 'supervised', {})
-        lengths = settings.get('max_iters')
-        if stage.round and isinstance(lengths, (list, tuple)):
-            settings = dict(settings, max_iters=lengths[stage.round - 1])
-        return settings
-
     def _member_config(self, stage: Stage) -> Config:
         """The whole config with the member's options, the way round 0 sees it."""
         cfg = copy.deepcopy(self.cfg)
@@ -231,7 +196,12 @@ class StageConfigBuilder:
         else:
             loader.dataset.datasets, ratio = [labeled], [1]
             if member.get('labeled_list'):
-                _set_list(labeled, member)
+                if 'ann_file' not in labeled:
+                    raise ValueError(
+                        f'member {member["name"]!r} has a `labeled_list`, but the labeled source, '
+                        f'a {labeled.get("type")}, has no `ann_file`'
+                    )
+                labeled.ann_file = member['labeled_list']
         loader.batch_size = settings.get('batch_size', loader.batch_size)
         loader.sampler.batch_size = loader.batch_size
         loader.sampler.source_ratio = ratio
@@ -257,8 +227,6 @@ class StageConfigBuilder:
             ratio=stage.ratio,
         )
 
-    # ------------------------------------------------------------------ what a task changes
-
     def _read_labels(self, source: ConfigDict, store: str) -> None:
         """Let an unlabeled source give the labels of a store."""
         load = dict(type='mmdmt.LoadPseudoLabels', store_dir=store)
@@ -272,7 +240,7 @@ class StageConfigBuilder:
 
 
 def _set_schedule(cfg: Config, max_iters: Optional[int], lr: Optional[float]) -> None:
-    """Set length and learning rate; schedulers that ended with the old length end with the new."""
+    """Set length and learning rate; schedulers that ended with the old length end with it."""
     if lr is not None:
         cfg.optim_wrapper.optimizer.lr = lr
     if max_iters is None:
@@ -308,7 +276,7 @@ def test_pipeline(cfg: Config) -> List[dict]:
 
 
 def _parts(dataset: dict) -> Iterator[dict]:
-    """The datasets with a pipeline that a source, such as a ``ConcatDataset``, consists of."""
+    """The datasets with a pipeline that a source consists of, such as a ``ConcatDataset``."""
     if 'pipeline' in dataset:
         yield dataset
         return
@@ -319,25 +287,15 @@ def _parts(dataset: dict) -> Iterator[dict]:
         yield from _parts(part)
 
 
-def _set_list(labeled: ConfigDict, member: dict) -> None:
-    """Let a member learn from the labeled images of its own list."""
-    if 'ann_file' not in labeled:
-        raise ValueError(
-            f'member {member["name"]!r} has a `labeled_list`, but the labeled source is a '
-            f'{labeled.get("type")} without `ann_file`: give the list to one dataset'
-        )
-    labeled.ann_file = member['labeled_list']
-
-
 def _without_annotations(pipeline: Sequence[dict], scope: str) -> list:
     """A test pipeline for images without masks; ``scope`` is where short names are looked up."""
     with DefaultScope.overwrite_default_scope(scope):
-        return [copy.deepcopy(step) for step in pipeline if not _loads_annotations(step)]
-
-
-def _loads_annotations(step: dict) -> bool:
-    kind = TRANSFORMS.get(step['type'])
-    return isinstance(kind, type) and issubclass(kind, LoadAnnotations)
+        kinds = [TRANSFORMS.get(step['type']) for step in pipeline]
+    return [
+        copy.deepcopy(step)
+        for step, kind in zip(pipeline, kinds)
+        if not (isinstance(kind, type) and issubclass(kind, LoadAnnotations))
+    ]
 
 
 def _flatten(prefix: str, value: Any, out: Dict[str, str]) -> None:
@@ -352,8 +310,3 @@ def _flatten(prefix: str, value: Any, out: Dict[str, str]) -> None:
             _flatten(f'{prefix}.{index}', item, out)
     else:
         out[prefix] = str(value)
-
-
-def _plain(value: Any) -> Any:
-    """A deep copy of a config value in plain dicts and lists."""
-    return value.to_dict() if isinstance(value, ConfigDict) else copy.deepcopy(value)

@@ -20,12 +20,7 @@ from mmdmt.checkpoint import find_latest_valid_checkpoint
 from mmdmt.config import normalize_config
 from mmdmt.distributed import from_main
 from mmdmt.engine.mutual import build_stage_config_builder
-from mmdmt.engine.mutual.ensemble import (
-    checkpoint_facts,
-    ensemble_config,
-    ensemble_kinds,
-    merge_checkpoints,
-)
+from mmdmt.engine.mutual.ensemble import ensemble_config, ensemble_kinds, merge_checkpoints
 from mmdmt.engine.mutual.ledger import Ledger, stage_table
 from mmdmt.engine.mutual.plan import Stage
 from mmdmt.engine.mutual.preflight import check_chain, check_data
@@ -57,10 +52,9 @@ class MutualTrainingRunner:
     weights of the round before; ``ratios`` says which share of the pixels is kept, per class. One
     member labels for itself, which is self-training (DST-CBC, CBST, curriculum labeling).
 
-    A stage is an ordinary run of :class:`SemiRunner` in ``<work_dir>/stage_<round>_<member>``; its
-    checkpoint is an ordinary mmseg checkpoint and ``config.py`` beside it the config to test it
-    with. ``stages.json`` is the ledger: finished stages are skipped, an open one is resumed where
-    it was cut, a changed config is refused, and a stage belongs to one process at a time.
+    A stage is an ordinary run of :class:`SemiRunner` in ``<work_dir>/stage_<round>_<member>``, with
+    its config in ``config.py``. ``stages.json`` is the ledger: finished stages are skipped, an open
+    one is resumed, a changed config is refused, and a stage belongs to one process at a time.
     ``--stage`` runs one stage only; two machines that share the work dir can thus share a round.
 
     Used through ``runner_type='mmdmt.MutualTrainingRunner'`` and the key ``mutual``:
@@ -94,34 +88,29 @@ class MutualTrainingRunner:
         self.plan = self.builder.plan
         self.work_dir = osp.abspath(self.cfg.work_dir)
         self.ledger = Ledger(self.work_dir)
-        self._test_runner: Optional[SemiRunner] = None
 
     @classmethod
     def from_cfg(cls, cfg: Union[Config, ConfigDict, dict]) -> 'MutualTrainingRunner':
         """Build from a config, as ``RUNNERS.build`` of stock tools does."""
-        return cls(copy.deepcopy(cfg) if isinstance(cfg, Config) else Config(copy.deepcopy(cfg)))
+        cfg = copy.deepcopy(cfg)
+        return cls(cfg if isinstance(cfg, Config) else Config(cfg))
 
     def describe(self) -> str:
         """The plan with state, metric and checkpoint of each stage, as a table."""
         return stage_table(self.plan.stages, self.ledger.read(), self.builder.metric)
 
     def stage_config(self, name: str) -> Config:
-        """The config that a stage is, or will be, run with. Nothing is run or written.
+        """The config that a stage, such as 'round_1.a', is or will be run with; nothing is run.
 
-        Args:
-            name (str): The stage, as for :meth:`~mmdmt.engine.mutual.MutualPlan.find`.
-
-        Returns:
-            Config: Of an ordinary run of :class:`SemiRunner`. Checkpoints of earlier stages that
-            are not finished are named as they will be; by another rule than ``select='last'``
-            their step is not known yet and stands as ``*``.
+        Its text is a config of its own. Checkpoints of earlier stages that are not finished are
+        named as they will be; with another rule than ``select='last'`` their step stands as ``*``.
         """
         return self._stage_config(self.plan.find(name), self._planned_checkpoint)
 
     def final_checkpoints(self) -> Dict[str, str]:
         """Path of each member's last checkpoint by member name."""
-        last, names = len(self.plan.ratios), self.plan.member_names
-        return {name: self.ledger.checkpoint(Stage(last, name).name) for name in names}
+        stages = self.plan.stages[-len(self.plan.members) :]
+        return {stage.member: self.ledger.checkpoint(stage.name) for stage in stages}
 
     # ------------------------------------------------------------------ training
 
@@ -154,10 +143,7 @@ class MutualTrainingRunner:
         return from_main(self.ledger.read)
 
     def redo(self, text: str) -> List[str]:
-        """Put a stage and all that are made from it away, so that they are made again.
-
-        Args:
-            text (str): The stage, as for :meth:`~mmdmt.engine.mutual.MutualPlan.find`.
+        """Put a stage, such as 'round_1.a', and all that are made from it away, to make them again.
 
         Returns:
             list[str]: Names of the stages. Their folders are in ``<work_dir>/replaced/<time>``.
@@ -311,8 +297,8 @@ class MutualTrainingRunner:
 
     def _begin_ensemble(self, name: str, kind: str, path: str, held: contextlib.ExitStack) -> bool:
         """Rank 0: whether the ensemble has to be validated; then its checkpoint is written."""
-        checkpoints = self.final_checkpoints()
-        facts = checkpoint_facts(checkpoints)
+        checkpoints = list(self.final_checkpoints().values())
+        facts = self.ledger.checksums([s.name for s in self.plan.stages[-len(checkpoints) :]])
         if self.ledger.entry(name).get('config') != facts:  # of other members, or of fewer rounds
             self.ledger.forget(name)
         elif self.ledger.is_done(name):
@@ -320,26 +306,17 @@ class MutualTrainingRunner:
         held.enter_context(self.ledger.hold(name))
         self.ledger.begin(name, facts)
         trusted = self.cfg.get('trusted_checkpoints', ())
-        merge_checkpoints(list(checkpoints.values()), path, kind, trusted)
+        merge_checkpoints(checkpoints, path, kind, trusted)
         return True
 
     # ------------------------------------------------------------------ testing and logs
 
     def test(self) -> Dict[str, float]:
         """Test ``cfg.load_from``, as stock ``tools/test.py`` asks for."""
-        return self._plain_runner().test()
-
-    def val(self) -> Dict[str, float]:
-        """Validate ``cfg.load_from``."""
-        return self._plain_runner().val()
-
-    def _plain_runner(self) -> Runner:
-        if self._test_runner is None:
-            cfg = copy.deepcopy(self.cfg)
-            for key in ('mutual', 'runner_type'):
-                cfg.pop(key, None)
-            self._test_runner = SemiRunner.from_cfg(cfg)
-        return self._test_runner
+        cfg = copy.deepcopy(self.cfg)
+        for key in ('mutual', 'runner_type'):
+            cfg.pop(key, None)
+        return SemiRunner.from_cfg(cfg).test()
 
     def _score(self, metrics: Dict[str, float]) -> str:
         key = self.builder.metric

@@ -2,18 +2,15 @@
 
 import json
 import shutil
-import subprocess
 
 import pytest
 import torch
-from forked_tool import ForkedTool
+from forked_tool import ForkedTool, forked_ranks
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from tiny_models import tiny_segmentor
 from tiny_project import (
-    ROOT,
     base_config,
-    environment,
     load_config,
     make_tree,
     mutual,
@@ -26,6 +23,8 @@ from mmdmt.engine.runners import MutualTrainingRunner
 from mmdmt.models.methods.base import build_segmentor
 from mmdmt.registry import RUNNERS, TASK_UTILS
 
+pytestmark = pytest.mark.usefixtures('unformatted_configs')
+
 STAGES = [f'stage_{r}_{m}' for r in range(3) for m in 'ab']
 
 
@@ -35,7 +34,7 @@ def tree(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def finished(tree, tmp_path_factory):
+def finished(unformatted_configs, tree, tmp_path_factory):
     """An uninterrupted chain: (work dir, ledger entries)."""
     work_dir = tmp_path_factory.mktemp('chain')
     torch.set_num_threads(1)
@@ -264,15 +263,8 @@ def test_the_chain_runs_on_two_processes(tree, tmp_path):
     cfg = mutual(base_config(tree, tmp_path), **settings)
     cfg['train_cfg']['val_interval'] = 2
     config = write_config(cfg, tmp_path / 'chain.py')
-    done = subprocess.run(
-        [str(ROOT / 'tools' / 'dist_train.sh'), str(config), '2'],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
+    for tool in forked_ranks('train.py', config, log=tmp_path / 'rank.log'):
+        tool.finish()
     printed = ForkedTool('train.py', config, '--list-stages', log=tmp_path / 'list.log').finish()
     assert printed.count(' done ') == 5 and 'pending' not in printed
     assert printed.count('/best_mIoU_iter_') == 4

@@ -23,6 +23,8 @@ from mmdmt.pseudo import PseudoLabelStore
 from mmdmt.pseudo.prediction import predict_probabilities
 from mmdmt.registry import DATASETS, RUNNERS
 
+pytestmark = pytest.mark.usefixtures('unformatted_configs')
+
 CAFFE = dict(mean=[104.008, 116.669, 122.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)
 STRATEGIES = sorted(
     path.name.split('_')[0]
@@ -58,7 +60,7 @@ def manifest_of(work_dir, stage):
 
 
 @pytest.fixture(scope='module')
-def mixed(tree, tmp_path_factory):
+def mixed(unformatted_configs, tree, tmp_path_factory):
     """A CNN on RGB and a transformer on mean-subtracted BGR in windows: (work dir, runner)."""
     work_dir = tmp_path_factory.mktemp('mixed')
     other = tiny_segformer()
