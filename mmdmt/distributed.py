@@ -1,9 +1,11 @@
-"""What one rank finds out, all ranks know."""
+"""One process among others: what rank 0 finds out all ranks know, and the model inside DDP."""
 
 import pickle
 from typing import Any, Callable
 
 from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.model import is_model_wrapper
+from torch import nn
 
 
 def from_main(function: Callable[[], Any]) -> Any:
@@ -32,6 +34,11 @@ def from_main(function: Callable[[], Any]) -> Any:
     if sent[1] is not None:
         raise sent[1]
     return sent[0]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside a DistributedDataParallel wrapper, or the model itself."""
+    return model.module if is_model_wrapper(model) else model
 
 
 def _can_be_sent(error: Exception) -> bool:
