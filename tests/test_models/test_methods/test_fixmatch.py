@@ -92,5 +92,5 @@ def test_views_are_mixed():
 
 
 def test_an_unknown_labeler_is_refused():
-    with pytest.raises(ValueError, match="labeler` must be one of .*'student', 'teacher'.*'peer'"):
+    with pytest.raises(ValueError, match=r"labeler` must be one of .*'student', 'teacher'.*'peer'"):
         build(labeler='peer')
