@@ -11,7 +11,6 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from mmdmt import checkpoint as module
-from mmdmt.atomic import write_text_atomically
 from mmdmt.checkpoint import (
     UntrustedCheckpointError,
     find_latest_valid_checkpoint,
@@ -20,6 +19,7 @@ from mmdmt.checkpoint import (
     safe_loading,
     save_atomically,
 )
+from mmdmt.files import write_text_atomically
 
 
 class Payload:

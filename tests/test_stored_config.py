@@ -1,7 +1,7 @@
 import pytest
 from mmengine.config import Config
 
-from mmdmt.stored_config import read_stored_config
+from mmdmt.checkpoint import read_stored_config
 
 
 def test_reads_what_mmengine_writes():

@@ -4,7 +4,7 @@ from typing import Dict, Optional, Sequence
 
 from mmengine.runner import TestLoop, ValLoop
 
-from mmdmt.engine.hooks.teacher_update_hook import unwrap
+from mmdmt.distributed import unwrap
 from mmdmt.registry import LOOPS
 
 

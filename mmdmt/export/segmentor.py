@@ -11,10 +11,9 @@ from mmengine.registry import init_default_scope
 from mmseg.models import SegDataPreProcessor
 from torch import Tensor
 
-from mmdmt.checkpoint import load_checkpoint_file, save_atomically
+from mmdmt.checkpoint import load_checkpoint_file, read_stored_config, save_atomically
 from mmdmt.config import normalize_config
 from mmdmt.registry import MODELS
-from mmdmt.stored_config import read_stored_config
 
 PathLike = Union[str, Path]
 

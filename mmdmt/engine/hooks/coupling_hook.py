@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmdmt.engine.hooks.teacher_update_hook import unwrap
+from mmdmt.distributed import unwrap
 from mmdmt.models.coupling import coupling
 from mmdmt.registry import HOOKS
 

@@ -5,7 +5,7 @@ from typing import Optional, Union
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmdmt.engine.hooks.teacher_update_hook import unwrap
+from mmdmt.distributed import unwrap
 from mmdmt.registry import HOOKS
 
 

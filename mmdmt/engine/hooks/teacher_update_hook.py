@@ -1,15 +1,10 @@
 """Moves the teachers of an on-line method after each optimizer step."""
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from mmdmt.distributed import unwrap
 from mmdmt.registry import HOOKS
-
-
-def unwrap(model):
-    """The model inside a DistributedDataParallel wrapper, or the model itself."""
-    return model.module if is_model_wrapper(model) else model
 
 
 @HOOKS.register_module()

@@ -1,7 +1,6 @@
 """Runner that resumes exactly, loads safely and also runs distributed without a GPU."""
 
 import copy
-import datetime
 import os.path as osp
 from collections.abc import Sequence
 from typing import Callable, Optional, Union
@@ -10,7 +9,6 @@ import mmengine
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import init_dist, is_distributed
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import Runner
@@ -18,41 +16,15 @@ from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_to_mod
 from torch import nn
 from torch.nn.modules.batchnorm import SyncBatchNorm
 
-from mmdmt.atomic import atomic_path
 from mmdmt.checkpoint import (
     find_latest_valid_checkpoint,
     load_checkpoint_file,
     safe_loading,
 )
-from mmdmt.distributed import from_main
+from mmdmt.distributed import from_main, join_process_group, unwrap
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
-from mmdmt.paths import is_remote
+from mmdmt.files import atomic_path, is_remote
 from mmdmt.registry import RUNNERS
-
-
-def join_process_group(launcher: str, env_cfg: dict) -> None:
-    """Join the process group that a launcher asks for, unless that was done before.
-
-    Args:
-        launcher: As ``launcher`` of a config.
-        env_cfg: As ``env_cfg`` of a config; ``dist_cfg`` is read.
-
-    Raises:
-        RuntimeError: A launcher other than ``pytorch`` on a machine without an accelerator.
-    """
-    if launcher == 'none' or is_distributed():
-        return
-    dist_cfg = env_cfg.get('dist_cfg', {})
-    if get_device() != 'cpu':
-        init_dist(launcher, **dist_cfg)
-        return
-    if launcher != 'pytorch':
-        raise RuntimeError(
-            f"launcher='{launcher}' needs a GPU on every process, and none is visible here. Use "
-            "launcher='pytorch' (tools/dist_train.sh, torchrun) on CPUs."
-        )
-    timeout = datetime.timedelta(seconds=dist_cfg.get('timeout', 1800))
-    torch.distributed.init_process_group('gloo', timeout=timeout)
 
 
 @RUNNERS.register_module()
@@ -311,8 +283,9 @@ class SemiRunner(Runner):
         # mmengine's `resume` would execute this text, which old versions stored.
         checkpoint.get('meta', {}).pop('config', None)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
-        _load_checkpoint_to_model(model, checkpoint, strict, revise_keys=list(revise_keys))
+        _load_checkpoint_to_model(
+            unwrap(self.model), checkpoint, strict, revise_keys=list(revise_keys)
+        )
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')
         return checkpoint
