@@ -44,7 +44,7 @@ class Dependency(NamedTuple):
 
 
 DEPENDENCIES = (
-    Dependency('torch', '2.0.0', None, '"torch>=2.4" torchvision'),
+    Dependency('torch', '2.1.0', None, '"torch>=2.4" torchvision'),
     Dependency(
         'mmengine',
         '0.10.0',
