@@ -1,9 +1,9 @@
-"""Train on a generated data set: labeled images alone against dynamic mutual training (DMT).
+"""Train on a generated dataset: labeled images alone against dynamic mutual training (DMT).
 
 Usage::
 
 python tools/demo.py                # five minutes on two CPU cores
-python tools/demo.py --seed 1       # another data set, other labels, other starting points
+python tools/demo.py --seed 1       # another dataset, other labels, other starting points
 python tools/demo.py --quick        # seconds; the numbers mean nothing
 
 Everything goes through ordinary files, configs and runners, as with data of your own. A second
@@ -81,7 +81,7 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        '--seed', type=int, default=0, help='of the data set and of the training (default: 0)'
+        '--seed', type=int, default=0, help='of the dataset and of the training (default: 0)'
     )
     parser.add_argument(
         '--work-dir',

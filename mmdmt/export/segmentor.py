@@ -56,11 +56,11 @@ def export_segmentor(
 ) -> ExportedSegmentor:
     """Write one network as ``segmentor.py`` and ``segmentor.pth``, which need mmseg only.
 
-    The config holds what testing and predicting need: model, test pipeline, test data set. The
+    The config holds what testing and predicting need: model, test pipeline, test dataset. The
     logits are those of the network in ``checkpoint``.
 
     Args:
-        checkpoint: Checkpoint of an on-line method, of a stage of an off-line one, or of
+        checkpoint: Checkpoint of an online method, of a stage of an offline one, or of
             supervised training.
         out_dir: Folder to write to.
         config: Config file the checkpoint was trained with. Defaults to the text stored in it.

@@ -21,6 +21,7 @@ from mmdmt.checkpoint import (
     load_checkpoint_file,
     safe_loading,
 )
+from mmdmt.config import normalize_config
 from mmdmt.distributed import from_main, join_process_group, unwrap
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
 from mmdmt.files import atomic_path, is_remote
@@ -44,36 +45,23 @@ class SemiRunner(Runner):
       become ordinary ones there, which a warning says.
     - Config key ``channels_last=True`` stores convolution weights channels-last.
     - Settings with which training could not do what they say are refused at the start.
-    - Hooks may have a method ``before_loading(runner)``, called before data sets and loaders are
+    - Hooks may have a method ``before_loading(runner)``, called before datasets and loaders are
       built: to check the data, or to make pseudo-labels.
 
-    Exact resuming also needs :class:`IterSeedHook`, :class:`SafeCheckpointHook` and a train data
-    set of type :class:`mmdmt.SemiDataset`, as in ``configs/_base_``. Under torch >= 2.6 official
-    mmengine 0.10.7 cannot load its own checkpoints; this runner can.
+    Exact resuming also needs :class:`IterSeedHook`, :class:`SafeCheckpointHook` and a train
+    dataset of type :class:`mmdmt.SemiDataset`, as in ``configs/_base_``. Under torch >= 2.6
+    official mmengine 0.10.7 cannot load its own checkpoints; this runner can.
     """
 
     @classmethod
     def from_cfg(cls, cfg: Union[dict, Config]) -> 'SemiRunner':
-        """Build a runner from a config, after derived settings in it are filled in.
-
-        Args:
-            cfg: Config as for mmengine's runner. It is not changed.
-
-        Returns:
-            The runner.
-        """
-        # Imported here: the module may import models, which import this package's hooks.
-        from mmdmt.config import normalize_config
-
+        """Build a runner from a config, which is not changed, after its settings are spread."""
         return super().from_cfg(normalize_config(copy.deepcopy(cfg)))
 
     # --- Environment -----------------------------------------------------------------------------
 
     def setup_env(self, env_cfg: dict) -> None:
         """Set up processes; without an accelerator, join the gloo group before mmengine asks CUDA.
-
-        Args:
-            env_cfg: As for mmengine's runner.
 
         Raises:
             RuntimeError: A launcher other than ``pytorch`` on a machine without an accelerator.
@@ -87,12 +75,7 @@ class SemiRunner(Runner):
         diff_rank_seed: bool = False,
         deterministic: bool = False,
     ) -> None:
-        """Seed all generators.
-
-        Args:
-            seed: Seed, None for a random one that all ranks share and checkpoints store.
-            diff_rank_seed: Must be False.
-            deterministic: As for mmengine's runner.
+        """Seed all generators; None takes a random seed that ranks share and checkpoints store.
 
         Raises:
             ValueError: ``diff_rank_seed`` is set.
@@ -106,14 +89,7 @@ class SemiRunner(Runner):
         super().set_randomness(seed, deterministic=deterministic)
 
     def build_model(self, model: Union[nn.Module, dict]) -> nn.Module:
-        """Build the model; what it loads meanwhile is loaded safely.
-
-        Args:
-            model: Model or its config.
-
-        Returns:
-            The model.
-        """
+        """Build the model; what it loads meanwhile is loaded safely."""
         with safe_loading(self.trusted_checkpoints):
             return super().build_model(model)
 
@@ -123,15 +99,7 @@ class SemiRunner(Runner):
             super()._init_model_weights()
 
     def wrap_model(self, model_wrapper_cfg: Optional[dict], model: nn.Module) -> nn.Module:
-        """Move the model to its device and wrap it for distributed training.
-
-        Args:
-            model_wrapper_cfg: As for mmengine's runner.
-            model: The model.
-
-        Returns:
-            The model, wrapped if the run is distributed.
-        """
+        """Move the model to its device and wrap it if the run is distributed."""
         if self.cfg.get('channels_last', False):
             model = model.to(memory_format=torch.channels_last)
         if not self.distributed or is_model_wrapper(model) or get_device() != 'cpu':
@@ -154,9 +122,6 @@ class SemiRunner(Runner):
 
     def train(self) -> nn.Module:
         """Train, from the start or from where an interrupted run stopped.
-
-        Returns:
-            The trained model.
 
         Raises:
             ValueError: A setting with which training could not do what it says.
@@ -212,10 +177,8 @@ class SemiRunner(Runner):
         path = self._checkpoint_to_resume()
         if path is None or is_remote(path):
             return
-        meta = load_checkpoint_file(path, 'cpu', self.trusted_checkpoints, mmap=True).get(
-            'meta', {}
-        )
-        seed = meta.get('seed')
+        loaded = load_checkpoint_file(path, 'cpu', self.trusted_checkpoints, mmap=True)
+        seed = loaded.get('meta', {}).get('seed')
         if seed is None or seed == self.seed:
             return
         configured = self._randomness_cfg.get('seed')
@@ -265,15 +228,6 @@ class SemiRunner(Runner):
     ) -> dict:
         """Load weights into the model; also the first step of :meth:`resume`.
 
-        Args:
-            filename: Local file, or an address that mmengine knows.
-            map_location: As in :func:`torch.load`.
-            strict: Whether missing and unexpected keys are errors.
-            revise_keys: Pairs (pattern, replacement) applied to the keys.
-
-        Returns:
-            The checkpoint.
-
         Raises:
             mmdmt.checkpoint.UntrustedCheckpointError: The file needs more than the
                 allow-list and is not listed in ``trusted_checkpoints``.
@@ -293,11 +247,7 @@ class SemiRunner(Runner):
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
         """Save a checkpoint, on rank 0, that is either completely on disk or not there.
 
-        Args:
-            out_dir: Folder. Remote folders are written by mmengine's backend as ever.
-            filename: Name of the file.
-            *args: As for mmengine's runner.
-            **kwargs: As for mmengine's runner.
+        Remote folders are left to mmengine's backend.
         """
         if is_remote(str(out_dir)):
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
