@@ -1,4 +1,4 @@
-"""An on-line method as users run it: trained, killed, resumed, evaluated, predicted with."""
+"""An online method as users run it: trained, killed, resumed, evaluated, predicted with."""
 
 import pytest
 import torch

@@ -7,8 +7,8 @@ from torch import nn
 
 from mmdmt.datasets import MultiSourceSampler
 from mmdmt.engine.hooks import MethodHook
+from mmdmt.files import shipped_dir
 from mmdmt.models.methods import MeanTeacher
-from mmdmt.paths import configs_dir
 
 
 def runner(model, accumulate=1, max_iters=100, sampler=None):
@@ -55,7 +55,7 @@ def test_a_plain_model_is_left_alone():
 
 
 def test_setting_custom_hooks_keeps_it(tmp_path):
-    base = configs_dir() / '_base_' / 'default_runtime.py'
+    base = shipped_dir('configs') / '_base_' / 'default_runtime.py'
     child = tmp_path / 'child.py'
     child.write_text(f"_base_ = '{base}'\ncustom_hooks = [dict(type='EmptyCacheHook')]\n")
     hooks = Config.fromfile(child).default_hooks
