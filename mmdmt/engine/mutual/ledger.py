@@ -10,9 +10,9 @@ from typing import Any, Dict, List, Optional
 
 from prettytable import PrettyTable
 
-from mmdmt.atomic import write_text_atomically
 from mmdmt.checkpoint import checkpoint_identity
 from mmdmt.engine.mutual.plan import Stage
+from mmdmt.files import write_text_atomically
 
 try:
     import fcntl
