@@ -50,11 +50,7 @@ class Ledger:
         self.path = os.path.join(work_dir, FILE_NAME)
 
     def read(self) -> Dict[str, Entry]:
-        """All entries by stage name; empty if nothing was begun.
-
-        Raises:
-            RuntimeError: If the file is damaged or of another version.
-        """
+        """All entries by stage name; empty if nothing was begun. A damaged file is an error."""
         if not os.path.exists(self.path):
             return {}
         try:
@@ -86,11 +82,7 @@ class Ledger:
         return os.path.exists(path) and os.path.getsize(path) == entry['checkpoint_bytes']
 
     def checkpoint(self, name: str) -> str:
-        """Path of a finished stage's checkpoint.
-
-        Raises:
-            RuntimeError: If the stage is not finished or its checkpoint is gone.
-        """
+        """Path of a finished stage's checkpoint; others raise ``RuntimeError``."""
         entry = self.entry(name)
         if not self.is_done(name):
             raise RuntimeError(
@@ -184,8 +176,7 @@ class Ledger:
     def hold(self, name: str) -> Iterator[None]:
         """Keep a stage for this process; the system lets go of it when the process dies.
 
-        Raises:
-            StageBusyError: If another process has it, here or on a machine that shares the folder.
+        Where another process has it, also on another machine, this is a :class:`StageBusyError`.
         """
         os.makedirs(self.work_dir, exist_ok=True)
         with open(os.path.join(self.work_dir, f'.{name}.lock'), 'a+', encoding='utf-8') as file:

@@ -24,8 +24,7 @@ class Stage:
     Attributes:
         round (int): 0 for the labeled-only stage, then 1, 2, ...
         member (str): Name of the member that is trained.
-        teacher (str, optional): Name of the member whose previous checkpoint labels; None in
-            round 0.
+        teacher (str, optional): Name of the member that labels; None in round 0.
         ratio (float, optional): Share of pixels kept per class; None in round 0.
     """
 
@@ -69,10 +68,6 @@ class MutualPlan:
             such as one of two difference-maximized subsets), ``load_from`` (a checkpoint to start
             from) and ``cfg_options`` (merged into the config of all its stages).
         ratios (Sequence[float]): One per round: share of the unlabeled pixels kept per class.
-
-    Raises:
-        ValueError: On unknown keys, names that are duplicate or no names for folders, no members,
-            or ratios outside (0, 1].
     """
 
     def __init__(self, members: Sequence[dict], ratios: Sequence[float]) -> None:
@@ -114,11 +109,7 @@ class MutualPlan:
         return stages
 
     def find(self, text: str) -> Stage:
-        """The stage called ``stage_2_a``, ``round_2.a`` or ``2.a``.
-
-        Raises:
-            ValueError: If there is no such stage; the message lists all.
-        """
+        """The stage called ``stage_2_a``, ``round_2.a`` or ``2.a``; others raise ``ValueError``."""
         found = _STAGE_NAME.fullmatch(text)
         for stage in self.stages:
             if found and found.groups() == (str(stage.round), stage.member):

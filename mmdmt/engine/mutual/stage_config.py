@@ -35,15 +35,12 @@ DEFAULT_LOSS = dict(type='mmdmt.DynamicMutualLoss', gamma1=5.0, gamma2=5.0)
 
 
 class StageConfigBuilder:
-    """Builds stage configs.
+    """Builds stage configs; unknown keys and values are refused at once.
 
     Args:
         cfg (Config): The whole config: an ordinary training config of an ``EncoderDecoder`` whose
             ``train_dataloader.dataset`` is a ``mmdmt.SemiDataset`` of a labeled and an unlabeled
             source, plus ``mutual``, see :class:`~mmdmt.engine.runners.MutualTrainingRunner`.
-
-    Raises:
-        ValueError: On unknown or missing keys, naming them.
     """
 
     # What another task changes, beside the methods `_read_labels` and `_set_loss`.
@@ -100,8 +97,6 @@ class StageConfigBuilder:
         """The rule by which the checkpoint of a stage is chosen, one of ``SELECT_RULES``."""
         return self.select if isinstance(self.select, str) else self.select[stage.round]
 
-    # ------------------------------------------------------------------ stages
-
     def build(
         self,
         stage: Stage,
@@ -124,6 +119,7 @@ class StageConfigBuilder:
             settings['max_iters'] = settings['max_iters'][stage.round - 1]
         # Copies: merging takes `_delete_` out of what is merged, which later stages need too.
         cfg.merge_from_dict(copy.deepcopy(settings.get('cfg_options', {})))
+        normalize_config(cfg).pop('overridable', None)  # settled: some places will not be there
         _set_schedule(cfg, settings.get('max_iters'), settings.get('lr'))
         self._set_data(cfg, stage, settings, f'{stage_dir}/{self.store}')
         select = self.select_of(stage)
@@ -175,7 +171,7 @@ class StageConfigBuilder:
         cfg.randomness = dict(cfg.get('randomness') or {})
         own = member.get('seed', self.plan.member_names.index(stage.member))
         cfg.randomness.seed = (cfg.randomness.get('seed') or 0) + own + 1000 * stage.round
-        for key in ('mutual', 'runner_type', 'stage'):
+        for key in ('mutual', 'stage'):
             cfg.pop(key, None)
         return normalize_config(cfg)  # a member may change `crop_size` and the like
 
@@ -212,7 +208,7 @@ class StageConfigBuilder:
         """The hook that labels before training, with the other member's network and pipeline."""
         options = dict(self.mutual.get('labeling', {}))
         teacher = self._member_config(Stage(0, stage.teacher))
-        pipeline = options.pop('pipeline', None) or test_pipeline(teacher)
+        pipeline = options.pop('pipeline', None) or _test_pipeline(teacher)
         dataset = copy.deepcopy(self.cfg.train_dataloader.dataset.datasets[1])
         for part in _parts(dataset):
             part['pipeline'] = _without_annotations(pipeline, cfg.get('default_scope', 'mmseg'))
@@ -259,12 +255,8 @@ def schedulers_of(cfg: Config) -> List[dict]:
     return [schedulers] if isinstance(schedulers, dict) else list(schedulers)
 
 
-def test_pipeline(cfg: Config) -> List[dict]:
-    """The pipeline by which images are loaded for prediction.
-
-    Raises:
-        ValueError: If the config has no test set.
-    """
+def _test_pipeline(cfg: Config) -> List[dict]:
+    """The pipeline by which images are loaded for prediction."""
     for key in ('test_dataloader', 'val_dataloader'):
         dataset = (cfg.get(key) or {}).get('dataset')
         if dataset is not None:
@@ -280,10 +272,9 @@ def _parts(dataset: dict) -> Iterator[dict]:
     if 'pipeline' in dataset:
         yield dataset
         return
-    inner = dataset.get('datasets') or [dataset[key] for key in ('dataset',) if key in dataset]
-    if not inner:
+    if 'datasets' not in dataset and 'dataset' not in dataset:
         raise ValueError(f'a dataset of type {dataset.get("type")!r} has no `pipeline`')
-    for part in inner:
+    for part in dataset.get('datasets') or [dataset['dataset']]:
         yield from _parts(part)
 
 

@@ -49,37 +49,31 @@ class MutualTrainingRunner:
     Feng et al., "DMT: Dynamic mutual training for semi-supervised learning", Pattern Recognition
     2022. Round 0 trains each member on the labeled images. In each later round every member is
     fine-tuned on the labeled images and on pseudo-labels that the other member made with its
-    weights of the round before; ``ratios`` says which share of the pixels is kept, per class. One
-    member labels for itself, which is self-training (DST-CBC, CBST, curriculum labeling).
+    weights of the round before. One member labels for itself, which is self-training (DST-CBC,
+    CBST, curriculum labeling).
 
     A stage is an ordinary run of :class:`SemiRunner` in ``<work_dir>/stage_<round>_<member>``, with
     its config in ``config.py``. ``stages.json`` is the ledger: finished stages are skipped, an open
     one is resumed, a changed config is refused, and a stage belongs to one process at a time.
-    ``--stage`` runs one stage only; two machines that share the work dir can thus share a round.
 
     Used through ``runner_type='mmdmt.MutualTrainingRunner'`` and the key ``mutual``:
 
-    - ``task`` ('segmentation' | 'classification'): defaults to segmentation; for classification
-      see :class:`~mmdmt.classification.ClassificationStageConfigBuilder`.
+    - ``task``: 'segmentation' (default) or 'classification', see
+      :class:`~mmdmt.classification.ClassificationStageConfigBuilder`.
     - ``members`` (list[dict]): see :class:`~mmdmt.engine.mutual.MutualPlan`.
-    - ``ratios`` (list[float]): one per round.
+    - ``ratios`` (list[float]): the share of the pixels of each class that is kept, per round.
     - ``select`` (str, or a list with one for each round, round 0 first): which checkpoint of a
-      stage goes on. 'last' is the default; 'best' takes the best on validation, as DMT's code;
-      'best_so_far' the member's best over all rounds so far, as DST-CBC's code. ``metric`` (str)
-      defaults to 'mIoU'.
+      stage goes on: 'last' (default); 'best' on validation by ``metric`` (default 'mIoU'), as
+      DMT's code; 'best_so_far', the best over all rounds so far, as DST-CBC's code.
     - ``supervised``, ``round`` (dict): ``max_iters``, ``lr``, ``batch_size``, ``source_ratio``
-      ([labeled, pseudo] images in a batch), ``from_scratch`` and ``cfg_options`` of the
-      labeled-only stage and of each round.
-    - ``pseudo_loss`` (dict): the loss; default ``mmdmt.DynamicMutualLoss`` with gammas 5.
+      ([labeled, pseudo] images in a batch), ``from_scratch`` and ``cfg_options`` of round 0 and of
+      the later ones.
+    - ``pseudo_loss`` (dict): default ``mmdmt.DynamicMutualLoss`` with gammas 5.
     - ``labeling`` (dict): the keyword-only arguments of :class:`~mmdmt.pseudo.PseudoLabeler`, and
       ``pipeline``, by default the test pipeline of the member that labels.
-    - ``ensemble`` (bool or dict): True, or ``dict(predictions=True, weights=True)``, validates the
-      members' last checkpoints as one network when the chain is finished: by the mean of their
-      predictions, or of their weights. Written to ``<work_dir>/ensemble`` and
-      ``<work_dir>/averaged_weights``, each with ``config.py`` and ``ensemble.pth``.
-
-    Args:
-        cfg (Config): The whole config.
+    - ``ensemble``: True, or ``dict(predictions=True, weights=True)``, validates the members' last
+      checkpoints as one network, by the mean of their predictions or of their weights, in
+      ``<work_dir>/ensemble`` and ``<work_dir>/averaged_weights``.
     """
 
     def __init__(self, cfg: Config) -> None:
@@ -112,8 +106,6 @@ class MutualTrainingRunner:
         stages = self.plan.stages[-len(self.plan.members) :]
         return {stage.member: self.ledger.checkpoint(stage.name) for stage in stages}
 
-    # ------------------------------------------------------------------ training
-
     def train(self) -> Dict[str, Dict[str, Any]]:
         """Run all stages that are not finished, or the one that ``cfg.stage`` names.
 
@@ -123,23 +115,18 @@ class MutualTrainingRunner:
         Raises:
             LedgerMismatchError: If a stage was begun with another config or from other checkpoints.
             StageBusyError: If another process works on a stage.
-            ValueError: If a stage, now or later, could not do what the config says.
-            RuntimeError: If ``cfg.stage`` needs a stage that is not finished.
         """
-        self._join_ranks()
+        # Now, not with the first stage: one rank speaks for all about the ledger.
+        join_process_group(self.cfg.get('launcher') or 'none', self.cfg.get('env_cfg') or {})
         check_data(self.cfg, check_chain(self.builder, self.work_dir), self.work_dir)
         only = self.cfg.get('stage')
-        stages = [self.plan.find(only)] if only else self.plan.stages
-        for stage in stages:
+        for stage in [self.plan.find(only)] if only else self.plan.stages:
             self._run_unless_done(stage)
             if only or stage.member == self.plan.member_names[-1]:
                 self._log(f'Stages after round {stage.round}:', table=True)
-        kinds = [] if only else ensemble_kinds(self.builder.mutual.get('ensemble', False))
-        if kinds and len(self.plan.members) == 1:
-            self._log('`mutual.ensemble` has nothing to do: there is one member')
-            kinds = []
-        for kind in kinds:
-            self._run_ensemble(kind)
+        if not only and len(self.plan.members) > 1:
+            for kind in ensemble_kinds(self.builder.mutual.get('ensemble', False)):
+                self._run_ensemble(kind)
         return from_main(self.ledger.read)
 
     def redo(self, text: str) -> List[str]:
@@ -148,7 +135,7 @@ class MutualTrainingRunner:
         Returns:
             list[str]: Names of the stages. Their folders are in ``<work_dir>/replaced/<time>``.
         """
-        self._join_ranks()
+        join_process_group(self.cfg.get('launcher') or 'none', self.cfg.get('env_cfg') or {})
         return from_main(lambda: self._put_away(self.plan.with_later(self.plan.find(text))))
 
     def _put_away(self, stages: List[Stage]) -> List[str]:
@@ -163,10 +150,6 @@ class MutualTrainingRunner:
                     os.makedirs(away, exist_ok=True)
                     os.rename(folder, osp.join(away, stage.name))
         return [stage.name for stage in stages]
-
-    def _join_ranks(self) -> None:
-        # Now, not with the first stage: one rank speaks for all about the ledger.
-        join_process_group(self.cfg.get('launcher') or 'none', self.cfg.get('env_cfg') or {})
 
     def _run_unless_done(self, stage: Stage) -> None:
         cfg = self._stage_config(stage, self.ledger.checkpoint)
@@ -208,24 +191,15 @@ class MutualTrainingRunner:
         runner.register_hook(results)
         runner.train()
 
-        checkpoint, metrics = from_main(lambda: self._finish(stage, runner, results, began))
-        self._log(
-            f'{stage.name}: done, {self._score(metrics)}, goes on with '
-            f'{osp.relpath(checkpoint, self.work_dir)} (select={self.builder.select_of(stage)})'
-        )
-
-    def _finish(
-        self, stage: Stage, runner: SemiRunner, results: ValidationResults, began: float
-    ) -> Tuple[str, Dict[str, float]]:
-        """Rank 0: note in the ledger what a stage made, and return its checkpoint and metrics."""
-        checkpoint, metrics, facts = self._product(stage, runner, results)
-        self.ledger.finish(stage.name, checkpoint, metrics, time.time() - began, **facts)
-        return checkpoint, metrics
+        product = from_main(lambda: self._product(stage, runner, results))
+        self._finish(stage.name, *product, began)
+        rule = self.builder.select_of(stage)
+        self._log(f'goes on with {osp.relpath(product[0], self.work_dir)} (select={rule})')
 
     def _product(
         self, stage: Stage, runner: SemiRunner, results: ValidationResults
     ) -> Tuple[str, Dict[str, float], Dict[str, Any]]:
-        """Checkpoint of a finished stage by its rule, its metrics, and facts for the ledger."""
+        """Rank 0: checkpoint of a finished stage by its rule, metrics, and facts for the ledger."""
         rule = self.builder.select_of(stage)
         facts = dict(select=rule)
         if rule == 'last':
@@ -276,8 +250,6 @@ class MutualTrainingRunner:
             cfg.dump(osp.join(cfg.work_dir, 'config.py'))
         return runner
 
-    # ------------------------------------------------------------------ ensemble
-
     def _run_ensemble(self, kind: str) -> None:
         """Validate the final members as one network, unless that was done."""
         name, began = ENSEMBLE_NAMES[kind], time.time()
@@ -291,8 +263,7 @@ class MutualTrainingRunner:
             runner.load_checkpoint(path, strict=True)
             metrics = runner.val() if cfg.get('val_dataloader') else {}
             metrics = {key: float(value) for key, value in metrics.items()}
-            from_main(lambda: self.ledger.finish(name, path, metrics, time.time() - began))
-        self._log(f'{name}: {self._score(metrics)} from the {kind} of {len(models)} members')
+            self._finish(name, path, metrics, {}, began)
         self._log(f'Stages with {name}:', table=True)
 
     def _begin_ensemble(self, name: str, kind: str, path: str, held: contextlib.ExitStack) -> bool:
@@ -309,8 +280,6 @@ class MutualTrainingRunner:
         merge_checkpoints(checkpoints, path, kind, trusted)
         return True
 
-    # ------------------------------------------------------------------ testing and logs
-
     def test(self) -> Dict[str, float]:
         """Test ``cfg.load_from``, as stock ``tools/test.py`` asks for."""
         cfg = copy.deepcopy(self.cfg)
@@ -318,11 +287,15 @@ class MutualTrainingRunner:
             cfg.pop(key, None)
         return SemiRunner.from_cfg(cfg).test()
 
-    def _score(self, metrics: Dict[str, float]) -> str:
+    def _finish(
+        self, name: str, path: str, metrics: Dict[str, float], facts: Dict[str, Any], began: float
+    ) -> None:
+        """Note in the ledger what a stage, or an ensemble, made."""
+        seconds = time.time() - began
+        from_main(lambda: self.ledger.finish(name, path, metrics, seconds, **facts))
         key = self.builder.metric
-        if metrics and key not in metrics:
-            return f'no {key!r} (`mutual.metric`) among {[*metrics]}'
-        return f'{key} {metrics[key]:.2f}' if metrics else 'not validated'
+        found = f'{key} {metrics[key]:.2f}' if key in metrics else f'no {key!r} in {[*metrics]}'
+        self._log(f'{name}: done, {found}')
 
     def _log(self, message: str, table: bool = False) -> None:
         if is_main_process():
