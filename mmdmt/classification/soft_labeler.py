@@ -29,10 +29,7 @@ class SoftLabeler(BaseLabeler):
 
     Args:
         store (str): The file.
-        model (dict): Config of an ordinary mmpretrain classifier.
-        dataset (dict): Config of the images with a test pipeline; its data infos have ``name``.
-        batch_size (int): Images per forward. Defaults to 256.
-        num_workers (int): Loader workers. Defaults to 2.
+        model, dataset, batch_size, num_workers: See :class:`~mmdmt.pseudo.BaseLabeler`.
         selection (str): Rule of :func:`select_by_confidence`. Defaults to 'strict', as published.
     """
 

@@ -1,5 +1,6 @@
 """Pseudo-labels: how they are made, selected and stored."""
 
+from mmdmt.pseudo.base_labeler import BaseLabeler
 from mmdmt.pseudo.codec import DamagedMapError, PseudoLabelError
 from mmdmt.pseudo.labeler import PseudoLabeler
 from mmdmt.pseudo.store import PseudoLabelStore, StoreIncompleteError, StoreMismatchError
@@ -10,6 +11,7 @@ from mmdmt.pseudo.thresholds import (
 )
 
 __all__ = [
+    'BaseLabeler',
     'ClassBalancedThreshold',
     'DamagedMapError',
     'PseudoLabelError',

@@ -49,24 +49,18 @@ class PseudoLabeler(BaseLabeler):
 
     Args:
         store (str): Folder of the :class:`~mmdmt.pseudo.PseudoLabelStore`.
-        model (dict): Config of an ordinary mmseg segmentor.
-        dataset (dict): Config of the images with a test pipeline; its data infos have ``name``.
+        model, dataset, num_workers: See :class:`BaseLabeler`.
         batch_size (int): Images per forward. Images of different sizes are predicted one by one.
-            Defaults to 1.
-        num_workers (int): Loader workers. Defaults to 2.
-        pixel_stride (int): Thresholds use every n-th pixel. Defaults to 16.
+        pixel_stride (int): Thresholds use every n-th pixel.
         bins (int, optional): Bins of a constant-memory histogram; exact ranks by default.
         rule (str): ``'argmax'`` (DMT), or ``'threshold_ratio'`` (CRST, DST-CBC), see
-            :func:`~mmdmt.pseudo.thresholds.threshold_ratio_labels`. Defaults to ``'argmax'``.
+            :func:`~mmdmt.pseudo.thresholds.threshold_ratio_labels`.
         balance (str): ``'class'`` keeps a share of the pixels of each class, ``'global'`` of all
-            together. Defaults to ``'class'``.
+            together.
         threshold (float, optional): One confidence that all pixels need, instead of a share.
-        amp (bool): Whether to predict in half precision (bfloat16 on a CPU). Defaults to False.
+        amp (bool): Whether to predict in half precision (bfloat16 on a CPU).
         tta (dict, optional): ``flip`` (bool) and ``scales`` (list of factors), over which
-            probabilities are averaged; one forward for each. Defaults to none.
-
-    Raises:
-        ValueError: If a setting is unknown, or two contradict each other.
+            probabilities are averaged; one forward for each.
     """
 
     def __init__(

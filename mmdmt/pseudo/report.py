@@ -11,12 +11,7 @@ _FORMATS = dict(share='{:.2%}', kept='{:.1%}', confidence='{:.3f}', threshold='{
 
 
 def class_names(datasets: Iterable[Dict[str, Any]], num_classes: int) -> List[str]:
-    """Class names by the first dataset config that has them; their numbers if none has.
-
-    Args:
-        datasets (Iterable[dict]): Configs with ``metainfo``, or of types that have class names.
-        num_classes (int): Number of classes of the labels.
-    """
+    """Class names by the first dataset config, or its type, that has as many; else numbers."""
     for dataset in datasets:
         classes = (dataset.get('metainfo') or {}).get('classes')
         if not classes:
@@ -63,9 +58,8 @@ def label_scalars(
 ) -> Dict[str, float]:
     """The same for visualization backends, under names without ``loss``.
 
-    Returns:
-        dict[str, float]: ``pseudo_labels/kept_share``, ``pseudo_labels/mean_confidence``, and
-        ``pseudo_labels/<share|kept|confidence>/<class>``.
+    They are ``pseudo_labels/kept_share``, ``pseudo_labels/mean_confidence``, and
+    ``pseudo_labels/<share|kept|confidence>/<class>``.
     """
     scalars = {
         'pseudo_labels/kept_share': sum(row['share'] * row['kept'] for row in rows),

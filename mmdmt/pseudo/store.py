@@ -65,7 +65,6 @@ class PseudoLabelStore:
         self._maps = self.root / 'maps'
         self._meta_path = self.root / 'meta.json'
         self._manifest_path = self.root / 'manifest.json'
-        self._num_classes: Optional[int] = None
         self._thresholds: Optional[np.ndarray] = None
 
     @property
@@ -133,7 +132,6 @@ class PseudoLabelStore:
             write_text_atomically(self._meta_path, json.dumps(meta, indent=1))
         for folder, _, _ in os.walk(self._maps):
             remove_stale_temporaries(folder)
-        self._num_classes = meta['num_classes']
 
     def put(self, name: str, label: np.ndarray, confidence: np.ndarray) -> None:
         """Store the map of one image. A finished store is unfinished by it.
@@ -146,13 +144,7 @@ class PseudoLabelStore:
         Raises:
             ValueError: If the maps do not fit, or hold classes or confidences that cannot be.
         """
-        path, num_classes = self._path(name), self._load_num_classes()
-        label = np.asarray(label)
-        if ((label >= num_classes) & (label != 255)).any():
-            raise ValueError(
-                f'the label of {name!r} has class {label[label != 255].max()}, but the store in '
-                f'{self.root} was begun with num_classes={num_classes}'
-            )
+        path = self._path(name)
         try:
             data = encode_map(label, confidence)
         except ValueError as error:
@@ -171,9 +163,8 @@ class PseudoLabelStore:
         Raises:
             StoreIncompleteError: If any map is missing or damaged; the error names them.
         """
-        num_classes = self._load_num_classes()
-        thresholds = _as_thresholds(thresholds, num_classes)
-        total, absent = np.zeros((3, num_classes), np.int64), []
+        thresholds = np.asarray(thresholds, np.float32)
+        total, absent = np.zeros((3, len(thresholds)), np.int64), []
         for name in names:
             try:
                 total += self._measure_one(name, thresholds)
@@ -203,11 +194,11 @@ class PseudoLabelStore:
             ``class_confidence`` (mean, 0 of a class that was not predicted), and ``files``, the
             names of the images.
         """
-        values = _as_thresholds(thresholds, self._load_num_classes())
+        values = np.asarray(thresholds, np.float32)
         predicted, kept, sums = self.measure(names, values) if counts is None else counts
         pixels, sums = int(predicted.sum()), sums / _CONFIDENCE_STEPS
         manifest = dict(
-            _read_json(self._meta_path),
+            json.loads(self._meta_path.read_text(encoding='utf-8')),
             format_version=FORMAT_VERSION,
             thresholds=values.tolist(),
             num_images=len(names),
@@ -278,14 +269,6 @@ class PseudoLabelStore:
         self._manifest_path.unlink(missing_ok=True)
         self._thresholds = None
 
-    def _load_num_classes(self) -> int:
-        if self._num_classes is None:
-            meta = _read_json(self._meta_path)
-            if meta is None:
-                raise RuntimeError(f'{self.root} is no pseudo-label store: call begin() first')
-            self._num_classes = meta['num_classes']
-        return self._num_classes
-
     def _measure_one(self, name: str, thresholds: np.ndarray) -> np.ndarray:
         label, confidence = self.get(name)
         kept = apply_thresholds(label, confidence, thresholds)
@@ -306,13 +289,6 @@ def _enumerate(names: Sequence[str]) -> str:
     """The first of some names, and how many more there are."""
     more = len(names) - _MAX_NAMES_IN_ERRORS
     return ', '.join(names[:_MAX_NAMES_IN_ERRORS]) + (f' and {more} more' if more > 0 else '')
-
-
-def _as_thresholds(thresholds: Thresholds, num_classes: int) -> np.ndarray:
-    values = np.asarray(thresholds, np.float32)
-    if values.shape != (num_classes,):
-        raise ValueError(f'one threshold for each of {num_classes} classes, not {values.shape}')
-    return values
 
 
 def _read_json(path: Path) -> Optional[Dict[str, Any]]:

@@ -49,9 +49,6 @@ class ClassBalancedThreshold:
         bins: None tells all values apart and gives exact ranks. A number rounds them down to a
             histogram of bounded size; the threshold is then less than ``1 / bins`` below the
             exact one, and much closer near 1, where confidences crowd.
-
-    Raises:
-        ValueError: If a number is not positive.
     """
 
     def __init__(
@@ -119,9 +116,6 @@ class ClassBalancedThreshold:
 
         Returns:
             (C,) float32 on the CPU, for :func:`apply_thresholds`.
-
-        Raises:
-            ValueError: If ``ratio`` is outside (0, 1] or ``balance`` is unknown.
         """
         if not 0 < ratio <= 1 + 1e-6:  # 5 * 0.2 may be a little above 1
             raise ValueError(f'`ratio` must be in (0, 1], got {ratio}')

@@ -88,7 +88,7 @@ def test_health_of_a_batch_without_pseudo_labels_has_the_same_keys_and_no_nan(na
 def test_padding_is_no_pseudo_labeled_pixel():
     """All of two small images is kept: of the padding around them nothing could be."""
     model = build().eval()
-    preprocessor = MODELS.build(dict(type='SegDataPreProcessor', size=(64, 64), **NORMALIZE))
+    preprocessor = MODELS.build(dict(type='mmseg.SegDataPreProcessor', size=(64, 64), **NORMALIZE))
     _, samples, labels, _ = batch()
     for sample in samples[1:]:
         sample.gt_sem_seg.data = labels[:1].clone()
