@@ -75,6 +75,17 @@ class StageConfigBuilder:
                 '`train_dataloader.dataset` must be a mmdmt.SemiDataset of two sources, '
                 f'[labeled, unlabeled]; it has {len(sources)}'
             )
+        if len(self._source_ratio) != 2 or min(self._source_ratio) < 1:
+            raise ValueError(
+                'rounds have batches of labeled and pseudo-labeled images, but `source_ratio` is '
+                f'{self._source_ratio}: set `mutual.round.source_ratio`, such as [1, 1]'
+            )
+
+    @property
+    def _source_ratio(self) -> List[int]:
+        """Labeled and pseudo-labeled images in a batch of a round."""
+        own = self.cfg.train_dataloader.sampler.get('source_ratio', [])
+        return list(self.mutual.get('round', {}).get('source_ratio', own))
 
     def _check_lists(self) -> None:
         """Check settings that may be a list with one value for each round."""
@@ -119,7 +130,6 @@ class StageConfigBuilder:
             settings['max_iters'] = settings['max_iters'][stage.round - 1]
         # Copies: merging takes `_delete_` out of what is merged, which later stages need too.
         cfg.merge_from_dict(copy.deepcopy(settings.get('cfg_options', {})))
-        normalize_config(cfg).pop('overridable', None)  # settled: some places will not be there
         _set_schedule(cfg, settings.get('max_iters'), settings.get('lr'))
         self._set_data(cfg, stage, settings, f'{stage_dir}/{self.store}')
         select = self.select_of(stage)
@@ -143,6 +153,7 @@ class StageConfigBuilder:
         cfg.update(
             load_from=load_from, resume=False, work_dir=stage_dir, runner_type='mmdmt.SemiRunner'
         )
+        normalize_config(cfg).pop('overridable', None)  # all settings are where they go
         return cfg
 
     def member_model(self, member: str) -> Dict[str, Any]:
@@ -168,6 +179,7 @@ class StageConfigBuilder:
         cfg = copy.deepcopy(self.cfg)
         member = self.plan.member(stage.member)
         cfg.merge_from_dict(copy.deepcopy(member.get('cfg_options', {})))
+        cfg.train_dataloader.sampler.source_ratio = self._source_ratio
         cfg.randomness = dict(cfg.get('randomness') or {})
         own = member.get('seed', self.plan.member_names.index(stage.member))
         cfg.randomness.seed = (cfg.randomness.get('seed') or 0) + own + 1000 * stage.round
@@ -181,16 +193,10 @@ class StageConfigBuilder:
         labeled, unlabeled = loader.dataset.datasets
         member = self.plan.member(stage.member)
         if stage.round:
-            ratio = settings.get('source_ratio', loader.sampler.get('source_ratio'))
-            if not ratio or len(ratio) != 2 or min(ratio) < 1:
-                raise ValueError(
-                    f'rounds have batches of labeled and pseudo-labeled images, got {ratio}: set '
-                    '`mutual.round.source_ratio`, such as [1, 1]'
-                )
             for part in _parts(unlabeled):
                 self._read_labels(part, store)
         else:
-            loader.dataset.datasets, ratio = [labeled], [1]
+            loader.dataset.datasets, loader.sampler.source_ratio = [labeled], [1]
             if member.get('labeled_list'):
                 if 'ann_file' not in labeled:
                     raise ValueError(
@@ -200,7 +206,6 @@ class StageConfigBuilder:
                 labeled.ann_file = member['labeled_list']
         loader.batch_size = settings.get('batch_size', loader.batch_size)
         loader.sampler.batch_size = loader.batch_size
-        loader.sampler.source_ratio = ratio
 
     def _set_labeling(
         self, cfg: Config, stage: Stage, store: str, teacher_checkpoint: Optional[str]
