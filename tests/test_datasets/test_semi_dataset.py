@@ -290,16 +290,11 @@ def pseudo_labeled(root):
     return unlabeled(root, [LOAD, load, *GEOMETRY]), store
 
 
-def exchange(path):
-    path.write_bytes(path.with_name('05.plc').read_bytes())
-
-
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize(
     ('harm', 'error'),
     [
         (truncate, DamagedMapError),
-        (exchange, DamagedMapError),
         (lambda path: path.unlink(), StoreIncompleteError),
     ],
 )
