@@ -13,7 +13,6 @@ from mmdmt.registry import MODELS
 from .masks import BOXES, box_mask
 from .mix import MixView
 
-
 # Options of the generators that are ranges, with their upper limit; others are positive numbers.
 RANGES = dict(area=1, share=1, aspect=math.inf)
 

@@ -7,6 +7,7 @@ is read back from the device of the tensors.
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import Callable, Dict, Optional, Tuple
 
 import torch
@@ -31,7 +32,8 @@ def box_mask(boxes: Tensor, size: Size) -> Tensor:
     columns = torch.arange(size[1], device=boxes.device)
     inside_rows = (rows >= top) & (rows < bottom)
     inside_columns = (columns >= left) & (columns < right)
-    return (inside_rows[..., None] & inside_columns[:, :, None]).sum(1) % 2 == 0
+    inside = inside_rows[..., None] & inside_columns[:, :, None]
+    return ~reduce(torch.logical_xor, inside.unbind(1))
 
 
 def class_mask(
