@@ -1,7 +1,8 @@
 """Online methods, one file each."""
 
 from .base import SemiSegmentor
+from .cross_teacher import CrossTeacher
 from .fixmatch import FixMatch
 from .mean_teacher import MeanTeacher
 
-__all__ = ['FixMatch', 'MeanTeacher', 'SemiSegmentor']
+__all__ = ['CrossTeacher', 'FixMatch', 'MeanTeacher', 'SemiSegmentor']

@@ -32,6 +32,17 @@ def build_segmentor(cfg: dict) -> BaseSegmentor:
     return MODELS.build(cfg)
 
 
+@contextmanager
+def seeded(seed: Optional[int]) -> Iterator[None]:
+    """Random numbers of their own inside the ``with`` block; nothing changes without a seed."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 class SemiSegmentor(BaseSegmentor, metaclass=ABCMeta):
     """Students and teachers in one model, each an ordinary mmseg segmentor.
 
@@ -59,6 +70,8 @@ class SemiSegmentor(BaseSegmentor, metaclass=ABCMeta):
         rampup_iters (int): Iterations over which the weight of the unsupervised losses rises
             linearly from 0. Defaults to 0.
         ema (dict, optional): Arguments of :class:`~mmdmt.models.teachers.EMAUpdater`.
+        seeds (Sequence[int], optional): Seed of the initial weights of each student. Defaults to
+            the run's random numbers, which differ between students.
         data_preprocessor (dict, optional): For students that have none.
         init_cfg (dict, optional): mmengine's initialization config.
 
@@ -81,6 +94,7 @@ class SemiSegmentor(BaseSegmentor, metaclass=ABCMeta):
         unsup_weight: float = 1.0,
         rampup_iters: int = 0,
         ema: Optional[dict] = None,
+        seeds: Optional[Sequence[int]] = None,
         data_preprocessor: Optional[dict] = None,
         init_cfg: Optional[dict] = None,
         **unknown: Any,
@@ -102,8 +116,12 @@ class SemiSegmentor(BaseSegmentor, metaclass=ABCMeta):
         self.ema = EMAUpdater(**(ema or {}))
         self.student_names = list(students)
         self.student_of = dict(teachers or {})
+        if seeds and len(seeds) != len(students):
+            raise ValueError(f'`seeds` needs one for each of {list(students)}, got {seeds}')
+        self.seeds = dict(zip(students, seeds or [None] * len(students)))
         for name, cfg in students.items():
-            self.add_module(name, build_segmentor(_without_preprocessor(cfg)))
+            with seeded(self.seeds[name]):
+                self.add_module(name, build_segmentor(_without_preprocessor(cfg)))
         for name, student in self.student_of.items():
             cfg = _without_preprocessor(students[student])
             self.add_module(name, freeze(build_segmentor(cfg)))
@@ -243,7 +261,8 @@ class SemiSegmentor(BaseSegmentor, metaclass=ABCMeta):
     def init_weights(self) -> None:
         """Initialize the students, then make every teacher a copy of its student."""
         for name in self.student_names:
-            self.network(name).init_weights()
+            with seeded(self.seeds[name]):
+                self.network(name).init_weights()
         self.reset_teachers()
         self._is_init = True
 
