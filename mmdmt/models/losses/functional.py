@@ -17,9 +17,7 @@ Papers:
       Class-Balanced Curriculum", 2020 (arXiv 2004.08514v1).
     - Dual Teacher: Na et al., "Switching Temporary Teachers for Semi-Supervised Semantic
       Segmentation", NeurIPS 2023 (arXiv 2310.18640).
-    - CTT: Xiao et al., "Semi-supervised Semantic Segmentation with Cross Teacher Training",
-      Neurocomputing 508, 2022 (arXiv 2209.01327). Its contrastive losses are those of
-      :mod:`.contrast.functional`.
+    - CTT, whose contrastive losses are in :mod:`.contrast.functional`.
 """
 
 import math
@@ -123,19 +121,17 @@ def dynamic_mutual_loss(
         stats['mean_weight'] = torch.ones((), device=logits.device)
         return _mean_over(cross_entropy, valid), stats
 
-    student = _read_student(log_prob, target)
-    student_wins = _student_wins(student, confidence)
-    weight = _mutual_weight(student, student_wins, gamma1, gamma2)
+    student = _read_student(log_prob, target, confidence)
+    weight = _mutual_weight(student, gamma1, gamma2)
     if conflict == 'flip':
         doubt = 1 - confidence.detach().to(weight)
-        weight = torch.where(student_wins, doubt**gamma2, weight)
-        target = torch.where(student_wins & pseudo, student.label, target)
+        weight = torch.where(student.wins, doubt**gamma2, weight)
+        target = torch.where(student.wins & pseudo, student.label, target)
     weight = weight.masked_fill(~pseudo, 1.0)
-
     counted = pseudo & valid
     stats = dict(
         disagreement=_count(~student.agrees & counted),
-        student_wins=_count(student_wins & counted),
+        student_wins=_count(student.wins & counted),
         mean_weight=_mean_over(weight, valid),
     )
     return _mean_over(weight * _cross_entropy(logits, log_prob, target), valid), stats
@@ -329,13 +325,9 @@ def masked_cross_entropy(
     kept = (confidence.float() >= threshold) & valid
     target = label.long().masked_fill(~kept, 0)
     cross_entropy = _cross_entropy(logits, _log_softmax(logits), target)
-    num_valid, num_kept = _count(valid).clamp(min=1), _count(kept)
-    divisor = num_valid
-    if normalizer == 'all':
-        divisor = valid.numel()
-    elif normalizer == 'kept':
-        divisor = num_kept.clamp(min=1) ** 2 / valid.numel()
-    loss = cross_entropy.masked_fill(~kept, 0).sum() / divisor
+    num_all, num_valid, num_kept = max(1, valid.numel()), _count(valid).clamp(min=1), _count(kept)
+    divisors = dict(valid=num_valid, all=num_all, kept=num_kept.clamp(min=1) ** 2 / num_all)
+    loss = cross_entropy.masked_fill(~kept, 0).sum() / divisors[normalizer]
     return loss, dict(keep_ratio=num_kept / num_valid)
 
 
@@ -369,14 +361,10 @@ def ohem_cross_entropy(
     target, valid = _split_ignored(label, ignore_index)
     cross_entropy = _cross_entropy(logits, _log_softmax(logits), target)
     prob = (-cross_entropy.detach()).exp().masked_fill(~valid, 1)
-    count = min(min_kept, prob.numel())
-    if count:
-        # topk and not kthvalue, whose CUDA kernel has no deterministic version
-        lowest = prob.flatten().topk(count, largest=False).values
-        valid = valid & (prob <= lowest[-1].clamp(min=thresh))
-    else:
-        valid = valid & (prob <= thresh)
-    return _mean_over(cross_entropy, valid)
+    # topk and not kthvalue, whose CUDA kernel has no deterministic version
+    lowest = prob.flatten().topk(min(min_kept, prob.numel()), largest=False).values[-1:]
+    hard = prob <= F.pad(lowest, (0, 1), value=thresh).max()
+    return _mean_over(cross_entropy, valid & hard)
 
 
 # ------------------------------------------------------------------------ DMT for classification
@@ -444,15 +432,13 @@ def mixup_weights(
     _check_is_pseudo(logits, is_pseudo)
     _check_gammas(gamma1=gamma1, gamma2=gamma2)
     confidence, label = soft_label.max(dim=1)
-    student = _read_student(_log_softmax(logits), label)
-    student_wins = _student_wins(student, confidence)
-    weight = torch.ones_like(student.confidence)
+    student = _read_student(_log_softmax(logits), label, confidence)
+    weight = torch.ones_like(student.trust)
     if not gamma1 == gamma2 == 0:
-        weight = _mutual_weight(student, student_wins, gamma1, gamma2)
-        weight = weight.masked_fill(~is_pseudo, 1.0)
+        weight = _mutual_weight(student, gamma1, gamma2).masked_fill(~is_pseudo, 1.0)
     stats = dict(
         disagreement=_count(~student.agrees & is_pseudo),
-        student_wins=_count(student_wins & is_pseudo),
+        student_wins=_count(student.wins & is_pseudo),
         mean_weight=weight.mean(),
     )
     return (weight if perm is None else lam * weight + (1 - lam) * weight[perm]), stats
@@ -486,28 +472,24 @@ def mixup_loss(
 
 
 class _Student(NamedTuple):
-    """What the student says of each pixel, without gradient, each (N, *)."""
+    """What the student predicts on each pixel, without gradient, each (N, *)."""
 
     label: Tensor  # most probable class
-    confidence: Tensor  # its probability
     trust: Tensor  # probability of the target
     agrees: Tensor  # whether label and target are the same class
+    wins: Tensor  # whether it disagrees and is more confident; a tie goes to the teacher
 
 
-def _read_student(log_prob: Tensor, target: Tensor) -> _Student:
+def _read_student(log_prob: Tensor, target: Tensor, confidence: Tensor) -> _Student:
     top = log_prob.max(dim=1)
-    trust = _of_class(log_prob, target).exp()
-    return _Student(top.indices, top.values.exp(), trust, top.indices == target)
+    agrees = top.indices == target
+    wins = ~agrees & (top.values.exp() > confidence.to(top.values))
+    return _Student(top.indices, _of_class(log_prob, target).exp(), agrees, wins)
 
 
-def _student_wins(student: _Student, confidence: Tensor) -> Tensor:
-    """Where the student disagrees and is more confident; a tie goes to the teacher."""
-    return ~student.agrees & (student.confidence > confidence.to(student.confidence))
-
-
-def _mutual_weight(student: _Student, student_wins: Tensor, gamma1: float, gamma2: float) -> Tensor:
+def _mutual_weight(student: _Student, gamma1: float, gamma2: float) -> Tensor:
     weight = torch.where(student.agrees, student.trust**gamma1, student.trust**gamma2)
-    return weight.masked_fill(student_wins, 0.0)
+    return weight.masked_fill(student.wins, 0.0)
 
 
 def _agreement_stats(
@@ -547,13 +529,8 @@ def _of_class(values: Tensor, target: Tensor) -> Tensor:
     return values.gather(1, target.unsqueeze(1)).squeeze(1)
 
 
-def _cross_entropy(logits: Tensor, log_prob: Tensor, target: Tensor) -> Tensor:
-    """Cross entropy (N, *) of ``logits``, whose log-softmax is known."""
-    return _CrossEntropy.apply(logits, log_prob, target)
-
-
 class _CrossEntropy(torch.autograd.Function):
-    """Cross entropy whose gradient is made in place.
+    """Cross entropy (N, *) of logits whose log-softmax is known; its gradient is made in place.
 
     Autograd would make one full-size tensor for the gradient of the log-softmax, nearly all zeros,
     and another for that of the logits.
@@ -572,6 +549,9 @@ class _CrossEntropy(torch.autograd.Function):
         grad = grad.unsqueeze(1)
         result = log_prob.exp().mul_(grad).scatter_add_(1, target.unsqueeze(1), -grad)
         return result.to(ctx.dtype), None, None
+
+
+_cross_entropy = _CrossEntropy.apply
 
 
 def _mean_over(values: Tensor, mask: Tensor) -> Tensor:

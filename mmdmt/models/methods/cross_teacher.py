@@ -1,21 +1,15 @@
 """Cross Teacher Training: two students, each taught by the other's teacher."""
 
 from contextlib import nullcontext
-from typing import ContextManager, Dict, Optional, Tuple
+from typing import Dict, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from mmdmt.checks import check_choice, check_range
-from mmdmt.models.forward import Targets, dense_logits, pseudo_label, stack_pixel_data
+from mmdmt.models.forward import Targets, pseudo_label, stack_pixel_data
 from mmdmt.models.losses.consistency import agreement_stats
 from mmdmt.models.losses.contrast.cross_contrast import PEERS, CrossContrast, View, build_part
-from mmdmt.models.losses.contrast.feature_tap import (
-    CLASSIFIER,
-    FeatureTap,
-    feature_channels,
-    find_classifier,
-)
 from mmdmt.models.losses.functional import confidence_share_loss
 from mmdmt.registry import MODELS
 
@@ -57,10 +51,8 @@ class CrossTeacher(SemiSegmentor):
         threshold (float): Confidence that a label needs to count in R. Defaults to 0.968.
         taught_by (str): 'peer' (default), or 'own' for the ablation in which each student learns
             from its own teacher.
-        contrast (dict, optional): Arguments of ``CrossContrast`` but the first two, and
-            ``classifier``, the name of the layer whose input is the feature, see
-            :class:`~mmdmt.models.losses.contrast.FeatureTap`. Defaults to None, which switches
-            both modules off, as the released code does in effect.
+        contrast (dict, optional): Arguments of ``CrossContrast`` but the first. Defaults to None,
+            which switches both modules off, as the released code does in effect.
         **common: Settings of :class:`SemiSegmentor`.
 
     Raises:
@@ -90,15 +82,10 @@ class CrossTeacher(SemiSegmentor):
         self.shared_mix = shared_mix
         self.threshold = threshold
         self.taught_by = taught_by
-        self.contrast = self._build_contrast(**contrast) if contrast else None
-
-    def _build_contrast(self, classifier: str = CLASSIFIER, **settings) -> CrossContrast:
-        self.classifier = classifier
-        channels = {
-            side: feature_channels(find_classifier(self.network(f'student_{side}'), classifier))
-            for side in PEERS
-        }
-        return build_part('contrast', CrossContrast, settings, channels, self.out_channels)
+        self.contrast = None
+        if contrast:
+            networks = {side: self.network(f'student_{side}') for side in PEERS}
+            self.contrast = build_part('contrast', CrossContrast, contrast, networks)
 
     def semi_loss(self, inputs: Dict[str, Tensor], data_samples: Dict[str, list]) -> dict:
         """Losses of both students.
@@ -110,8 +97,9 @@ class CrossTeacher(SemiSegmentor):
         """
         losses, seen = {}, {}
         for side, (view, targets) in self._views(inputs, data_samples).items():
-            with self._tap(f'student_{side}') as tap:
-                found, logits = self.forward_student(f'student_{side}', inputs, data_samples, view)
+            name = f'student_{side}'
+            with self.contrast.tap(self.network(name)) if self.contrast else nullcontext() as tap:
+                found, logits = self.forward_student(name, inputs, data_samples, view)
             losses.update(found, **self._consistency(side, logits, targets))
             seen[side] = tap, targets
         if self.contrast is not None:
@@ -160,7 +148,7 @@ class CrossTeacher(SemiSegmentor):
         }
 
     def _contrast(
-        self, seen: Dict[str, Tuple[FeatureTap, Targets]], sup: Tensor, sup_samples: list
+        self, seen: Dict[str, tuple], sup: Tensor, sup_samples: list
     ) -> Dict[str, Tensor]:
         """Both contrastive losses; then the banks take in the labeled images of this step."""
         label = stack_pixel_data(sup_samples, 'gt_sem_seg')
@@ -170,16 +158,8 @@ class CrossTeacher(SemiSegmentor):
         }
         losses = self.contrast(views)
         for side in PEERS:
-            with torch.no_grad(), self._tap(f'teacher_{side}') as tap:
-                dense_logits(self.network(f'teacher_{side}'), sup)
-            self.contrast.remember(side, tap.features, tap.logits, label)
+            self.contrast.remember(side, self.network(f'teacher_{side}'), sup, label)
         return losses
-
-    def _tap(self, name: str) -> ContextManager:
-        """Records the pixel features of a network, if they are contrasted."""
-        if self.contrast is None:
-            return nullcontext()
-        return FeatureTap(self.network(name), self.classifier)
 
     def reset_teachers(self) -> None:
         """Make every teacher a copy of its student, with its projection head."""

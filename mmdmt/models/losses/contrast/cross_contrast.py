@@ -7,12 +7,16 @@ from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
+from mmseg.models.segmentors import BaseSegmentor
 from mmseg.models.utils import resize
 from torch import Tensor, nn
 
 from mmdmt.checks import check_range, refuse_unknown_keys
+from mmdmt.models.forward import dense_logits
+from mmdmt.models.teachers import freeze
 
 from .anchors import gather_pixels, sample_anchors
+from .feature_tap import CLASSIFIER, FeatureTap, feature_channels, find_classifier
 from .functional import memory_contrast, peer_contrast
 from .memory_bank import TeacherBank
 from .projection import projection_head
@@ -98,8 +102,8 @@ class CrossContrast(nn.Module):
       (:func:`~mmdmt.models.losses.functional.peer_contrast_loss`).
 
     Args:
-        channels (dict[str, int]): Feature channels of the two networks, by side ('l', 'r').
-        num_classes (int): Number of classes C.
+        students (dict[str, BaseSegmentor]): The two networks, by side ('l', 'r'), of which only
+            the number of classes and of feature channels is read.
         threshold (float): Confidence that splits the unlabeled pixels between the two levels.
             Defaults to 0.75, as published.
         anchors_per_class (int): Pixels per class, drawn at random, that take part in each loss of
@@ -107,22 +111,24 @@ class CrossContrast(nn.Module):
         start (float): Share of the classes, in [0, 1], whose banks must be full in both networks
             before the losses count. Defaults to 1, as published. Below 1 the rows that are not
             filled are left out. A class that is never predicted right never fills its bank.
-        bank (dict, optional): Settings of :class:`TeacherBank` besides its first two.
+        bank (dict, optional): Settings of
+            :class:`~mmdmt.models.losses.contrast.memory_bank.TeacherBank` but the first two.
         high (dict, optional): Settings of :class:`HighLevel`.
         low (dict, optional): Settings of :class:`LowLevel`.
         projection (dict, optional): Arguments ``channels`` and ``hidden`` of
             :func:`~mmdmt.models.losses.contrast.projection.projection_head`. Defaults to none,
             as published.
+        classifier (str): Layer whose input is the feature, see
+            :class:`~mmdmt.models.losses.contrast.feature_tap.FeatureTap`.
 
     Raises:
-        ValueError: If a value is out of range, a key is unknown, or both networks have features of
-            different channels and no ``projection``.
+        ValueError: If a value is out of range, a key is unknown, a network has no such classifier,
+            or both have features of different channels and no ``projection``.
     """
 
     def __init__(
         self,
-        channels: Dict[str, int],
-        num_classes: int,
+        students: Dict[str, BaseSegmentor],
         *,
         threshold: float = 0.75,
         anchors_per_class: int = 256,
@@ -131,25 +137,33 @@ class CrossContrast(nn.Module):
         high: Optional[dict] = None,
         low: Optional[dict] = None,
         projection: Optional[dict] = None,
+        classifier: str = CLASSIFIER,
     ) -> None:
         super().__init__()
         check_range('contrast.threshold', threshold, 0, 1)
         check_range('contrast.anchors_per_class', anchors_per_class, 1)
         check_range('contrast.start', start, 0, 1)
-        self.num_classes = num_classes
+        self.num_classes = students['l'].out_channels
         self.threshold = threshold
         self.anchors_per_class = anchors_per_class
         self.start = start
+        self.classifier = classifier
         self.high = build_part('contrast.high', HighLevel, high)
         self.low = build_part('contrast.low', LowLevel, low)
+        channels = {
+            side: feature_channels(find_classifier(student, classifier))
+            for side, student in students.items()
+        }
         self.students = _projections(channels, projection)
-        self.teachers = copy.deepcopy(self.students).requires_grad_(False)
+        self.teachers = freeze(copy.deepcopy(self.students))
+        sizes = self.num_classes, projection['channels'] if projection else channels['l']
         self.banks = nn.ModuleDict(
-            {
-                side: build_part('contrast.bank', TeacherBank, bank, num_classes, width)
-                for side in PEERS
-            }
+            {side: build_part('contrast.bank', TeacherBank, bank, *sizes) for side in PEERS}
         )
+
+    def tap(self, network: BaseSegmentor) -> FeatureTap:
+        """Records the features of a network inside a ``with`` block."""
+        return FeatureTap(network, self.classifier)
 
     def forward(self, views: Dict[str, View]) -> Dict[str, Tensor]:
         """Contrastive losses of both students.
@@ -225,17 +239,22 @@ class CrossContrast(nn.Module):
             return feats, None
         return feats, torch.cat([self.banks[side].filled for side in sides], dim=1)
 
-    def remember(self, side: str, feat: Tensor, logits: Tensor, sup_label: Tensor) -> None:
+    @torch.no_grad()
+    def remember(
+        self, side: str, teacher: BaseSegmentor, images: Tensor, sup_label: Tensor
+    ) -> None:
         """Put features of a teacher on labeled images into the bank of its side.
 
         Args:
             side (str): Side of the teacher.
-            feat (Tensor): (N_l, D, h, w) features of the teacher.
-            logits (Tensor): (N_l, C, h, w) logits on the same pixels.
+            teacher (BaseSegmentor): The teacher.
+            images (Tensor): Labeled images, (N_l, 3, H, W), normalized.
             sup_label (Tensor): Ground truth (N_l, H, W).
         """
-        label = _nearest(sup_label, feat.shape[2:])
-        self.banks[side].remember(feat, logits, label, self.teachers[side])
+        with self.tap(teacher) as tap:
+            dense_logits(teacher, images)
+        label = _nearest(sup_label, tap.features.shape[2:])
+        self.banks[side].remember(tap.features, tap.logits, label, self.teachers[side])
 
 
 def build_part(name: str, kind: Callable, settings: Optional[dict], *args: Any) -> Any:

@@ -89,7 +89,7 @@ def test_features_are_those_after_the_dropout():
 def test_heads_without_a_dense_classifier_are_refused():
     model = build(HEADS['fcn'][0])
     del model.decode_head.conv_seg
-    with pytest.raises(ValueError, match=r'FCNHead has no such module.*`classifier`'):
+    with pytest.raises(ValueError, match=r'FCNHead has no such module.*`contrast\.classifier`'):
         FeatureTap(model)
 
 
