@@ -13,7 +13,7 @@ import numpy as np
 from mmengine.utils import ProgressBar
 from PIL import Image
 
-from mmdmt.atomic import write_text_atomically
+from mmdmt.files import write_text_atomically
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')

@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Callable, Optional, Union
 
-from mmdmt.atomic import write_text_atomically
+from mmdmt.files import write_text_atomically
 
 Split = tuple[list[str], list[str]]
 """Two lists of ids: (labeled, unlabeled), or (left, right)."""

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Union
 
-from mmdmt.atomic import write_text_atomically
 from mmdmt.datasets.splits.draws import list_digest, write_list
+from mmdmt.files import write_text_atomically
 from mmdmt.version import __version__
 
 MANIFEST = 'manifest.json'

@@ -14,7 +14,7 @@ from mmdmt.registry import HOOKS
 
 @HOOKS.register_module()
 class CouplingHook(Hook):
-    """Logs the coupling of teachers and students, of any on-line method, now and then.
+    """Logs the coupling of teachers and students, of any online method, now and then.
 
     A teacher that has become its student's mirror repeats the student's errors. Every ``interval``
     iterations this hook compares them on the unlabeled images of the batch, all in eval mode on

@@ -11,7 +11,7 @@ from tiny_models import semi_batch as whole_images
 
 from mmdmt.models.forward import dense_logits
 from mmdmt.models.methods import CrossTeacher
-from mmdmt.models.methods.base import build_segmentor
+from mmdmt.models.methods.networks import build_segmentor
 
 CONTRAST = dict(bank=dict(size=4, threshold=0.0), threshold=0.5, anchors_per_class=8)
 PROJECTED = dict(CONTRAST, projection=dict(channels=5))

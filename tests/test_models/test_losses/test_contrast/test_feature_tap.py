@@ -7,7 +7,7 @@ from tiny_models import tiny_segmentor
 
 from mmdmt.models.forward import dense_logits
 from mmdmt.models.losses.contrast.feature_tap import FeatureTap, feature_channels, find_classifier
-from mmdmt.models.methods.base import build_segmentor
+from mmdmt.models.methods.networks import build_segmentor
 
 COMMON = dict(
     num_classes=4,
