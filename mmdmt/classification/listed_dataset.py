@@ -7,7 +7,7 @@ from typing import Any, Dict, Iterator, List, Sequence
 from mmpretrain.datasets import BaseDataset
 
 from mmdmt.classification.soft_labels import SoftLabelStore
-from mmdmt.datasets.splits.draws import read_list
+from mmdmt.datasets.splits.files import read_list
 from mmdmt.registry import DATASETS
 
 MAX_NAMES_IN_ERRORS = 5
