@@ -1,7 +1,7 @@
 """Build of the package; settings of tools are in pyproject.toml.
 
 Configs, tools and ``model-index.yml`` lie beside the package in the source tree and travel inside
-it, in ``mmdmt/.mim``, when it is installed: that is where openmim and ``mmdmt.paths`` look.
+it, in ``mmdmt/.mim``, when it is installed: that is where openmim and ``mmdmt.files`` look.
 """
 
 import re

@@ -6,29 +6,27 @@ unless the user names that very file (``trusted_checkpoints`` in the config, ``-
 of the tools).
 """
 
+import ast
 import contextlib
 import logging
 import os
 import pickle
 import re
-import types
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
-from mmengine.utils import digit_version
 
-from mmdmt.atomic import atomic_path
+from mmdmt.files import atomic_path
 
 MapLocation = Union[str, torch.device, Callable, None]
 
-# Allow-lists under another name than the object's own, which `getattr` below needs.
-_HAS_ALLOW_LIST = digit_version(torch.__version__) >= digit_version('2.6.0')
 _CHECKPOINT_NAME = re.compile(r'(?:iter|epoch)_(\d+)\.pth')
 
 
@@ -36,28 +34,7 @@ class UntrustedCheckpointError(RuntimeError):
     """A checkpoint needs more than the allow-list, and the user has not named it as trusted."""
 
 
-def _allow_list() -> Dict[str, Any]:
-    """Objects beyond torch's own that a checkpoint of an mmengine runner consists of, by name."""
-    # What NumPy arrays and scalars of these types are rebuilt from. None of them can call code.
-    core = np._core if hasattr(np, '_core') else np.core
-    dtypes = {type(np.dtype(kind)) for kind in ('float32', 'float64', 'int32', 'int64', 'bool')}
-    items = [HistoryBuffer, np.ndarray, np.dtype, *dtypes]
-    items += [core.multiarray._reconstruct, core.multiarray.scalar]
-    named = {f'{item.__module__}.{item.__qualname__}': item for item in items}
-    # NumPy 2 renamed numpy.core: files written under either name load under both.
-    for name, item in list(named.items()):
-        named[name.replace('numpy._core', 'numpy.core')] = item
-        named[name.replace('numpy.core', 'numpy._core')] = item
-    # mmengine's HistoryBuffer pickles its methods, by way of getattr, which could reach anything.
-    named['builtins.getattr'] = _history_statistic
-    return named
-
-
-def _history_statistic(owner: Any, name: str) -> Callable:
-    """Stand-in for ``getattr`` that finds the statistics of a ``HistoryBuffer`` only."""
-    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
-        return getattr(owner, name)
-    raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr of {name!r}')
+# --- Loading -------------------------------------------------------------------------------------
 
 
 def load_checkpoint_file(
@@ -85,12 +62,14 @@ def load_checkpoint_file(
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
-    if _is_trusted(path, trusted):
+    if any(Path(entry).expanduser().resolve() == path.resolve() for entry in trusted):
         _warn(f'{path} is loaded without restrictions: it is a trusted checkpoint')
         with _forced_weights_only(False):
             return torch.load(path, map_location=map_location, weights_only=False)
     try:
-        return _load_restricted(path, map_location, mmap and zipfile.is_zipfile(path))
+        _extend_allow_list()
+        mmap = mmap and zipfile.is_zipfile(path)
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
     except Exception as error:  # a damaged pickle fails in many ways
@@ -98,98 +77,6 @@ def load_checkpoint_file(
             f'checkpoint {path} ({path.stat().st_size} bytes) is damaged or not a checkpoint: '
             f'{error}. Use another one, or delete it and resume from the one before.'
         ) from error
-
-
-def _load_restricted(path: Path, map_location: MapLocation, mmap: bool) -> dict:
-    """Load with the allow-list, in the way this torch offers."""
-    if not _HAS_ALLOW_LIST:
-        return torch.load(
-            path, map_location=map_location, pickle_module=_restricted_pickle, weights_only=False
-        )
-    with _allowed_globals():
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-
-
-def _allowed_globals() -> contextlib.AbstractContextManager:
-    """Context in which torch's own safe loading knows the allow-list, where it can."""
-    if not _HAS_ALLOW_LIST:
-        return contextlib.nullcontext()
-    return torch.serialization.safe_globals([(item, name) for name, item in _allow_list().items()])
-
-
-def _is_trusted(path: Path, trusted: Sequence[Union[str, Path]]) -> bool:
-    return any(Path(entry).expanduser().resolve() == path.resolve() for entry in trusted)
-
-
-def _refusal(path: Path, error: Exception) -> UntrustedCheckpointError:
-    """Say which object was refused and how to load the file all the same."""
-    found = re.search(r'GLOBAL ([\w.]+)', str(error))
-    what = f'the object {found.group(1)}' if found else f'more than plain data ({error})'
-    return UntrustedCheckpointError(
-        f'checkpoint {path} needs {what}, which could run code of whoever made the file, so it is '
-        'not loaded. If you trust its source, name it: trusted_checkpoints='
-        f"['{path}'] in the config, or --trust-checkpoint {path} on the command line."
-    )
-
-
-# --- torch < 2.6 ---------------------------------------------------------------------------------
-# Its weights_only unpickler takes no such list from outside, so the same list is enforced by a
-# pickle module of our own. Storages and tensors need a few rebuild functions of torch.
-
-_TORCH_GLOBALS = {
-    'builtins.set',
-    'collections.OrderedDict',
-    'torch.Size',
-    'torch.device',
-    'torch._utils._rebuild_parameter',
-    'torch._utils._rebuild_tensor_v2',
-    '_codecs.encode',  # bytes of NumPy arrays; can only encode text
-}
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    """Unpickler that finds nothing but the allow-list."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        module = 'builtins' if module == '__builtin__' else module  # as Python 2 called it
-        full_name = f'{module}.{name}'
-        allowed = _allow_list()
-        if full_name in allowed:
-            return allowed[full_name]
-        if full_name in _TORCH_GLOBALS or self._is_tensor_kind(module, name):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {full_name}')
-
-    @staticmethod
-    def _is_tensor_kind(module: str, name: str) -> bool:
-        """Whether it is a storage class or a dtype, which the record of a tensor names."""
-        if module not in ('torch', 'torch.storage'):
-            return False
-        kind = getattr(torch, name, None)
-        return isinstance(kind, torch.dtype) or bool(re.fullmatch(r'[A-Za-z0-9]+Storage', name))
-
-
-_restricted_pickle = types.ModuleType('mmdmt_restricted_pickle')
-_restricted_pickle.Unpickler = _RestrictedUnpickler
-_restricted_pickle.load = lambda file, **kwargs: _RestrictedUnpickler(file, **kwargs).load()
-
-
-# --- Loading through mmengine --------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _forced_weights_only(force: bool) -> Iterator[None]:
-    """Set or clear torch's own switch that turns every ``torch.load`` into a safe one."""
-    name = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
-    before = os.environ.pop(name, None)
-    if force:
-        os.environ[name] = '1'
-    try:
-        yield
-    finally:
-        os.environ.pop(name, None)
-        if before is not None:
-            os.environ[name] = before
 
 
 @contextlib.contextmanager
@@ -214,8 +101,9 @@ def safe_loading(trusted: Sequence[Union[str, Path]] = ()) -> Iterator[None]:
 
     stock = CheckpointLoader._schemes['']
     CheckpointLoader.register_scheme('', load_from_safe_local, force=True)
+    _extend_allow_list()
     try:
-        with _forced_weights_only(True), _allowed_globals():
+        with _forced_weights_only(True):
             yield
     except pickle.UnpicklingError as error:  # of a download; local files are refused above
         raise UntrustedCheckpointError(
@@ -226,16 +114,78 @@ def safe_loading(trusted: Sequence[Union[str, Path]] = ()) -> Iterator[None]:
         CheckpointLoader.register_scheme('', stock, force=True)
 
 
+@contextlib.contextmanager
+def _forced_weights_only(force: bool) -> Iterator[None]:
+    """Set or clear torch's own switch that turns every ``torch.load`` into a safe one."""
+    name = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+    before = os.environ.pop(name, None)
+    if force:
+        os.environ[name] = '1'
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
+
+
+def _refusal(path: Path, error: Exception) -> UntrustedCheckpointError:
+    """Say which object was refused and how to load the file all the same."""
+    found = re.search(r'GLOBAL ([\w.]+)', str(error))
+    what = f'the object {found.group(1)}' if found else f'more than plain data ({error})'
+    return UntrustedCheckpointError(
+        f'checkpoint {path} needs {what}, which could run code of whoever made the file, so it is '
+        'not loaded. If you trust its source, name it: trusted_checkpoints='
+        f"['{path}'] in the config, or --trust-checkpoint {path} on the command line."
+    )
+
+
+def _history_statistic(owner: Any, name: str) -> Callable:
+    """Stand-in for ``getattr``, by which a ``HistoryBuffer`` pickles its statistics."""
+    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
+        return getattr(owner, name)
+    raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr of {name!r}')
+
+
+def _named(function: Callable, name: str) -> Callable:
+    """The function under another full name, by which torch finds what a file asks for."""
+
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    call.__module__, _, call.__name__ = name.rpartition('.')
+    call.__qualname__ = call.__name__
+    return call
+
+
+def _allow_list() -> list:
+    """Objects beyond torch's own that a checkpoint of an mmengine runner consists of."""
+    multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
+    dtypes = {type(np.dtype(kind)) for kind in ('float32', 'float64', 'int32', 'int64', 'bool')}
+    allowed = [HistoryBuffer, np.ndarray, np.dtype, *dtypes]
+    for module in ('numpy.core', 'numpy._core'):  # until and since NumPy 2
+        for function in (multiarray._reconstruct, multiarray.scalar):
+            allowed.append(_named(function, f'{module}.multiarray.{function.__name__}'))
+    # `getattr` itself could reach anything.
+    for module in ('builtins', '__builtin__'):
+        allowed.append(_named(_history_statistic, f'{module}.getattr'))
+    return allowed
+
+
+_ALLOWED = _allow_list()
+
+
+def _extend_allow_list() -> None:
+    """Tell torch; before every load, because the maintained mmengine takes its own list back."""
+    if hasattr(torch.serialization, 'add_safe_globals'):  # torch >= 2.4
+        torch.serialization.add_safe_globals(_ALLOWED)
+
+
 # --- Writing and finding -------------------------------------------------------------------------
 
 
 def save_atomically(obj: Any, path: Union[str, Path]) -> None:
-    """``torch.save`` that leaves either the complete new file or the old one.
-
-    Args:
-        obj: What to save.
-        path: The file to write or to replace.
-    """
+    """``torch.save`` that leaves either the complete new file or the old one."""
     with atomic_path(path) as temporary:
         torch.save(obj, temporary)
 
@@ -254,17 +204,11 @@ def is_complete(path: Union[str, Path]) -> bool:
 
 
 def find_latest_valid_checkpoint(work_dir: Union[str, Path]) -> Optional[str]:
-    """Find the newest checkpoint of a run that can be resumed.
+    """Find the newest checkpoint of a run that can be resumed, None if there is none.
 
     It is the one that ``last_checkpoint`` names. If that file or the checkpoint is damaged or
     missing, the newest complete ``iter_*.pth`` (``epoch_*.pth``) before it is taken, with a warning
     that says what was passed over.
-
-    Args:
-        work_dir: Folder of the run.
-
-    Returns:
-        Path of the checkpoint, or None if there is none.
     """
     work_dir = Path(work_dir)
     pointer = work_dir / 'last_checkpoint'
@@ -300,18 +244,70 @@ def _read_pointer(pointer: Path) -> Optional[Path]:
 def _candidates(work_dir: Path, named: Optional[Path]) -> list[Path]:
     """Numbered checkpoints, newest first, none newer than ``named`` (it may be an older run's)."""
     folders = {work_dir} if named is None else {work_dir, named.parent}
-    files = [path for folder in folders for path in folder.glob('*_*.pth') if path != named]
-    newest = _step(named) if named is not None else None
-    numbered = [path for path in files if _step(path) is not None]
-    if newest is not None:
-        numbered = [path for path in numbered if _step(path) < newest]
-    return sorted(numbered, key=_step, reverse=True)
+    steps = {path: _step(path) for folder in folders for path in folder.glob('*_*.pth')}
+    newest = None if named is None else _step(named)
+    older = [
+        path
+        for path, step in steps.items()
+        if step is not None and path != named and (newest is None or step < newest)
+    ]
+    return sorted(older, key=steps.get, reverse=True)
+
+
+def _step(path: Path) -> Optional[int]:
+    found = _CHECKPOINT_NAME.fullmatch(path.name)
+    return int(found.group(1)) if found else None
 
 
 def _warn(message: str) -> None:
     print_log(message, logger='current', level=logging.WARNING)
 
 
-def _step(path: Path) -> Optional[int]:
-    found = _CHECKPOINT_NAME.fullmatch(path.name)
-    return int(found.group(1)) if found else None
+# --- The config in a checkpoint ------------------------------------------------------------------
+
+
+def read_stored_config(text: str) -> Config:
+    """Read the config that mmengine stores in ``meta['cfg']`` of a checkpoint.
+
+    It is Python text. mmengine's reader executes it, which would undo what loading with
+    ``weights_only`` is for. What a runner writes consists of assignments of plain values, so only
+    those are read.
+
+    Args:
+        text: The text (``Config.pretty_text``).
+
+    Raises:
+        ValueError: The text holds anything but ``name = value`` with plain values.
+    """
+    try:
+        return Config(dict(_assignment(statement) for statement in ast.parse(text).body))
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(
+            f'the config stored in the checkpoint cannot be read as plain values: {error}. '
+            'Name the config file instead.'
+        ) from error
+
+
+def _assignment(statement: ast.stmt) -> tuple:
+    targets = getattr(statement, 'targets', [])
+    if not isinstance(statement, ast.Assign) or [type(target) for target in targets] != [ast.Name]:
+        raise ValueError(f'line {statement.lineno} is no assignment to a name')
+    return targets[0].id, ast.literal_eval(_Literals().visit(statement.value))
+
+
+class _Literals(ast.NodeTransformer):
+    """Writes ``dict(key=value)``, ``dict({...})`` and ``inf`` as literals."""
+
+    def visit_Call(self, node: ast.Call) -> ast.Dict:
+        self.generic_visit(node)
+        given = [argument for argument in node.args if isinstance(argument, ast.Dict)]
+        named = all(keyword.arg is not None for keyword in node.keywords)
+        if getattr(node.func, 'id', None) != 'dict' or given != node.args or not named:
+            raise ValueError(f'line {node.lineno} calls something else than dict()')
+        keys = [key for argument in given for key in argument.keys]
+        values = [value for argument in given for value in argument.values]
+        keys += [ast.Constant(keyword.arg) for keyword in node.keywords]
+        return ast.Dict(keys, values + [keyword.value for keyword in node.keywords])
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(float(node.id)) if node.id in ('inf', 'nan') else node

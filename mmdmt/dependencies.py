@@ -9,7 +9,6 @@ import importlib
 import importlib.util
 import re
 from importlib import metadata
-from types import ModuleType
 from typing import NamedTuple, Optional, Tuple
 
 
@@ -44,7 +43,7 @@ class Dependency(NamedTuple):
 
 
 DEPENDENCIES = (
-    Dependency('torch', '2.0.0', None, '"torch>=2.4" torchvision'),
+    Dependency('torch', '2.1.0', None, '"torch>=2.4" torchvision'),
     Dependency(
         'mmengine',
         '0.10.0',
@@ -85,7 +84,7 @@ def check_dependencies() -> None:
             command that mends it.
     """
     for dependency in DEPENDENCIES:
-        _check_version(dependency, _import(dependency))
+        _check(dependency)
     _check_torchvision()
     for name in _UNDECLARED_BY_MMSEG:
         if importlib.util.find_spec(name) is None:
@@ -107,46 +106,26 @@ def check_optional(dependency: Dependency, purpose: str) -> None:
         ImportError: If it is missing, broken or of a wrong version, with the command that mends it.
     """
     try:
-        _check_version(dependency, _import(dependency))
+        _check(dependency)
     except ImportError as error:
         raise ImportError(f'{purpose}: {error}') from error
 
 
-def _import(dependency: Dependency) -> ModuleType:
-    """Import a package, telling one that is missing from one that is broken."""
+def _check(dependency: Dependency) -> None:
+    """Tell a package that is missing from one that is broken and from a wrong version."""
+    name = dependency.module
+    wanted, run = f'mmdmt needs {name}{dependency.bounds}', f'run `{dependency.command}`.'
     try:
-        return importlib.import_module(dependency.module)
-    except ModuleNotFoundError as error:
-        if error.name != dependency.module:
-            raise _broken(dependency, error) from error
-        raise ImportError(
-            f'mmdmt needs {dependency.module}{dependency.bounds}, which is not installed: '
-            f'run `{dependency.command}`.'
-        ) from None
+        module = importlib.import_module(name)
     except Exception as error:  # mmseg asserts versions, a broken binary raises OSError, ...
-        raise _broken(dependency, error) from error
-
-
-def _broken(dependency: Dependency, error: Exception) -> ImportError:
-    """The error for a package that is installed but cannot be imported."""
-    reason = ' '.join(str(error).split()) or type(error).__name__
-    return ImportError(
-        f'mmdmt cannot import {dependency.module} ({type(error).__name__}: {reason}): '
-        f'run `{dependency.command}`.'
-    )
-
-
-def _check_version(dependency: Dependency, module: ModuleType) -> None:
-    """Refuse a version outside the bounds."""
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise ImportError(f'{wanted}, which is not installed: {run}') from None
+        raise ImportError(f'mmdmt cannot import {name} ({_reason(error)}): {run}') from error
     version = str(getattr(module, '__version__', '0'))
     release = _release(version)
-    too_old = release < _release(dependency.minimum)
     too_new = dependency.below is not None and release >= _release(dependency.below)
-    if too_old or too_new:
-        raise ImportError(
-            f'mmdmt needs {dependency.module}{dependency.bounds}, but {version} is installed: '
-            f'run `{dependency.command}`.'
-        )
+    if release < _release(dependency.minimum) or too_new:
+        raise ImportError(f'{wanted}, but {version} is installed: {run}')
 
 
 def _check_torchvision() -> None:
@@ -156,9 +135,8 @@ def _check_torchvision() -> None:
     try:
         importlib.import_module('torchvision')
     except Exception as error:
-        reason = ' '.join(str(error).split())
         raise ImportError(
-            f'torchvision does not fit the installed torch ({type(error).__name__}: {reason}): '
+            f'torchvision does not fit the installed torch ({_reason(error)}): '
             'run `pip install --force-reinstall torch torchvision`, both in one command.'
         ) from error
 
@@ -168,13 +146,16 @@ def _check_mmseg_models() -> None:
     try:
         importlib.import_module('mmseg.models')
     except Exception as error:
-        reason = ' '.join(str(error).split())
         command = 'pip install -r requirements/mminstall.txt'
-        if 'mmcv._ext' in reason:
+        if 'mmcv._ext' in str(error):
             command = 'MMCV_WITH_OPS=1 pip install "mmcv>=2.0.1,<2.2" --no-build-isolation'
         raise ImportError(
-            f'mmdmt cannot import mmseg.models ({type(error).__name__}: {reason}): run `{command}`.'
+            f'mmdmt cannot import mmseg.models ({_reason(error)}): run `{command}`.'
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return f'{type(error).__name__}: {" ".join(str(error).split())}'
 
 
 def _is_installed(distribution: str) -> bool:

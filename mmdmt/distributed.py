@@ -1,9 +1,14 @@
-"""What one rank finds out, all ranks know."""
+"""Processes that train together: what rank 0 finds out all ranks know, and the model inside DDP."""
 
+import datetime
 import pickle
 from typing import Any, Callable
 
-from mmengine.dist import broadcast_object_list, is_main_process
+import torch
+from mmengine.device import get_device
+from mmengine.dist import broadcast_object_list, init_dist, is_distributed, is_main_process
+from mmengine.model import is_model_wrapper
+from torch import nn
 
 
 def from_main(function: Callable[[], Any]) -> Any:
@@ -40,3 +45,33 @@ def _can_be_sent(error: Exception) -> bool:
     except Exception:
         return False
     return True
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside a DistributedDataParallel wrapper, or the model itself."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def join_process_group(launcher: str, env_cfg: dict) -> None:
+    """Join the process group that a launcher asks for, unless that was done before.
+
+    Args:
+        launcher: As ``launcher`` of a config.
+        env_cfg: As ``env_cfg`` of a config; ``dist_cfg`` is read.
+
+    Raises:
+        RuntimeError: A launcher other than ``pytorch`` on a machine without an accelerator.
+    """
+    if launcher == 'none' or is_distributed():
+        return
+    dist_cfg = env_cfg.get('dist_cfg', {})
+    if get_device() != 'cpu':
+        init_dist(launcher, **dist_cfg)
+        return
+    if launcher != 'pytorch':
+        raise RuntimeError(
+            f"launcher='{launcher}' needs a GPU on every process, and none is visible here. Use "
+            "launcher='pytorch' (tools/dist_train.sh, torchrun) on CPUs."
+        )
+    timeout = datetime.timedelta(seconds=dist_cfg.get('timeout', 1800))
+    torch.distributed.init_process_group('gloo', timeout=timeout)

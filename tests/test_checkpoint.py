@@ -1,25 +1,29 @@
 import functools
 import http.server
 import os
+import re
 import shutil
 import threading
+import zipfile
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from mmdmt import checkpoint as module
-from mmdmt.atomic import write_text_atomically
 from mmdmt.checkpoint import (
     UntrustedCheckpointError,
     find_latest_valid_checkpoint,
     is_complete,
     load_checkpoint_file,
+    read_stored_config,
     safe_loading,
     save_atomically,
 )
+from mmdmt.files import write_text_atomically
 
 
 class Payload:
@@ -27,13 +31,6 @@ class Payload:
 
     def __reduce__(self):
         return os.mkdir, ('hacked',)
-
-
-@pytest.fixture(params=['weights_only', 'restricted'])
-def loader(request, monkeypatch):
-    """Both ways of loading: of torch >= 2.5, and of older versions."""
-    monkeypatch.setattr(module, '_HAS_ALLOW_LIST', request.param == 'weights_only')
-    return load_checkpoint_file
 
 
 def make_checkpoint(**extra):
@@ -56,15 +53,29 @@ def make_checkpoint(**extra):
     )
 
 
-def test_what_a_runner_saves_is_loaded(loader, tmp_path):
+def test_what_a_runner_saves_is_loaded(tmp_path):
     saved = make_checkpoint()
     save_atomically(saved, tmp_path / 'a.pth')
-    loaded = loader(tmp_path / 'a.pth')
+    loaded = load_checkpoint_file(tmp_path / 'a.pth')
     for key, value in saved['state_dict'].items():
         assert torch.equal(loaded['state_dict'][key], value)
     assert loaded['message_hub']['runtime_info'] == saved['message_hub']['runtime_info']
     assert loaded['message_hub']['log_scalars']['train/loss'].current() == 2
     assert loaded['meta']['dtype'] is torch.float32
+    assert np.array_equal(loaded['meta']['palette'], np.eye(2))
+
+
+@pytest.mark.parametrize('core', ['numpy.core', 'numpy._core'])
+def test_files_of_both_numpy_versions_are_loaded(tmp_path, core):
+    saved = make_checkpoint()
+    torch.save(saved, tmp_path / 'own.pth')
+    own = zipfile.ZipFile(tmp_path / 'own.pth')
+    with zipfile.ZipFile(tmp_path / 'a.pth', 'w') as other:
+        for name in own.namelist():
+            content = re.sub(rb'cnumpy\.\w*core', f'c{core}'.encode(), own.read(name))
+            other.writestr(name, content)
+    loaded = load_checkpoint_file(tmp_path / 'a.pth')
+    assert loaded['message_hub']['runtime_info'] == saved['message_hub']['runtime_info']
     assert np.array_equal(loaded['meta']['palette'], np.eye(2))
 
 
@@ -76,21 +87,21 @@ class Lookup:
 
 
 @pytest.mark.parametrize('value, name', [(Payload(), r'\w+\.mkdir'), (Lookup(), 'getattr')])
-def test_objects_beyond_the_list_are_refused_by_name(loader, tmp_path, monkeypatch, value, name):
+def test_objects_beyond_the_list_are_refused_by_name(tmp_path, monkeypatch, value, name):
     monkeypatch.chdir(tmp_path)
     save_atomically(make_checkpoint(extra=value), 'a.pth')
     with pytest.raises(UntrustedCheckpointError, match=name) as error:
-        loader('a.pth')
+        load_checkpoint_file('a.pth')
     assert '--trust-checkpoint a.pth' in str(error.value)
     assert not os.path.exists('hacked')
 
 
-def test_a_trusted_checkpoint_is_loaded_and_no_other(loader, tmp_path, monkeypatch):
+def test_a_trusted_checkpoint_is_loaded_and_no_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_atomically(dict(extra=Payload()), 'a.pth')
     with pytest.raises(UntrustedCheckpointError):
-        loader('a.pth', trusted=['b.pth', str(tmp_path)])
-    loader('a.pth', trusted=[tmp_path / 'a.pth'])
+        load_checkpoint_file('a.pth', trusted=['b.pth', str(tmp_path)])
+    load_checkpoint_file('a.pth', trusted=[tmp_path / 'a.pth'])
     assert os.path.exists('hacked')
 
 
@@ -102,13 +113,13 @@ def test_mmap_reads_the_same(tmp_path):
 
 
 @pytest.mark.parametrize('content', [b'', b'junk', b'PK\x03\x04 cut off'])
-def test_damaged_files_are_named(loader, tmp_path, content):
+def test_damaged_files_are_named(tmp_path, content):
     path = tmp_path / 'iter_3.pth'
     path.write_bytes(content)
     with pytest.raises((RuntimeError, UntrustedCheckpointError), match=r'iter_3\.pth'):
-        loader(path)
+        load_checkpoint_file(path)
     with pytest.raises(FileNotFoundError, match='absent'):
-        loader(tmp_path / 'absent.pth')
+        load_checkpoint_file(tmp_path / 'absent.pth')
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
@@ -241,3 +252,38 @@ def test_safe_loading_restores_what_it_changed(monkeypatch):
         raise KeyError
     assert os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] == '0'
     assert CheckpointLoader._schemes[''] is stock
+
+
+def test_a_stored_config_is_read_as_mmengine_writes_it():
+    cfg = Config(
+        dict(
+            a=1,
+            negative=-0.5,
+            bounds=(float('-inf'), float('inf')),
+            none=None,
+            quoted="it's",
+            model=dict(type='X', scale=(2, 3), empty=[], flags=[True, False]),
+            mixed={'backbone.norm': dict(lr_mult=0.1), 'head': {'decay.x': dict(v=(1,))}},
+            nested=[dict(a=[(1, 2), [3]]), dict(b={'1x': 2})],
+        )
+    )
+    assert read_stored_config(cfg.pretty_text).to_dict() == cfg.to_dict()
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '__import__("os").system("touch hacked")',
+        'a = __import__("os").system("touch hacked")',
+        'a = dict(b=open("x"))',
+        'a = dict(**b)',
+        'import os',
+        'a = b = 1',
+        'a = (',
+    ],
+)
+def test_a_stored_config_that_does_more_is_refused(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match='Name the config file'):
+        read_stored_config(text)
+    assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import mmdmt
-from mmdmt import paths
+from mmdmt import files
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,7 +23,7 @@ def tree(tmp_path_factory):
     """A copy of what is in the repository, so that builds leave nothing behind in it."""
     copy = tmp_path_factory.mktemp('tree') / 'mmdmt'
     copy.mkdir()
-    for name in ('mmdmt', 'configs', 'tools', 'requirements'):
+    for name in ('mmdmt', 'configs', 'tools', 'examples', 'requirements'):
         shutil.copytree(
             ROOT / name, copy / name, ignore=shutil.ignore_patterns('__pycache__', '.mim')
         )
@@ -69,6 +69,7 @@ def _files(folder):
 def test_wheel_holds_the_package_configs_and_tools(wheel):
     assert _files(wheel / 'mmdmt' / '.mim' / 'configs') == _files(ROOT / 'configs')
     assert _files(wheel / 'mmdmt' / '.mim' / 'tools') == _files(ROOT / 'tools')
+    assert _files(wheel / 'mmdmt' / '.mim' / 'examples') == _files(ROOT / 'examples')
     assert (wheel / 'mmdmt' / '.mim' / 'model-index.yml').is_file()
     modules = {f for f in _files(ROOT / 'mmdmt') if f.endswith('.py') and not f.startswith('.mim')}
     assert modules <= _files(wheel / 'mmdmt')
@@ -92,12 +93,12 @@ def test_metadata_of_the_wheel(wheel):
 
 
 def test_installed_package_finds_its_configs_and_tools(wheel, tmp_path):
-    """``paths`` imports nothing, so it runs from the unpacked wheel by itself."""
+    """``files`` imports the standard library only, so it runs from the unpacked wheel by itself."""
     code = (
         'import importlib.util as u\n'
-        f"s = u.spec_from_file_location('paths', {str(wheel / 'mmdmt/paths.py')!r})\n"
+        f"s = u.spec_from_file_location('files', {str(wheel / 'mmdmt/files.py')!r})\n"
         'm = u.module_from_spec(s); s.loader.exec_module(m)\n'
-        'print(m.configs_dir()); print(m.tools_dir())'
+        'print(m.shipped_dir("configs")); print(m.shipped_dir("tools"))'
     )
     configs, tools = _python('-c', code, cwd=tmp_path).split()
     assert Path(configs) == wheel / 'mmdmt' / '.mim' / 'configs'
@@ -116,7 +117,7 @@ def test_sdist_builds_the_same_wheel(tree, tmp_path):
     _python('setup.py', '-q', 'sdist', '--dist-dir', str(tmp_path), cwd=tree)
     with tarfile.open(next(tmp_path.glob('*.tar.gz'))) as archive:
         names = {name.split('/', 1)[1] for name in archive.getnames() if '/' in name}
-    for folder in ('configs', 'tools', 'requirements'):
+    for folder in ('configs', 'tools', 'examples', 'requirements'):
         assert {f'{folder}/{name}' for name in _files(ROOT / folder)} <= names
     assert {'LICENSE', 'model-index.yml', 'setup.py', 'pyproject.toml'} <= names
     assert not [name for name in names if name.startswith('mmdmt/.mim')]
@@ -138,18 +139,18 @@ def test_editable_install_links_configs_and_tools(tree, tmp_path):
     assert (tree / 'configs').is_dir() and (tree / 'tools' / 'demo.py').is_file()
 
 
-def test_paths_of_this_installation():
-    assert (paths.configs_dir() / '_base_' / 'default_runtime.py').is_file()
-    assert (paths.tools_dir() / 'demo.py').is_file()
+def test_folders_of_this_installation():
+    assert (files.shipped_dir('configs') / '_base_' / 'default_runtime.py').is_file()
+    assert (files.shipped_dir('tools') / 'demo.py').is_file()
 
 
-def test_paths_does_not_take_the_tools_of_somebody_else(tmp_path, monkeypatch):
+def test_the_tools_of_somebody_else_are_not_taken(tmp_path, monkeypatch):
     (tmp_path / 'tools').mkdir()
-    monkeypatch.setattr(paths, 'PACKAGE_ROOT', tmp_path / 'mmdmt')
+    monkeypatch.setattr(files, 'PACKAGE_ROOT', tmp_path / 'mmdmt')
     with pytest.raises(FileNotFoundError, match='pip install'):
-        paths.tools_dir()
+        files.shipped_dir('tools')
     (tmp_path / 'setup.py').write_text('')
-    assert paths.tools_dir() == tmp_path / 'tools'
+    assert files.shipped_dir('tools') == tmp_path / 'tools'
 
 
 def test_check_and_requirements_name_the_same_bounds():

@@ -1,9 +1,9 @@
-"""Train on a generated data set: labeled images alone against dynamic mutual training (DMT).
+"""Train on a generated dataset: labeled images alone against dynamic mutual training (DMT).
 
 Usage::
 
 python tools/demo.py                # five minutes on two CPU cores
-python tools/demo.py --seed 1       # another data set, other labels, other starting points
+python tools/demo.py --seed 1       # another dataset, other labels, other starting points
 python tools/demo.py --quick        # seconds; the numbers mean nothing
 
 Everything goes through ordinary files, configs and runners, as with data of your own. A second
@@ -39,10 +39,10 @@ from mmdmt.evaluation.visualization import (
     tile_images,
 )
 from mmdmt.export.segmentor import export_segmentor
-from mmdmt.paths import configs_dir, examples_dir
+from mmdmt.files import shipped_dir
 from mmdmt.pseudo import PseudoLabelStore
 
-sys.path.insert(0, str(examples_dir()))
+sys.path.insert(0, str(shipped_dir('examples')))
 from toy_scenes import generate
 
 CONFIG = 'demo/dmt_fcn_unet_24_toy-scenes-96x96.py'
@@ -81,7 +81,7 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        '--seed', type=int, default=0, help='of the data set and of the training (default: 0)'
+        '--seed', type=int, default=0, help='of the dataset and of the training (default: 0)'
     )
     parser.add_argument(
         '--work-dir',
@@ -123,7 +123,7 @@ def say(text: str) -> None:
 
 def dmt_config(args: argparse.Namespace, data_root: Path) -> Config:
     """The config of the demo for a seed, with a progress bar in place of the log."""
-    cfg = Config.fromfile(configs_dir() / CONFIG)
+    cfg = Config.fromfile(shipped_dir('configs') / CONFIG)
     cfg.data_root = str(data_root)
     cfg.work_dir = str(args.work_dir / 'dmt')
     cfg.log_level = 'ERROR'

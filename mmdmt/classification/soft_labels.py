@@ -9,7 +9,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Union
 
 import numpy as np
 
-from mmdmt.atomic import atomic_path
+from mmdmt.files import atomic_path
 from mmdmt.pseudo.store import StoreIncompleteError, StoreMismatchError
 
 FORMAT_VERSION = 1

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mmdmt.atomic import atomic_path, remove_stale_temporaries
+from mmdmt.files import atomic_path, remove_stale_temporaries
 
 
 class ConversionError(RuntimeError):

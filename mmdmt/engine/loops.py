@@ -4,7 +4,7 @@ from typing import Dict, Optional, Sequence
 
 from mmengine.runner import TestLoop, ValLoop
 
-from mmdmt.engine.hooks.teacher_update_hook import unwrap
+from mmdmt.distributed import unwrap
 from mmdmt.registry import LOOPS
 
 
@@ -12,7 +12,10 @@ class _NetworksMixin:
     """Runs a loop once per network and hands the hooks all metrics at once."""
 
     mode: str
-    networks: Optional[Sequence[str]]
+
+    def __init__(self, *args, networks: Optional[Sequence[str]] = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.networks = networks
 
     def run(self) -> Dict[str, float]:
         """Evaluate each network.
@@ -52,16 +55,12 @@ class NetworksValLoop(_NetworksMixin, ValLoop):
 
     Args:
         *args: Arguments of mmengine's ``ValLoop``.
-        networks (Sequence[str], optional): Names of the networks, or whatever else
-            ``semi_test_cfg.predict_on`` may be, such as 'average'; all networks by default.
+        networks (Sequence[str], optional): Names of the networks, or whatever else ``predict_on``
+            may be, such as 'average'; all networks by default.
         **kwargs: Arguments of mmengine's ``ValLoop``.
     """
 
     mode = 'val'
-
-    def __init__(self, *args, networks: Optional[Sequence[str]] = None, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.networks = networks
 
 
 @LOOPS.register_module()
@@ -69,7 +68,3 @@ class NetworksTestLoop(_NetworksMixin, TestLoop):
     """Tests several networks of a ``SemiSegmentor``; see :class:`NetworksValLoop`."""
 
     mode = 'test'
-
-    def __init__(self, *args, networks: Optional[Sequence[str]] = None, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.networks = networks

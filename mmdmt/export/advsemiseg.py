@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import Tensor
 
-from mmdmt.paths import configs_dir
+from mmdmt.files import shipped_dir
 from mmdmt.registry import MODELS
 
 CLASSIFIER = 'layer5.conv2d_list.'
@@ -31,7 +31,9 @@ class WeightsMismatchError(ValueError):
 
 def deeplabv2_config() -> dict:
     """Model config that the weights are for, ``configs/_base_/models/deeplabv2_r101-d8.py``."""
-    return Config.fromfile(configs_dir() / '_base_' / 'models' / 'deeplabv2_r101-d8.py').model
+    return Config.fromfile(
+        shipped_dir('configs') / '_base_' / 'models' / 'deeplabv2_r101-d8.py'
+    ).model
 
 
 def convert_advsemiseg(

@@ -11,10 +11,9 @@ from mmengine.registry import init_default_scope
 from mmseg.models import SegDataPreProcessor
 from torch import Tensor
 
-from mmdmt.checkpoint import load_checkpoint_file, save_atomically
+from mmdmt.checkpoint import load_checkpoint_file, read_stored_config, save_atomically
 from mmdmt.config import normalize_config
 from mmdmt.registry import MODELS
-from mmdmt.stored_config import read_stored_config
 
 PathLike = Union[str, Path]
 
@@ -57,11 +56,11 @@ def export_segmentor(
 ) -> ExportedSegmentor:
     """Write one network as ``segmentor.py`` and ``segmentor.pth``, which need mmseg only.
 
-    The config holds what testing and predicting need: model, test pipeline, test data set. The
+    The config holds what testing and predicting need: model, test pipeline, test dataset. The
     logits are those of the network in ``checkpoint``.
 
     Args:
-        checkpoint: Checkpoint of an on-line method, of a stage of an off-line one, or of
+        checkpoint: Checkpoint of an online method, of a stage of an offline one, or of
             supervised training.
         out_dir: Folder to write to.
         config: Config file the checkpoint was trained with. Defaults to the text stored in it.

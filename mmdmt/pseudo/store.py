@@ -14,7 +14,7 @@ import numpy as np
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mmdmt.atomic import atomic_path, remove_stale_temporaries, write_text_atomically
+from mmdmt.files import atomic_path, remove_stale_temporaries, write_text_atomically
 from mmdmt.pseudo.codec import (
     FORMAT_VERSION,
     DamagedMapError,

@@ -112,7 +112,7 @@ def test_a_crash_while_writing_leaves_no_file(tmp_path, monkeypatch):
     def crash(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr('mmdmt.atomic.os.replace', crash)
+    monkeypatch.setattr('mmdmt.files.os.replace', crash)
     with pytest.raises(KeyboardInterrupt):
         store.write(names(), soft(), np.ones(50, bool), {})
     assert not store.is_complete and list(tmp_path.iterdir()) == []

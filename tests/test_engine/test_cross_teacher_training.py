@@ -14,7 +14,7 @@ DUMP = """
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmdmt.engine.hooks.teacher_update_hook import unwrap
+from mmdmt.distributed import unwrap
 
 @HOOKS.register_module()
 class DumpHook(Hook):

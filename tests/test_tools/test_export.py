@@ -205,7 +205,7 @@ def test_a_config_file_with_its_overrides_can_be_named(tree, tmp_path):
     cfg.dump(tmp_path / 'c.py')
     exported = export_segmentor(tmp_path / 'a.pth', tmp_path / 'out', config=tmp_path / 'c.py')
     assert Config.fromfile(exported.config).test_dataloader.dataset.data_root == '/moved'
-    # Without meta in the checkpoint, the classes of the test data set are written.
+    # Without meta in the checkpoint, the classes of the test dataset are written.
     meta = torch.load(exported.checkpoint, weights_only=True)['meta']
     assert meta['dataset_meta']['classes'] == list('abcd')
 

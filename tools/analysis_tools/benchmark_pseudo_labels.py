@@ -36,16 +36,15 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.atomic import write_text_atomically
 from mmdmt.checkpoint import load_checkpoint_file
 from mmdmt.config import normalize_config
+from mmdmt.files import shipped_dir, write_text_atomically
 from mmdmt.models.methods.base import build_segmentor
-from mmdmt.paths import examples_dir
 from mmdmt.pseudo import PseudoLabelStore
 from mmdmt.pseudo.labeler import PseudoLabeler
 from mmdmt.registry import DATASETS
 
-sys.path.insert(0, str(examples_dir()))
+sys.path.insert(0, str(shipped_dir('examples')))
 from toy_scenes import generate
 
 METHODS = ('one pass', 'two passes')

@@ -27,7 +27,6 @@ from mmengine.registry import init_default_scope
 from mmseg.datasets.transforms import LoadAnnotations
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.atomic import atomic_path, write_text_atomically
 from mmdmt.config import normalize_config
 from mmdmt.evaluation.pseudo_label_quality import PseudoLabelQuality, quality_table
 from mmdmt.evaluation.visualization import (
@@ -38,6 +37,7 @@ from mmdmt.evaluation.visualization import (
     stack_sheets,
     tile_images,
 )
+from mmdmt.files import atomic_path, write_text_atomically
 from mmdmt.pseudo import PseudoLabelStore, apply_thresholds
 from mmdmt.registry import DATASETS
 

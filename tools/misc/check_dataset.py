@@ -21,10 +21,10 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.atomic import write_text_atomically
 from mmdmt.config import normalize_config
 from mmdmt.datasets.checks.problems import Problem, format_problems
 from mmdmt.datasets.checks.validation import check_dataset
+from mmdmt.files import write_text_atomically
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:

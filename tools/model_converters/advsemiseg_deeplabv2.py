@@ -4,7 +4,7 @@ Usage::
 
 python tools/model_converters/advsemiseg_deeplabv2.py resnet101COCO.pth \
     --out pretrained/deeplabv2_r101_coco.pth
-# for data sets with other classes than VOC, such as Cityscapes:
+# for datasets with other classes than VOC, such as Cityscapes:
 python tools/model_converters/advsemiseg_deeplabv2.py resnet101COCO.pth --without-classifier \
     --out pretrained/deeplabv2_r101_coco_backbone.pth
 

@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--network',
         default='auto',
-        help='student, teacher or another network of an on-line method (default: the one that '
+        help='student, teacher or another network of an online method (default: the one that '
         'predicts)',
     )
     parser.add_argument(

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
-from mmdmt.atomic import write_text_atomically
+from mmdmt.files import write_text_atomically
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')

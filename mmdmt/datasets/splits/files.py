@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Union
 
-from mmdmt.atomic import write_text_atomically
+from mmdmt.files import write_text_atomically
 from mmdmt.version import __version__
 
 MANIFEST = 'manifest.json'

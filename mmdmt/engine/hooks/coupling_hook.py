@@ -7,14 +7,14 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmdmt.engine.hooks.teacher_update_hook import unwrap
+from mmdmt.distributed import unwrap
 from mmdmt.models.coupling import coupling
 from mmdmt.registry import HOOKS
 
 
 @HOOKS.register_module()
 class CouplingHook(Hook):
-    """Logs the coupling of teachers and students, of any on-line method, now and then.
+    """Logs the coupling of teachers and students, of any online method, now and then.
 
     A teacher that has become its student's mirror repeats the student's errors. Every ``interval``
     iterations this hook compares them on the unlabeled images of the batch, all in eval mode on

@@ -48,11 +48,5 @@ class IterSeedHook(Hook):
         batch_idx: int,
         data_batch: Optional[Union[dict, tuple, list]] = None,
     ) -> None:
-        """Seed for the iteration that begins.
-
-        Args:
-            runner: The runner.
-            batch_idx: Not used; ``runner.iter`` also counts over epochs.
-            data_batch: Not used.
-        """
+        """Seed for the iteration that begins."""
         seed_everything_at(runner.seed, runner.rank, runner.iter)

@@ -10,11 +10,11 @@ import torch
 from mmengine.dist import broadcast, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.logging import HistoryBuffer
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.utils import apply_to
 
-from mmdmt.atomic import remove_stale_temporaries, write_text_atomically
+from mmdmt.distributed import unwrap
+from mmdmt.files import remove_stale_temporaries, write_text_atomically
 from mmdmt.registry import HOOKS
 
 
@@ -171,7 +171,7 @@ def _share_buffers(runner: Runner, averages: bool = False) -> None:
     """Give every rank the network's buffers of rank 0, and those of averages outside of it."""
     if get_world_size() == 1:
         return
-    models = [runner.model.module if is_model_wrapper(runner.model) else runner.model]
+    models = [unwrap(runner.model)]
     if averages:
         models += [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)]
     for model in models:

@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, Dict, List, Optional, TextIO, Tuple
 
-from mmdmt.atomic import write_text_atomically
 from mmdmt.engine.mutual.plan import Stage
+from mmdmt.files import write_text_atomically
 from mmdmt.pseudo.labeler import checkpoint_identity
 
 try:

@@ -8,7 +8,7 @@ from mmengine.registry import DefaultScope
 
 from mmdmt.engine.mutual.plan import Stage
 from mmdmt.engine.mutual.stage_config import StageConfigBuilder, schedulers_of
-from mmdmt.paths import is_remote
+from mmdmt.files import is_remote
 from mmdmt.registry import MODELS
 
 

@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 
 from mmdmt.checkpoint import find_latest_valid_checkpoint
 from mmdmt.config import normalize_config
-from mmdmt.distributed import from_main
+from mmdmt.distributed import from_main, join_process_group
 from mmdmt.engine.mutual import build_stage_config_builder
 from mmdmt.engine.mutual.ensemble import (
     checkpoint_facts,
@@ -31,7 +31,7 @@ from mmdmt.engine.mutual.ensemble import (
 from mmdmt.engine.mutual.ledger import Ledger, stage_table
 from mmdmt.engine.mutual.plan import Stage
 from mmdmt.engine.mutual.preflight import check_chain
-from mmdmt.engine.runners.semi_runner import SemiRunner, join_process_group
+from mmdmt.engine.runners.semi_runner import SemiRunner
 from mmdmt.registry import HOOKS, RUNNERS
 
 #: Folder and ledger entry of each kind of ensemble.

@@ -1,7 +1,6 @@
 """Runner that resumes exactly, loads safely and also runs distributed without a GPU."""
 
 import copy
-import datetime
 import os.path as osp
 from collections.abc import Sequence
 from typing import Callable, Optional, Union
@@ -10,7 +9,6 @@ import mmengine
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import init_dist, is_distributed
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import Runner
@@ -18,41 +16,16 @@ from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_to_mod
 from torch import nn
 from torch.nn.modules.batchnorm import SyncBatchNorm
 
-from mmdmt.atomic import atomic_path
 from mmdmt.checkpoint import (
     find_latest_valid_checkpoint,
     load_checkpoint_file,
     safe_loading,
 )
-from mmdmt.distributed import from_main
+from mmdmt.config import normalize_config
+from mmdmt.distributed import from_main, join_process_group, unwrap
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
-from mmdmt.paths import is_remote
+from mmdmt.files import atomic_path, is_remote
 from mmdmt.registry import RUNNERS
-
-
-def join_process_group(launcher: str, env_cfg: dict) -> None:
-    """Join the process group that a launcher asks for, unless that was done before.
-
-    Args:
-        launcher: As ``launcher`` of a config.
-        env_cfg: As ``env_cfg`` of a config; ``dist_cfg`` is read.
-
-    Raises:
-        RuntimeError: A launcher other than ``pytorch`` on a machine without an accelerator.
-    """
-    if launcher == 'none' or is_distributed():
-        return
-    dist_cfg = env_cfg.get('dist_cfg', {})
-    if get_device() != 'cpu':
-        init_dist(launcher, **dist_cfg)
-        return
-    if launcher != 'pytorch':
-        raise RuntimeError(
-            f"launcher='{launcher}' needs a GPU on every process, and none is visible here. Use "
-            "launcher='pytorch' (tools/dist_train.sh, torchrun) on CPUs."
-        )
-    timeout = datetime.timedelta(seconds=dist_cfg.get('timeout', 1800))
-    torch.distributed.init_process_group('gloo', timeout=timeout)
 
 
 @RUNNERS.register_module()
@@ -72,36 +45,23 @@ class SemiRunner(Runner):
       become ordinary ones there, which a warning says.
     - Config key ``channels_last=True`` stores convolution weights channels-last.
     - Settings with which training could not do what they say are refused at the start.
-    - Hooks may have a method ``before_loading(runner)``, called before data sets and loaders are
+    - Hooks may have a method ``before_loading(runner)``, called before datasets and loaders are
       built: to check the data, or to make pseudo-labels.
 
-    Exact resuming also needs :class:`IterSeedHook`, :class:`SafeCheckpointHook` and a train data
-    set of type :class:`mmdmt.SemiDataset`, as in ``configs/_base_``. Under torch >= 2.6 official
-    mmengine 0.10.7 cannot load its own checkpoints; this runner can.
+    Exact resuming also needs :class:`IterSeedHook`, :class:`SafeCheckpointHook` and a train
+    dataset of type :class:`mmdmt.SemiDataset`, as in ``configs/_base_``. Under torch >= 2.6
+    official mmengine 0.10.7 cannot load its own checkpoints; this runner can.
     """
 
     @classmethod
     def from_cfg(cls, cfg: Union[dict, Config]) -> 'SemiRunner':
-        """Build a runner from a config, after derived settings in it are filled in.
-
-        Args:
-            cfg: Config as for mmengine's runner. It is not changed.
-
-        Returns:
-            The runner.
-        """
-        # Imported here: the module may import models, which import this package's hooks.
-        from mmdmt.config import normalize_config
-
+        """Build a runner from a config, which is not changed, after its settings are spread."""
         return super().from_cfg(normalize_config(copy.deepcopy(cfg)))
 
     # --- Environment -----------------------------------------------------------------------------
 
     def setup_env(self, env_cfg: dict) -> None:
         """Set up processes; without an accelerator, join the gloo group before mmengine asks CUDA.
-
-        Args:
-            env_cfg: As for mmengine's runner.
 
         Raises:
             RuntimeError: A launcher other than ``pytorch`` on a machine without an accelerator.
@@ -115,12 +75,7 @@ class SemiRunner(Runner):
         diff_rank_seed: bool = False,
         deterministic: bool = False,
     ) -> None:
-        """Seed all generators.
-
-        Args:
-            seed: Seed, None for a random one that all ranks share and checkpoints store.
-            diff_rank_seed: Must be False.
-            deterministic: As for mmengine's runner.
+        """Seed all generators; None takes a random seed that ranks share and checkpoints store.
 
         Raises:
             ValueError: ``diff_rank_seed`` is set.
@@ -134,14 +89,7 @@ class SemiRunner(Runner):
         super().set_randomness(seed, deterministic=deterministic)
 
     def build_model(self, model: Union[nn.Module, dict]) -> nn.Module:
-        """Build the model; what it loads meanwhile is loaded safely.
-
-        Args:
-            model: Model or its config.
-
-        Returns:
-            The model.
-        """
+        """Build the model; what it loads meanwhile is loaded safely."""
         with safe_loading(self.trusted_checkpoints):
             return super().build_model(model)
 
@@ -151,15 +99,7 @@ class SemiRunner(Runner):
             super()._init_model_weights()
 
     def wrap_model(self, model_wrapper_cfg: Optional[dict], model: nn.Module) -> nn.Module:
-        """Move the model to its device and wrap it for distributed training.
-
-        Args:
-            model_wrapper_cfg: As for mmengine's runner.
-            model: The model.
-
-        Returns:
-            The model, wrapped if the run is distributed.
-        """
+        """Move the model to its device and wrap it if the run is distributed."""
         if self.cfg.get('channels_last', False):
             model = model.to(memory_format=torch.channels_last)
         if not self.distributed or is_model_wrapper(model) or get_device() != 'cpu':
@@ -182,9 +122,6 @@ class SemiRunner(Runner):
 
     def train(self) -> nn.Module:
         """Train, from the start or from where an interrupted run stopped.
-
-        Returns:
-            The trained model.
 
         Raises:
             ValueError: A setting with which training could not do what it says.
@@ -240,10 +177,8 @@ class SemiRunner(Runner):
         path = self._checkpoint_to_resume()
         if path is None or is_remote(path):
             return
-        meta = load_checkpoint_file(path, 'cpu', self.trusted_checkpoints, mmap=True).get(
-            'meta', {}
-        )
-        seed = meta.get('seed')
+        loaded = load_checkpoint_file(path, 'cpu', self.trusted_checkpoints, mmap=True)
+        seed = loaded.get('meta', {}).get('seed')
         if seed is None or seed == self.seed:
             return
         configured = self._randomness_cfg.get('seed')
@@ -293,15 +228,6 @@ class SemiRunner(Runner):
     ) -> dict:
         """Load weights into the model; also the first step of :meth:`resume`.
 
-        Args:
-            filename: Local file, or an address that mmengine knows.
-            map_location: As in :func:`torch.load`.
-            strict: Whether missing and unexpected keys are errors.
-            revise_keys: Pairs (pattern, replacement) applied to the keys.
-
-        Returns:
-            The checkpoint.
-
         Raises:
             mmdmt.checkpoint.UntrustedCheckpointError: The file needs more than the
                 allow-list and is not listed in ``trusted_checkpoints``.
@@ -311,8 +237,9 @@ class SemiRunner(Runner):
         # mmengine's `resume` would execute this text, which old versions stored.
         checkpoint.get('meta', {}).pop('config', None)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
-        _load_checkpoint_to_model(model, checkpoint, strict, revise_keys=list(revise_keys))
+        _load_checkpoint_to_model(
+            unwrap(self.model), checkpoint, strict, revise_keys=list(revise_keys)
+        )
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')
         return checkpoint
@@ -320,11 +247,7 @@ class SemiRunner(Runner):
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
         """Save a checkpoint, on rank 0, that is either completely on disk or not there.
 
-        Args:
-            out_dir: Folder. Remote folders are written by mmengine's backend as ever.
-            filename: Name of the file.
-            *args: As for mmengine's runner.
-            **kwargs: As for mmengine's runner.
+        Remote folders are left to mmengine's backend.
         """
         if is_remote(str(out_dir)):
             super().save_checkpoint(out_dir, filename, *args, **kwargs)

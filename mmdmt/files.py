@@ -1,4 +1,4 @@
-"""Files that are either complete or absent, whenever the process is killed."""
+"""Files that are never half written, and where those of this installation lie."""
 
 import contextlib
 import os
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Union
 
+PACKAGE_ROOT = Path(__file__).resolve().parent
 _TEMPORARY_MARK = '.partial-'
 _MAX_HOST_LENGTH = 32  # a file name has 255 bytes at most
 
@@ -46,12 +47,9 @@ def write_text_atomically(path: Union[str, Path], text: str) -> None:
 
 
 def remove_stale_temporaries(folder: Union[str, Path]) -> list[Path]:
-    """Remove what writers that were killed left behind in ``folder``.
+    """Remove and return what writers that were killed left in ``folder``.
 
     Call it only while nothing else writes to the folder.
-
-    Returns:
-        The files that were removed.
     """
     stale = sorted(Path(folder).glob(f'.*{_TEMPORARY_MARK}*'))
     for path in stale:
@@ -73,3 +71,29 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def shipped_dir(name: str) -> Path:
+    """Folder ``configs``, ``tools`` or ``examples`` of this installation or source tree.
+
+    The folder beside the package counts only with our ``setup.py`` there: in ``site-packages``
+    a folder called ``tools`` belongs to somebody else.
+
+    Raises:
+        FileNotFoundError: If the package was copied without it.
+    """
+    installed = PACKAGE_ROOT / '.mim' / name
+    if installed.is_dir():
+        return installed.resolve()
+    source = PACKAGE_ROOT.parent
+    if (source / 'setup.py').is_file() and (source / name).is_dir():
+        return source / name
+    raise FileNotFoundError(
+        f'no {name} in {installed.parent} nor in a source tree at {source}: '
+        'install mmdmt with `pip install .` or `pip install -e .`'
+    )
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is an address, such as ``http://``, ``s3://`` or ``torchvision://``."""
+    return re.match(r'[\w:-]+://', path) is not None

@@ -3,7 +3,7 @@ import platform
 
 import pytest
 
-from mmdmt.atomic import atomic_path, remove_stale_temporaries, write_text_atomically
+from mmdmt.files import atomic_path, remove_stale_temporaries, write_text_atomically
 
 
 def test_file_appears_only_when_the_block_ends(tmp_path):
