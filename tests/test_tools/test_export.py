@@ -15,7 +15,8 @@ from tiny_models import tiny_segmentor
 from tiny_project import SIZE, base_config, environment, make_tree, mean_teacher
 
 from mmdmt.checkpoint import UntrustedCheckpointError, save_atomically
-from mmdmt.export.segmentor import export_segmentor, foreign_types, plain_config, select_network
+from mmdmt.export.plain import foreign_types
+from mmdmt.export.segmentor import export_segmentor, plain_config, select_network
 from mmdmt.registry import MODELS
 
 DATASET_META = dict(classes=list('abcd'), palette=[[i, i, i] for i in range(4)])
