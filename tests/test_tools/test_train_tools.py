@@ -9,7 +9,7 @@ import mmseg
 import numpy as np
 import pytest
 import torch
-from forked_tool import ForkedTool
+from forked_tool import PATIENCE, ForkedTool
 from PIL import Image
 from tiny_project import (
     ROOT,
@@ -178,7 +178,7 @@ def launch(script, *args, cwd, **extra):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
 
 
