@@ -1,13 +1,14 @@
-"""Refusal of settings that nobody reads."""
+"""Refusal of settings that nobody reads or that are out of range."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import Any
 
 
 def refuse_unknown_keys(name: str, found: Iterable, known: Iterable) -> None:
     """Refuse a dict of settings with a key that has no meaning there.
 
     Args:
-        name (str): How the config calls the dict, such as 'semi_train_cfg'.
+        name (str): How the config calls the dict, such as 'mutual.labeling'.
         found (Iterable[str]): Its keys.
         known (Iterable[str]): The keys that are read.
 
@@ -17,3 +18,24 @@ def refuse_unknown_keys(name: str, found: Iterable, known: Iterable) -> None:
     unknown = sorted(set(found) - set(known))
     if unknown:
         raise ValueError(f'`{name}` has unknown keys {unknown}; known: {sorted(known)}')
+
+
+def check_range(name: str, value: float, low: float, high: float = float('inf')) -> None:
+    """Refuse a number outside [low, high].
+
+    Raises:
+        ValueError: With name, value and range.
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:
+        raise ValueError(f'`{name}` must be in [{low}, {high}], got {value!r}')
+
+
+def check_choice(name: str, value: Any, choices: Collection) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises:
+        ValueError: With name, value and choices.
+    """
+    if value not in choices:
+        raise ValueError(f'`{name}` must be one of {list(choices)}, got {value!r}')

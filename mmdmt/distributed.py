@@ -1,4 +1,4 @@
-"""Processes that train together."""
+"""Processes that train together: what rank 0 finds out all ranks know, and the model inside DDP."""
 
 import datetime
 import pickle

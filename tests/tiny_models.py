@@ -26,7 +26,7 @@ def tiny_segmentor(num_classes=NUM_CLASSES, auxiliary=False, dropout=0.1):
     )
     cfg = dict(
         type='EncoderDecoder',
-        data_preprocessor=dict(type='SegDataPreProcessor', **NORMALIZE),
+        data_preprocessor=dict(type='SegDataPreProcessor', size=(32, 32), **NORMALIZE),
         backbone=dict(
             type='ResNet',
             depth=18,
@@ -91,11 +91,22 @@ def labeled_samples(labels):
     return samples
 
 
+def unlabeled_samples(valid):
+    """Data samples without ground truth whose padding is that of a (N, H, W) mask."""
+    samples = []
+    for mask in valid:
+        height, width = int(mask.any(1).sum()), int(mask.any(0).sum())
+        padding = (0, mask.shape[1] - width, 0, mask.shape[0] - height)
+        samples.append(SegDataSample(metainfo=dict(padding_size=padding)))
+    return samples
+
+
 def semi_batch(num_labeled=2, num_unlabeled=3, size=32, num_classes=NUM_CLASSES):
-    """Inputs and data samples of an on-line method, as the preprocessor makes them."""
-    images = torch.randn(num_labeled + 2 * num_unlabeled, 3, size, size)
-    sup, weak, strong = images.split([num_labeled, num_unlabeled, num_unlabeled])
+    """Inputs and data samples of an online method, as the preprocessor makes them."""
+    rgb = torch.rand(num_labeled + num_unlabeled, 3, size, size)
+    mean, std = (torch.tensor(NORMALIZE[key]).view(3, 1, 1) for key in ('mean', 'std'))
+    sup, weak = ((rgb * 255 - mean) / std).split([num_labeled, num_unlabeled])
     valid = torch.ones(num_unlabeled, size, size, dtype=torch.bool)
     labels = torch.randint(0, num_classes, (num_labeled, size, size))
-    inputs = dict(sup=sup, unsup_weak=weak, unsup_strong=strong, unsup_valid=valid)
-    return inputs, dict(sup=labeled_samples(labels), unsup=[])
+    inputs = dict(sup=sup, unsup_weak=weak, unsup_rgb=rgb[num_labeled:], unsup_valid=valid)
+    return inputs, dict(sup=labeled_samples(labels), unsup=unlabeled_samples(valid))

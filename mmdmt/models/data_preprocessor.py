@@ -1,80 +1,58 @@
-"""Data preprocessor that makes the views of semi-supervised training on the device."""
+"""Data preprocessor of online methods: labeled and unlabeled images of a batch, on the device."""
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
+from typing import Any, Dict, List
 
 import torch
-import torch.nn.functional as F
 from mmseg.models.data_preprocessor import SegDataPreProcessor
 from mmseg.utils import stack_batch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdmt.registry import MODELS
 
 
 @MODELS.register_module()
 class SemiDataPreprocessor(SegDataPreProcessor):
-    """Split a batch by labels, normalize and pad it, and make weak and strong views.
+    """Stack, pad and normalize a batch once, and split it by labels.
 
-    A sample is labeled if it has a ``gt_sem_seg``. All images of a batch are padded to one size.
-    The weak view is the normalized image as loaded; each strong view is made from the same
-    pixels, so that labels predicted on the weak view fit it pixel by pixel.
-
-    With ``branches=True`` a training batch comes out as::
+    :class:`~mmdmt.models.methods.SemiSegmentor` makes it from the ``data_preprocessor`` of the
+    segmentor that it wraps. A training batch, labeled samples (those with a ``gt_sem_seg``) first
+    as ``mmdmt.MultiSourceSampler`` draws them, comes out as::
 
         inputs = {
-            'sup': (Nl, 3, H, W),
-            'unsup_weak': (Nu, 3, H, W), 'unsup_strong': (Nu, 3, H, W),
-            'unsup_strong_1': ..., # with num_strong > 1
-            'unsup_valid': (Nu, H, W) bool, False on padding
+            'sup': (Nl, 3, H, W),            # normalized
+            'unsup_weak': (Nu, 3, H, W),     # normalized, padded with `pad_val`
+            'unsup_rgb': (Nu, 3, H, W),      # the same pixels as RGB in [0, 1], padded with 0
+            'unsup_valid': (Nu, H, W) bool,  # False on padding
         }
         data_samples = {'sup': [...], 'unsup': [...]}
 
-    The keys of a kind that the batch lacks are left out. With ``branches=False`` (a stage of
-    off-line training, where pseudo-labeled samples have a ``gt_sem_seg`` as well) it comes out
-    as from :class:`SegDataPreProcessor`, in the order of the batch. Either way
-    ``pseudo_confidence`` is padded with 0 together with the label. With ``training=False``
-    nothing differs from :class:`SegDataPreProcessor`.
+    The keys of a kind that the batch lacks are left out. With ``training=False`` nothing differs
+    from :class:`SegDataPreProcessor`.
 
     Args:
-        strong: Config of the strong augmentation (see
-            :class:`~mmdmt.models.views.StrongAugment`) or a module called as
-            ``strong(images, valid)`` on RGB images in [0, 1]. None: strong views are the weak
-            view itself.
-        num_strong: Number of strong views, each drawn on its own.
-        branches: Whether to split and make views in training.
         **kwargs: Arguments of :class:`SegDataPreProcessor` (``mean``, ``std``, ``size`` or
             ``size_divisor``, ``pad_val``, ``seg_pad_val``, ``bgr_to_rgb``, ``rgb_to_bgr``,
             ``test_cfg``). Images are expected on the scale 0 to 255, in BGR unless
             ``rgb_to_bgr`` says that they are loaded as RGB.
 
     Raises:
-        ValueError: If ``num_strong`` is below 1, neither or both of ``size`` and
-            ``size_divisor`` are given, or ``batch_augments`` is used with branches.
+        ValueError: If neither or both of ``size`` and ``size_divisor`` are given, or
+            ``batch_augments``, which would mix labeled and unlabeled images.
     """
 
-    def __init__(
-        self,
-        strong: Optional[Union[dict, nn.Module]] = None,
-        num_strong: int = 1,
-        branches: bool = True,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if num_strong < 1:
-            raise ValueError(f'SemiDataPreprocessor: num_strong={num_strong} must be at least 1')
         if (self.size is None) == (self.size_divisor is None):
             raise ValueError(
-                'SemiDataPreprocessor: give either size or size_divisor, got '
+                '`data_preprocessor`: give either size or size_divisor, got '
                 f'size={self.size} and size_divisor={self.size_divisor}'
             )
-        if branches and self.batch_augments is not None:
+        if self.batch_augments is not None:
             raise ValueError(
-                'SemiDataPreprocessor: batch_augments would mix labeled and unlabeled images; '
-                'remove it, or set branches=False'
+                '`data_preprocessor.batch_augments` would mix labeled and unlabeled images: remove '
+                'it'
             )
-        self.strong = MODELS.build(strong) if isinstance(strong, dict) else strong
-        self.num_strong = num_strong
-        self.branches = branches
         # Official and maintained mmseg keep the channel order under different private names.
         self._loaded_rgb = bool(kwargs.get('rgb_to_bgr', False))
         self._network_rgb = bool(kwargs.get('bgr_to_rgb', False))
@@ -84,14 +62,14 @@ class SemiDataPreprocessor(SegDataPreProcessor):
 
         Args:
             data: ``inputs``, a list of (3, h, w) images, and ``data_samples``, a list of
-                :class:`SegDataSample`, as the dataloader collates them.
+                ``SegDataSample``, as the dataloader collates them.
             training: Whether the batch is trained on.
 
         Returns:
             ``inputs`` and ``data_samples`` as described for the class.
 
         Raises:
-            ValueError: If a training batch lacks its data samples or is empty.
+            ValueError: If a training batch is empty or has unlabeled samples before labeled ones.
         """
         if not training:
             return super().forward(data, training=False)
@@ -100,96 +78,59 @@ class SemiDataPreprocessor(SegDataPreProcessor):
                 'SemiDataPreprocessor: a training batch needs non-empty lists `inputs` and '
                 f'`data_samples`, got keys {sorted(data)}'
             )
-        if not self.branches:
-            return self._stack(data)
-        data, num_labeled = _labeled_first(self.cast_data(data))
-        stacked = self._stack(data)
-        return self._split(stacked, num_labeled, data['inputs'][num_labeled:])
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Turn RGB images in [0, 1] into what the network takes.
-
-        Args:
-            images: (N, 3, H, W) float RGB in [0, 1].
-
-        Returns:
-            (N, 3, H, W) in the network's channel order, normalized.
-        """
-        images = (images if self._network_rgb else images.flip(1)) * 255
-        return (images - self.mean) / self.std if self._enable_normalize else images
-
-    def denormalize(self, inputs: Tensor) -> Tensor:
-        """Invert :meth:`normalize`, up to rounding.
-
-        Args:
-            inputs: (N, 3, H, W) as the network takes them.
-
-        Returns:
-            (N, 3, H, W) RGB in [0, 1].
-        """
-        images = inputs * self.std + self.mean if self._enable_normalize else inputs
-        images = (images / 255).clamp(0, 1)
-        return images if self._network_rgb else images.flip(1)
-
-    def _stack(self, data: Dict[str, Any]) -> Dict[str, Any]:
-        """Do what :class:`SegDataPreProcessor` does, and pad the confidence maps as well."""
-        stacked = super().forward(data, training=True)
-        for sample in stacked['data_samples']:
-            if 'pseudo_confidence' in sample:
-                confidence = sample.pseudo_confidence.data
-                # Deleted first: mmengine refuses to replace data by data of another size.
-                del sample.pseudo_confidence.data
-                sample.pseudo_confidence.data = F.pad(confidence, sample.padding_size, value=0)
-        return stacked
-
-    def _split(
-        self, stacked: Dict[str, Any], num_labeled: int, raw: Sequence[Tensor]
-    ) -> Dict[str, Any]:
-        """Build the branches from a batch whose first ``num_labeled`` samples are labeled."""
-        images, samples = stacked['inputs'], stacked['data_samples']
+        data = self.cast_data(data)
+        num_labeled = _num_labeled(data['data_samples'])
+        sizes = [image.shape[-2:] for image in data['inputs']]
+        images, samples = stack_batch(
+            list(data['inputs']),
+            data['data_samples'],
+            size=self.size,
+            size_divisor=self.size_divisor,
+            pad_val=0,
+            seg_pad_val=self.seg_pad_val,
+        )
+        images = images.float()
+        valid = _valid_mask(sizes, images)
+        network = self._normalize(images, self._loaded_rgb)
+        if any(tuple(size) != tuple(images.shape[-2:]) for size in sizes):
+            network = network.masked_fill(~valid[:, None], self.pad_val)
         inputs: Dict[str, Tensor] = {}
         branches: Dict[str, List] = {}
         if num_labeled:
-            inputs['sup'] = images[:num_labeled]
+            inputs['sup'] = network[:num_labeled]
             branches['sup'] = samples[:num_labeled]
-        if raw:
-            weak = images[num_labeled:]
-            valid = _valid_mask([image.shape[-2:] for image in raw], weak)
-            inputs['unsup_weak'] = weak
-            inputs.update(self._strong_views(weak, raw, valid))
-            inputs['unsup_valid'] = valid
+        if num_labeled < len(samples):
+            rgb = images[num_labeled:] if self._loaded_rgb else images[num_labeled:].flip(1)
+            inputs['unsup_weak'] = network[num_labeled:]
+            inputs['unsup_rgb'] = rgb / 255
+            inputs['unsup_valid'] = valid[num_labeled:]
             branches['unsup'] = samples[num_labeled:]
         return dict(inputs=inputs, data_samples=branches)
 
-    def _strong_views(
-        self, weak: Tensor, raw: Sequence[Tensor], valid: Tensor
-    ) -> Dict[str, Tensor]:
-        names = [f'unsup_strong_{i}' if i else 'unsup_strong' for i in range(self.num_strong)]
-        if self.strong is None:
-            return dict.fromkeys(names, weak)
-        size = tuple(weak.shape[-2:])
-        rgb, _ = stack_batch(list(raw), size=size, pad_val=0)
-        rgb = (rgb if self._loaded_rgb else rgb.flip(1)).to(weak.dtype) / 255
-        # Known from the shapes: without padding the augmentation need not look out for it.
-        padded = any(tuple(image.shape[-2:]) != size for image in raw)
-        views = {}
-        for name in names:
-            view = self.normalize(self.strong(rgb, valid if padded else None))
-            views[name] = torch.where(valid[:, None], view, weak) if padded else view
-        return views
+    def normalize(self, rgb: Tensor) -> Tensor:
+        """Turn RGB images in [0, 1], (N, 3, H, W), into what the network takes."""
+        return self._normalize(rgb * 255, is_rgb=True)
+
+    def _normalize(self, images: Tensor, is_rgb: bool) -> Tensor:
+        """Normalize images from 0 to 255, of which is known whether they are RGB or BGR."""
+        images = images if is_rgb == self._network_rgb else images.flip(1)
+        return (images - self.mean) / self.std if self._enable_normalize else images
 
 
-def _labeled_first(data: Dict[str, Any]) -> Tuple[Dict[str, Any], int]:
-    """Move labeled samples to the front, keeping the order within both kinds."""
-    pairs = list(zip(data['inputs'], data['data_samples']))
-    labeled = [pair for pair in pairs if 'gt_sem_seg' in pair[1]]
-    unlabeled = [pair for pair in pairs if 'gt_sem_seg' not in pair[1]]
-    inputs, samples = zip(*(labeled + unlabeled))
-    return dict(data, inputs=list(inputs), data_samples=list(samples)), len(labeled)
+def _num_labeled(samples: Sequence) -> int:
+    """Number of labeled samples, which have to come first."""
+    labeled = ['gt_sem_seg' in sample for sample in samples]
+    count = sum(labeled)
+    if not all(labeled[:count]):
+        raise ValueError(
+            'SemiDataPreprocessor: a batch has unlabeled samples before labeled ones; put the '
+            'labeled source first in `train_dataloader.dataset.datasets`'
+        )
+    return count
 
 
-def _valid_mask(sizes: Sequence[Tuple[int, int]], images: Tensor) -> Tensor:
-    """Return (N, H, W) bool: True on the top left (h, w) of each image."""
+def _valid_mask(sizes: Sequence, images: Tensor) -> Tensor:
+    """(N, H, W) bool, True on the top left (h, w) of each image."""
     limits = torch.tensor([list(size) for size in sizes]).to(images.device, non_blocking=True)
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device) < limits[:, :1]

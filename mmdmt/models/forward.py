@@ -1,6 +1,6 @@
-"""What every on-line method needs from an ordinary mmseg segmentor: dense logits and losses."""
+"""What every online method needs from an ordinary mmseg segmentor: dense logits and losses."""
 
-from typing import Dict, List, Tuple
+from typing import Dict, List, NamedTuple, Tuple
 
 import torch
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -9,6 +9,20 @@ from mmseg.models.utils import resize
 from mmseg.structures import SegDataSample
 from mmseg.utils import add_prefix
 from torch import Tensor, nn
+
+
+class Targets(NamedTuple):
+    """What is to be learned on the pixels of unlabeled images.
+
+    Attributes:
+        label: (N, H, W) long.
+        confidence: (N, H, W) in [0, 1].
+        valid: (N, H, W) bool, False on padding.
+    """
+
+    label: Tensor
+    confidence: Tensor
+    valid: Tensor
 
 
 def dense_logits(segmentor: BaseSegmentor, images: Tensor) -> Tensor:
@@ -30,20 +44,21 @@ def dense_logits(segmentor: BaseSegmentor, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def pseudo_label(segmentor: BaseSegmentor, images: Tensor) -> Tuple[Tensor, Tensor]:
+def pseudo_label(segmentor: BaseSegmentor, images: Tensor, valid: Tensor) -> Targets:
     """Hard labels and their confidence, on the pixel grid of the images.
 
     Args:
-        segmentor (BaseSegmentor): The teacher.
+        segmentor (BaseSegmentor): The network that labels, in the mode it is in.
         images (Tensor): Normalized images, (N, 3, H, W).
+        valid (Tensor): (N, H, W) bool, False on padding.
 
     Returns:
-        tuple[Tensor, Tensor]: Label (N, H, W), long, and confidence (N, H, W), the largest softmax
-        probability, in float32 also under mixed precision.
+        Targets: ``confidence``, the largest softmax probability, is float32 also under mixed
+        precision.
     """
     probs = dense_logits(segmentor, images).float().softmax(dim=1)
     confidence, label = probs.max(dim=1)
-    return label, confidence
+    return Targets(label, confidence, valid)
 
 
 def has_joint_forward(segmentor: BaseSegmentor) -> bool:
@@ -78,7 +93,7 @@ def is_dense_classifier(head_type: type) -> bool:
     )
 
 
-def supervised_loss_and_logits(
+def joint_forward(
     segmentor: BaseSegmentor, sup: Tensor, sup_samples: List[SegDataSample], unsup: Tensor
 ) -> Tuple[Dict[str, Tensor], Tensor]:
     """Loss on labeled images and logits on unlabeled ones, in one forward where possible.
@@ -129,11 +144,6 @@ def weighted_losses(losses: Dict[str, Tensor], weight: float, prefix: str) -> Di
     }
 
 
-def linear_ramp(step: float, length: int) -> float:
-    """Factor that rises from 0 at step 0 to 1 at ``length``; always 1 where ``length`` is 0."""
-    return min(1.0, step / length) if length else 1.0
-
-
 def auxiliary_heads(segmentor: EncoderDecoder) -> List[nn.Module]:
     """The auxiliary heads of a segmentor as a list, empty if it has none."""
     if not segmentor.with_auxiliary_head:
@@ -145,3 +155,8 @@ def auxiliary_heads(segmentor: EncoderDecoder) -> List[nn.Module]:
 def stack_pixel_data(samples: List[SegDataSample], field: str) -> Tensor:
     """Stack one pixel field, such as ``gt_sem_seg``, of all samples into (N, H, W)."""
     return torch.stack([getattr(sample, field).data.squeeze(0) for sample in samples])
+
+
+def is_padded(samples: List[SegDataSample]) -> bool:
+    """Whether any sample has padding, which the preprocessor notes; nothing waits for a GPU."""
+    return any(any(sample.metainfo['padding_size']) for sample in samples)

@@ -5,7 +5,10 @@ from typing import List
 import torch
 from torch import Tensor, nn
 
+from mmdmt.checks import check_choice, check_range
+
 BUFFER_RULES = ('ema', 'copy', 'keep')
+MODES = ('eval', 'train')
 
 
 class EMAUpdater:
@@ -28,19 +31,27 @@ class EMAUpdater:
             its own). Defaults to 'ema'.
         warmup (bool): Whether ``a`` starts at 0 as above; otherwise it is ``momentum`` from the
             first step on. Defaults to True.
+        mode (str): Mode of a teacher while it labels: 'eval' (default), or 'train' for batch
+            statistics and dropout.
 
     Raises:
-        ValueError: If ``momentum`` is outside [0, 1] or ``buffers`` is not one of the rules.
+        ValueError: If a value is out of range or unknown.
     """
 
-    def __init__(self, momentum: float = 0.99, buffers: str = 'ema', warmup: bool = True) -> None:
-        if not 0 <= momentum <= 1:
-            raise ValueError(f'`momentum` must be in [0, 1], got {momentum}')
-        if buffers not in BUFFER_RULES:
-            raise ValueError(f'`buffers` must be one of {BUFFER_RULES}, got {buffers!r}')
+    def __init__(
+        self,
+        momentum: float = 0.99,
+        buffers: str = 'ema',
+        warmup: bool = True,
+        mode: str = 'eval',
+    ) -> None:
+        check_range('ema.momentum', momentum, 0, 1)
+        check_choice('ema.buffers', buffers, BUFFER_RULES)
+        check_choice('ema.mode', mode, MODES)
         self.momentum = momentum
         self.buffers = buffers
         self.warmup = warmup
+        self.mode = mode
 
     def momentum_at(self, step: int) -> float:
         """Weight of the old teacher in the update number ``step`` (counted from 0)."""

@@ -1,12 +1,12 @@
 import torch
-from tiny_models import labeled_samples, tiny_segmentor
+from tiny_models import labeled_samples, tiny_segmentor, unlabeled_samples
 
 from mmdmt.models.forward import (
     dense_logits,
     has_joint_forward,
-    linear_ramp,
+    is_padded,
+    joint_forward,
     pseudo_label,
-    supervised_loss_and_logits,
     weighted_losses,
 )
 from mmdmt.models.methods.base import build_segmentor
@@ -22,8 +22,9 @@ def test_pseudo_labels_lie_on_the_pixels_of_their_input():
     """Labels of a flipped, non-square input are the flipped labels, at the input's size."""
     model = build_segmentor(tiny_segmentor()).eval()
     images = torch.randn(2, 3, 24, 40)
-    label, confidence = pseudo_label(model, images)
-    assert label.shape == confidence.shape == (2, 24, 40)
+    mask = torch.ones(2, 24, 40, dtype=torch.bool)
+    label, confidence, valid = pseudo_label(model, images, mask)
+    assert label.shape == confidence.shape == (2, 24, 40) and valid is mask
     torch.testing.assert_close(confidence, dense_logits(model, images).softmax(1).amax(1))
     assert not confidence.requires_grad
 
@@ -31,7 +32,7 @@ def test_pseudo_labels_lie_on_the_pixels_of_their_input():
 def test_joint_forward_equals_two_forwards_in_eval_mode():
     model = build_segmentor(tiny_segmentor(auxiliary=True)).eval()
     sup, samples, unsup = batch()
-    losses, logits = supervised_loss_and_logits(model, sup, samples, unsup)
+    losses, logits = joint_forward(model, sup, samples, unsup)
     expected = model.loss(sup, samples)
     assert losses.keys() == expected.keys()
     for key in expected:
@@ -44,7 +45,7 @@ def test_dense_heads_need_one_forward_of_the_backbone(monkeypatch):
     calls = []
     original = model.extract_feat
     monkeypatch.setattr(model, 'extract_feat', lambda x: calls.append(len(x)) or original(x))
-    supervised_loss_and_logits(model, *batch())
+    joint_forward(model, *batch())
     assert calls == [5]
 
 
@@ -58,7 +59,7 @@ def test_heads_with_a_loss_of_their_own_get_two_forwards(monkeypatch):
     )
     model.decode_head.__class__ = own
     assert not has_joint_forward(model)
-    losses, logits = supervised_loss_and_logits(model, sup, samples, unsup)
+    losses, logits = joint_forward(model, sup, samples, unsup)
     assert losses['decode.loss_ce'] > 0
     torch.testing.assert_close(logits, dense_logits(model, unsup))
 
@@ -69,6 +70,8 @@ def test_weights_apply_to_losses_only():
     assert weighted == {'sup_decode.loss_ce': 1.0, 'sup_decode.acc_seg': 50.0}
 
 
-def test_ramp_is_linear_up_to_its_length():
-    assert [linear_ramp(step, 4) for step in (0, 1, 4, 9)] == [0, 0.25, 1, 1]
-    assert linear_ramp(0, 0) == 1
+def test_padding_is_known_from_the_samples():
+    valid = torch.ones(2, 8, 8, dtype=torch.bool)
+    assert not is_padded(unlabeled_samples(valid))
+    valid[1, :, 6:] = False
+    assert is_padded(unlabeled_samples(valid))

@@ -3,21 +3,19 @@
 from mmdmt.engine.hooks.coupling_hook import CouplingHook
 from mmdmt.engine.hooks.dataset_check_hook import DatasetCheckHook
 from mmdmt.engine.hooks.iter_seed_hook import IterSeedHook
+from mmdmt.engine.hooks.method_hook import MethodHook
 from mmdmt.engine.hooks.progress_bar_hook import ProgressBarHook
 from mmdmt.engine.hooks.pseudo_label_hook import PseudoLabelHook
 from mmdmt.engine.hooks.safe_checkpoint_hook import SafeCheckpointHook
-from mmdmt.engine.hooks.switch_teacher_hook import SwitchTeacherHook
-from mmdmt.engine.hooks.teacher_update_hook import TeacherUpdateHook
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
 
 __all__ = [
     'CouplingHook',
     'DatasetCheckHook',
     'IterSeedHook',
+    'MethodHook',
     'ProgressBarHook',
     'PseudoLabelHook',
     'SafeCheckpointHook',
-    'SwitchTeacherHook',
-    'TeacherUpdateHook',
     'ValidateOnResumeHook',
 ]

@@ -23,7 +23,7 @@ Papers:
 
 import contextlib
 import math
-from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,8 @@ LossAndStats = Tuple[Tensor, Dict[str, Tensor]]
 
 #: What :func:`dynamic_mutual_loss` does with pixels on which the student is surer.
 CONFLICTS = ('ignore', 'flip')
+#: What :func:`masked_cross_entropy` is divided by.
+NORMALIZERS = ('valid', 'all', 'kept')
 
 # Similarities (anchor, bank feature) held at a time by the contrastive losses: 64 MiB of float32.
 _MAX_SIMILARITIES = 1 << 24
@@ -270,33 +272,61 @@ def masked_consistency_loss(
     threshold: float,
     valid: Tensor,
 ) -> LossAndStats:
-    """Cross entropy on confident pixels over the number of valid pixels.
+    """:func:`masked_cross_entropy` over the number of valid pixels.
 
-    ``sum(1[confidence >= threshold and valid] CE) / #valid``: Dual Teacher's implicit consistency,
-    FixMatch, UniMatch. Dividing by the valid instead of the confident pixels makes the loss grow
-    as the teacher gets surer.
+    Dual Teacher's implicit consistency, FixMatch, UniMatch.
+    """
+    return masked_cross_entropy(logits, label, confidence, threshold, valid, 'valid')
+
+
+def masked_cross_entropy(
+    logits: Tensor,
+    label: Tensor,
+    confidence: Tensor,
+    threshold: Union[float, Tensor],
+    valid: Tensor,
+    normalizer: str = 'valid',
+) -> LossAndStats:
+    """Cross entropy with pseudo-labels on confident pixels.
+
+    A pixel is kept if it is valid and its confidence reaches the threshold. The summed cross
+    entropy of kept pixels is divided by what ``normalizer`` says:
+
+    - ``'valid'``: the number of valid pixels (FixMatch, UniMatch, Dual Teacher), so that the loss
+      grows as the teacher gets more confident;
+    - ``'all'``: the number of all pixels, padding included (AugSeg, iMAS);
+    - ``'kept'``: the mean over kept pixels times all pixels over kept ones (U2PL), i.e. the square
+      of the number of kept pixels over the number of all.
 
     Args:
         logits: Student logits, (N, C, *).
-        label: Pseudo-label, (N, *). Not read on pixels that are not learned.
+        label: Pseudo-label, (N, *). Not read on pixels that are not kept.
         confidence: Its confidence, (N, *).
-        threshold: Confidence a pixel needs (one exactly at it is learned).
+        threshold: Confidence a pixel needs (one exactly at it is kept), a number or a scalar.
         valid: (N, *) bool, False on padding and on other pixels that do not count.
+        normalizer: See above.
 
     Returns:
-        The loss, and ``keep_ratio``, the share of valid pixels that were learned.
+        The loss, and ``keep_ratio``, the share of valid pixels that were kept.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If shapes do not fit or the normalizer is unknown.
     """
     _check_maps(logits, label=label, confidence=confidence, valid=valid)
+    if normalizer not in NORMALIZERS:
+        raise ValueError(f'`normalizer` must be one of {NORMALIZERS}, got {normalizer!r}')
     valid = valid.bool()
     kept = (confidence.float() >= threshold) & valid
     target = label.long().masked_fill(~kept, 0)
     cross_entropy = _cross_entropy(logits, _log_softmax(logits), target)
-    count = _count(valid).clamp(min=1)
-    loss = cross_entropy.masked_fill(~kept, 0).sum() / count
-    return loss, dict(keep_ratio=_count(kept) / count)
+    num_valid, num_kept = _count(valid).clamp(min=1), _count(kept)
+    divisor = num_valid
+    if normalizer == 'all':
+        divisor = valid.numel()
+    elif normalizer == 'kept':
+        divisor = num_kept.clamp(min=1) ** 2 / valid.numel()
+    loss = cross_entropy.masked_fill(~kept, 0).sum() / divisor
+    return loss, dict(keep_ratio=num_kept / num_valid)
 
 
 # ------------------------------------------------------------------------- contrastive losses: CTT

@@ -1,175 +1,226 @@
-"""Base of all on-line semi-supervised segmentors."""
+"""Base of all online semi-supervised segmentors."""
 
-import copy
+import inspect
 import warnings
 from abc import ABCMeta, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Dict, List, Optional, Sequence, Union
+from collections.abc import Sequence
+from typing import Any, Dict, List, Optional, Union
 
 import torch
-from mmengine.config import ConfigDict
-from mmengine.registry import DefaultScope
-from mmseg.models.segmentors import BaseSegmentor
 from torch import Tensor, nn
 
+from mmdmt.checks import check_range
+from mmdmt.models.forward import is_padded, joint_forward, weighted_losses
 from mmdmt.models.teachers import EMAUpdater, freeze
-from mmdmt.registry import MODELS
 
-TEACHER_MODES = ('eval', 'train')
-
-
-def build_segmentor(cfg: dict) -> BaseSegmentor:
-    """Build an ordinary mmseg segmentor from its config, which is left unchanged.
-
-    Unprefixed types resolve in the default scope, or in mmseg's where none is set.
-    """
-    # A copy, because mmseg edits the config that it builds from; it reads keys as attributes.
-    cfg = ConfigDict(copy.deepcopy(cfg))
-    if DefaultScope.get_current_instance() is None:
-        cfg.setdefault('_scope_', 'mmseg')
-    return MODELS.build(cfg)
+from .networks import NetworksSegmentor, build_segmentor
 
 
-class SemiSegmentor(BaseSegmentor, metaclass=ABCMeta):
+class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
     """Students and teachers in one model, each an ordinary mmseg segmentor.
 
-    A method is a subclass: it names its networks and writes :meth:`loss`. This class does what
-    all methods do alike: build the networks from their configs, keep each teacher frozen, in its
-    mode and up to date, load a plain supervised checkpoint into every network, and predict with
-    the network that ``semi_test_cfg.predict_on`` names, so that test-time augmentation,
-    inferencers and visualization work on it as on any segmentor.
+    A method is a subclass: it names its networks and writes :meth:`semi_loss`. This class does
+    what all methods do alike: build the networks, keep each teacher frozen, in its mode and up to
+    date, count iterations, train on labeled images alone where a batch has no others, load a plain
+    supervised checkpoint into every network, and predict with the network that ``predict_on``
+    names, so that test-time augmentation, inferencers and visualization work on it as on any
+    segmentor.
 
     Checkpoints hold all networks under their names (``student.backbone...``,
-    ``teacher.backbone...``) and the number of updates each teacher has had.
+    ``teacher.backbone...``) and the number of finished iterations.
 
     Args:
-        segmentor (dict): Config of an ordinary mmseg segmentor.
-        semi_train_cfg (dict, optional): Settings of the method. All methods know:
-
-            - ``ema`` (dict): Arguments of :class:`~mmdmt.models.teachers.EMAUpdater`.
-            - ``teacher_mode`` (str): 'eval' (default) or 'train': batch norm and dropout of the
-              teachers while they label.
-        semi_test_cfg (dict, optional): ``predict_on`` (str or list[str]) is the network used for
-            prediction, or a list of networks whose probabilities are averaged; 'average' are all
-            students, 'teacher_average' all teachers. Defaults to :attr:`default_predict_on`.
-        data_preprocessor (dict, optional): Config of the data preprocessor.
+        students (dict[str, dict]): Config of an ordinary mmseg segmentor by the name of each
+            student. The ``data_preprocessor`` of the first one is that of the whole model: the
+            normalization and the size to pad to are written there and nowhere else.
+        teachers (dict[str, str]): Name of the student that each teacher follows, by the name of
+            the teacher. Defaults to no teachers.
+        predict_on (str | list[str], optional): Network used for prediction, or several whose
+            probabilities are averaged; 'average' are all students, 'teacher_average' all teachers.
+            Defaults to :attr:`default_predict_on`.
+        sup_weight (float): Weight of the supervised losses. Defaults to 1.
+        unsup_weight (float): Weight of the unsupervised losses. Defaults to 1.
+        rampup_iters (int): Iterations over which the weight of the unsupervised losses rises
+            linearly from 0. Defaults to 0.
+        ema (dict, optional): Arguments of :class:`~mmdmt.models.teachers.EMAUpdater`.
+        data_preprocessor (dict, optional): For students that have none.
         init_cfg (dict, optional): mmengine's initialization config.
 
     Raises:
-        ValueError: If a setting is unknown, names no network, or the segmentor has a single
-            output channel (two classes need two channels here, softmax confidence is used).
+        TypeError: If a setting is unknown; the message names those that exist.
+        ValueError: If a setting is out of range, ``predict_on`` is no network, or a segmentor has
+            a single output channel (two classes need two, confidence is that of a softmax).
     """
 
-    #: Network that predicts where ``semi_test_cfg`` names none; None: the first teacher.
+    #: Network that predicts where ``predict_on`` is not given; None: the first teacher.
     default_predict_on: Optional[str] = None
 
     def __init__(
         self,
-        segmentor: dict,
-        semi_train_cfg: Optional[dict] = None,
-        semi_test_cfg: Optional[dict] = None,
+        students: Dict[str, dict],
+        teachers: Optional[Dict[str, str]] = None,
+        *,
+        predict_on: Union[str, Sequence[str], None] = None,
+        sup_weight: float = 1.0,
+        unsup_weight: float = 1.0,
+        rampup_iters: int = 0,
+        ema: Optional[dict] = None,
         data_preprocessor: Optional[dict] = None,
         init_cfg: Optional[dict] = None,
+        **unknown: Any,
     ) -> None:
-        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        self.semi_train_cfg = dict(semi_train_cfg or {})
-        self.semi_test_cfg = dict(semi_test_cfg or {})
-        self.teacher_mode = self.semi_train_cfg.get('teacher_mode', 'eval')
-        if self.teacher_mode not in TEACHER_MODES:
-            raise ValueError(
-                f'`semi_train_cfg.teacher_mode` must be one of {TEACHER_MODES}, '
-                f'got {self.teacher_mode!r}'
+        if unknown:
+            raise TypeError(
+                f'{type(self).__name__} has no setting {sorted(unknown)}; it has '
+                f'{_settings_of(type(self))}'
             )
-        self.ema = EMAUpdater(**self.semi_train_cfg.get('ema', {}))
-        self.teacher_hook_attached = False
-        self.student_of: Dict[str, str] = {}
-        self.student_names: List[str] = []
-        self.build_networks(segmentor)
-        self._finish_build()
+        super().__init__(
+            data_preprocessor=_preprocessor(next(iter(students.values())), data_preprocessor),
+            init_cfg=init_cfg,
+        )
+        for name, value in dict(
+            sup_weight=sup_weight, unsup_weight=unsup_weight, rampup_iters=rampup_iters
+        ).items():
+            check_range(name, value, 0)
+            setattr(self, name, value)
+        self.ema = EMAUpdater(**(ema or {}))
+        self.student_names = list(students)
+        self.student_of = dict(teachers or {})
+        for name, cfg in students.items():
+            self.add_module(name, build_segmentor(_without_preprocessor(cfg)))
+        for name, student in self.student_of.items():
+            cfg = _without_preprocessor(students[student])
+            self.add_module(name, freeze(build_segmentor(cfg)))
+        default = self.default_predict_on or (self.teacher_names or self.student_names)[0]
+        self.predict_on = default if predict_on is None else predict_on
+        self._check_network_name(self.predict_on)
+        self._check_classes()
+        # Set by `start_run`: length of the run, and of a pass over each source.
+        self.max_iters: Optional[int] = None
+        self.pass_iters: List[int] = []
+        # The number of finished iterations: as a buffer for checkpoints, and as a plain number,
+        # since the host would wait for a GPU to read the buffer.
+        self.register_buffer('iterations', torch.zeros((), dtype=torch.long))
+        self.step = 0
+
+    # ------------------------------------------------------------------ training
+
+    @abstractmethod
+    def semi_loss(self, inputs: Dict[str, Tensor], data_samples: Dict[str, list]) -> dict:
+        """Losses and statistics of a batch of labeled and unlabeled images: the method itself.
+
+        Args:
+            inputs (dict[str, Tensor]): ``sup`` (N_l, 3, H, W) and ``unsup_weak`` (N_u, 3, H, W),
+                normalized; ``unsup_rgb`` (N_u, 3, H, W), the same images as RGB in [0, 1];
+                ``unsup_valid`` (N_u, H, W) bool, False on padding.
+            data_samples (dict[str, list]): ``sup`` and ``unsup``.
+
+        Returns:
+            dict[str, Tensor]: Losses, with ``loss`` in their key, and statistics.
+        """
+
+    def loss(self, inputs: Dict[str, Tensor], data_samples: Dict[str, list]) -> Dict[str, Tensor]:
+        """Losses of one batch; of labeled images alone, the supervised ones."""
+        if 'unsup_weak' in inputs:
+            return self.semi_loss(inputs, data_samples)
+        losses = {}
+        for name in self.student_names:
+            found = self.network(name).loss(inputs['sup'], data_samples['sup'])
+            losses.update(self._supervised(name, found))
+        return losses
+
+    def forward_student(
+        self, name: str, inputs: Dict[str, Tensor], data_samples: Dict[str, list], view: Tensor
+    ):
+        """Train a student on the labeled images, and run it on unlabeled ones.
+
+        Both in one forward pass where the decode head allows it.
+
+        Args:
+            name (str): Name of the student.
+            inputs (dict[str, Tensor]): Of the batch.
+            data_samples (dict[str, list]): Of the batch.
+            view (Tensor): Unlabeled images, (N, 3, H, W), normalized.
+
+        Returns:
+            tuple[dict[str, Tensor], Tensor]: Weighted supervised losses, logits (N, C, H, W).
+        """
+        found, logits = joint_forward(self.network(name), inputs['sup'], data_samples['sup'], view)
+        return self._supervised(name, found), logits
+
+    def strong_view(
+        self, strong: Optional[nn.Module], inputs: Dict[str, Tensor], data_samples: Dict[str, list]
+    ) -> Tensor:
+        """Augmented and normalized unlabeled images, (N_u, 3, H, W); padding stays as it is."""
+        weak, valid = inputs['unsup_weak'], inputs['unsup_valid']
+        if strong is None:
+            return weak
+        if not is_padded(data_samples['unsup']):
+            return self.data_preprocessor.normalize(strong(inputs['unsup_rgb']))
+        view = self.data_preprocessor.normalize(strong(inputs['unsup_rgb'], valid))
+        return torch.where(valid[:, None], view, weak)
+
+    def unsup_scale(self) -> float:
+        """Weight of the unsupervised losses at this iteration: ``unsup_weight``, ramped up."""
+        return self.unsup_weight * self.ramp()
+
+    def ramp(self) -> float:
+        """Factor that rises linearly from 0 to 1 over ``rampup_iters``."""
+        return min(1.0, self.step / self.rampup_iters) if self.rampup_iters else 1.0
+
+    def _supervised(self, name: str, losses: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """Losses of a student on labeled images with weight and prefix: ``sup_``, ``sup_l.``."""
+        side = name.replace('student', '').strip('_')
+        return weighted_losses(losses, self.sup_weight, f'sup_{side}.' if side else 'sup_')
+
+    def forward(self, inputs, data_samples=None, mode: str = 'tensor'):
+        """As mmseg's; ``mode='loss'`` takes the dicts that the preprocessor makes."""
+        if mode == 'loss' and self.training and self.max_iters is None:
+            self.max_iters = 0  # said once
+            warnings.warn(
+                f"{type(self).__name__} trains without dict(type='mmdmt.MethodHook') in "
+                '`default_hooks`: unless your own loop calls `start_run()` and, after each '
+                'optimizer step, `after_step()`, teachers keep their initial weights',
+                stacklevel=2,
+            )
+        return super().forward(inputs, data_samples, mode)
+
+    def start_run(self, max_iters: int, pass_iters: Sequence[int] = ()) -> None:
+        """Learn how long the run is; called by ``MethodHook`` before the first iteration.
+
+        Args:
+            max_iters (int): Optimizer steps of the whole run.
+            pass_iters (Sequence[int]): Steps in which every image of a source is drawn once, for
+                each source; empty where the sampler cannot tell.
+        """
+        self.max_iters, self.pass_iters = max_iters, list(pass_iters)
+
+    def after_step(self) -> None:
+        """Move the teachers and count; called by ``MethodHook`` after each optimizer step."""
+        for name in self.teachers_to_update():
+            self.update_teacher(name)
+        self.step += 1
+        self.iterations += 1
 
     # ------------------------------------------------------------------ networks
 
-    @abstractmethod
-    def build_networks(self, segmentor: dict) -> None:
-        """Build the networks of the method with :meth:`add_student` and :meth:`add_teacher`."""
+    def teachers_to_update(self) -> List[str]:
+        """Names of the teachers that follow their student in this step. Defaults to all."""
+        return self.teacher_names
 
-    @abstractmethod
-    def loss(self, inputs: Dict[str, Tensor], data_samples: Dict[str, list]) -> Dict[str, Tensor]:
-        """Loss dict of one batch of views, as :class:`SemiDataPreprocessor` makes them."""
+    def update_teacher(self, name: str) -> None:
+        """Move one teacher towards its student."""
+        student = self.network(self.student_of[name])
+        self.ema.update(self.network(name), student, self.teacher_step(name))
 
-    def add_student(self, name: str, segmentor: dict) -> None:
-        """Build a trained network under a name."""
-        self.add_module(name, build_segmentor(segmentor))
-        self.student_names.append(name)
+    def teacher_step(self, name: str) -> int:
+        """Number of updates a teacher has had, for the warm-up of its momentum."""
+        return self.step
 
-    def add_teacher(self, name: str, segmentor: dict, student: str) -> None:
-        """Build a network that follows ``student`` and gets no gradient."""
-        self.add_module(name, freeze(build_segmentor(segmentor)))
-        self.student_of[name] = student
-
-    @property
-    def teacher_names(self) -> List[str]:
-        """Names of the teachers, in the order they were added."""
-        return list(self.student_of)
-
-    @property
-    def network_names(self) -> List[str]:
-        """Names of all networks, students first."""
-        return self.student_names + self.teacher_names
-
-    def network(self, name: Optional[str] = None) -> BaseSegmentor:
-        """The network of a name; by default the one that predicts, of several the first."""
-        return getattr(self, name) if name else self.predictors()[0]
-
-    def predictors(self) -> List[BaseSegmentor]:
-        """The networks that predict, together if there are several."""
-        return [getattr(self, name) for name in self._names_of(self.predict_on)]
-
-    def _names_of(self, predict_on: Union[str, Sequence[str]]) -> List[str]:
-        """Names of the networks that ``predict_on`` stands for."""
-        averages = dict(average=self.student_names, teacher_average=self.teacher_names)
-        if isinstance(predict_on, str):
-            return averages.get(predict_on, [predict_on])
-        return list(predict_on)
-
-    def _finish_build(self) -> None:
-        default = self.default_predict_on or (self.teacher_names or self.student_names)[0]
-        self.predict_on = self.semi_test_cfg.get('predict_on', default)
-        self._check_network_name(self.predict_on)
-        first = self.network(self.student_names[0])
-        self.num_classes = first.num_classes
-        self.out_channels = first.out_channels
-        self.align_corners = first.align_corners
-        if self.out_channels == 1:
-            raise ValueError(
-                '`segmentor.decode_head.out_channels` is 1: set num_classes=2, out_channels=2, '
-                'because pseudo-labels take their confidence from a softmax over the classes'
-            )
-        # On the CPU a step counter can be read without waiting for a GPU: keep a mirror of it.
-        self.register_buffer('ema_steps', torch.zeros(len(self.teacher_names), dtype=torch.long))
-        self._ema_steps = [0] * len(self.teacher_names)
-
-    def _check_network_name(self, name: Union[str, Sequence[str]]) -> None:
-        names = self._names_of(name)
-        if not names or not set(names) <= set(self.network_names):
-            raise ValueError(
-                f'`semi_test_cfg.predict_on` is {name!r}, but {type(self).__name__} has the '
-                f'networks {self.network_names}'
-            )
-
-    # ------------------------------------------------------------------ teachers
-
-    def train(self, mode: bool = True) -> 'SemiSegmentor':
-        """Set the mode; a teacher in 'eval' mode stays there.
-
-        mmengine calls ``model.train()`` before every iteration, which would undo an ``eval()``
-        done once.
-        """
-        super().train(mode)
-        for name in self.teacher_names:
-            self.network(name).train(mode and self.teacher_mode == 'train')
-        return self
+    def reset_teachers(self) -> None:
+        """Make every teacher a copy of its student."""
+        for teacher, student in self.student_of.items():
+            self.network(teacher).load_state_dict(self.network(student).state_dict())
 
     def init_weights(self) -> None:
         """Initialize the students, then make every teacher a copy of its student."""
@@ -178,135 +229,62 @@ class SemiSegmentor(BaseSegmentor, metaclass=ABCMeta):
         self.reset_teachers()
         self._is_init = True
 
-    def reset_teachers(self) -> None:
-        """Make every teacher a copy of its student."""
-        for teacher, student in self.student_of.items():
-            self.network(teacher).load_state_dict(self.network(student).state_dict())
+    def train(self, mode: bool = True) -> 'SemiSegmentor':
+        """Set the mode; a teacher that labels in eval mode stays there.
 
-    def update_teachers(self) -> None:
-        """Move the teachers after an optimizer step; called by ``TeacherUpdateHook``."""
-        for name in self.teachers_to_update():
-            self.update_teacher(name)
+        mmengine calls ``model.train()`` before every iteration, which would undo an ``eval()``
+        done once.
+        """
+        super().train(mode)
+        for name in self.teacher_names:
+            self.network(name).train(mode and self.ema.mode == 'train')
+        return self
 
-    def teachers_to_update(self) -> List[str]:
-        """Names of the teachers that follow their student in this step. Defaults to all."""
-        return self.teacher_names
-
-    def update_teacher(self, name: str) -> None:
-        """Move one teacher towards its student and count the step."""
-        index = self.teacher_names.index(name)
-        student = self.network(self.student_of[name])
-        self.ema.update(self.network(name), student, self._ema_steps[index])
-        self._ema_steps[index] += 1
-        self.ema_steps[index] += 1
-
-    def _warn_without_hook(self) -> None:
-        """Say once that the teachers do not move where nobody calls :meth:`update_teachers`."""
-        if self.training and not self.teacher_hook_attached and self.teacher_names:
-            self.teacher_hook_attached = True
-            warnings.warn(
-                f"{type(self).__name__} trains without dict(type='mmdmt.TeacherUpdateHook') in "
-                '`custom_hooks`: unless your own loop calls `update_teachers()` after each '
-                'optimizer step, the teachers keep their initial weights',
-                stacklevel=3,
+    def _check_classes(self) -> None:
+        channels = {name: self.network(name).out_channels for name in self.student_names}
+        if len(set(channels.values())) > 1:
+            raise ValueError(f'all students need the same classes, `segmentor` has {channels}')
+        if self.out_channels == 1:
+            raise ValueError(
+                '`segmentor.decode_head.out_channels` is 1: set num_classes=2, out_channels=2, '
+                'because pseudo-labels take their confidence from a softmax over the classes'
             )
 
     # ------------------------------------------------------------------ checkpoints
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        """Load; keys of a plain segmentor go into every network."""
+        """Load; keys of a plain segmentor go into every network, which starts at iteration 0."""
         names = tuple(f'{prefix}{name}.' for name in self.network_names)
         own = [key for key in state_dict if key.startswith(prefix)]
         if own and not any(key.startswith(names) for key in own):
             for key in own:
                 value = state_dict.pop(key)
                 state_dict.update({name + key[len(prefix) :]: value for name in names})
-            # A plain checkpoint has no counters: the teachers start to follow from step 0.
-            for name, counter in self._buffers.items():
-                state_dict[f'{prefix}{name}'] = torch.zeros_like(counter)
+            state_dict[f'{prefix}iterations'] = torch.zeros_like(self.iterations)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._ema_steps = self.ema_steps.tolist()
+        self.step = int(self.iterations)
 
-    # ------------------------------------------------------------------ prediction
 
-    @contextmanager
-    def predicting_on(self, name: Union[str, Sequence[str]]) -> Iterator[None]:
-        """Predict with another network, or the average of several, inside the ``with`` block."""
-        self._check_network_name(name)
-        before, self.predict_on = self.predict_on, name
-        try:
-            yield
-        finally:
-            self.predict_on = before
+def _settings_of(method: type) -> List[str]:
+    """Names of the keyword arguments of a method and of its bases."""
+    names = set()
+    for kind in method.__mro__:
+        if issubclass(kind, SemiSegmentor) and '__init__' in vars(kind):
+            parameters = inspect.signature(kind.__init__).parameters.values()
+            names |= {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
+    return sorted(names)
 
-    def forward(self, inputs, data_samples=None, mode: str = 'tensor'):
-        """As mmseg's; ``mode='loss'`` takes the dicts of views that the preprocessor makes."""
-        if mode == 'loss':
-            self._warn_without_hook()
-        return super().forward(inputs, data_samples, mode)
 
-    def predict(self, inputs: Tensor, data_samples: Optional[list] = None) -> list:
-        """Predict with ``predict_on``; see mmseg's ``EncoderDecoder.predict``.
-
-        Of several networks, ``seg_logits`` are the logarithms of their average probabilities.
-        """
-        networks = self.predictors()
-        if len(networks) == 1:
-            return networks[0].predict(inputs, data_samples)
-        metas = _metas(inputs, data_samples)
-        logits = _average([network.inference(inputs, metas) for network in networks])
-        return self.postprocess_result(logits, data_samples)
-
-    def extract_feat(self, inputs: Tensor) -> List[Tensor]:
-        """Features of the network ``predict_on``."""
-        return self.network().extract_feat(inputs)
-
-    def encode_decode(self, inputs: Tensor, batch_data_samples: List[dict]) -> Tensor:
-        """Dense logits of ``predict_on``."""
-        return _average(
-            [network.encode_decode(inputs, batch_data_samples) for network in self.predictors()]
+def _preprocessor(segmentor: dict, given: Any) -> Any:
+    """Config of the preprocessor of a model, from that of the segmentor that it wraps."""
+    own = segmentor.get('data_preprocessor') or given
+    if own is None:
+        raise ValueError(
+            '`segmentor.data_preprocessor` is missing: it says how images are normalized and to '
+            'which size they are padded'
         )
-
-    def _forward(self, inputs: Tensor, data_samples: Optional[list] = None) -> Tensor:
-        if len(self.predictors()) > 1:
-            return self.encode_decode(inputs, _metas(inputs, data_samples))
-        return self.network()._forward(inputs, data_samples)
-
-    @property
-    def with_neck(self) -> bool:
-        """Whether the network ``predict_on`` has a neck."""
-        return self.network().with_neck
-
-    @property
-    def with_auxiliary_head(self) -> bool:
-        """Whether the network ``predict_on`` has an auxiliary head."""
-        return self.network().with_auxiliary_head
-
-    @property
-    def with_decode_head(self) -> bool:
-        """Whether the network ``predict_on`` has a decode head."""
-        return self.network().with_decode_head
-
-    @property
-    def decode_head(self) -> nn.Module:
-        """Decode head of the network ``predict_on`` (inferencers ask it for its classes)."""
-        return self.network().decode_head
+    return own if isinstance(own, nn.Module) else dict(own, type='mmdmt.SemiDataPreprocessor')
 
 
-def _metas(inputs: Tensor, data_samples: Optional[list]) -> List[dict]:
-    """Meta information of each image, made up where there are no data samples."""
-    if data_samples is not None:
-        return [sample.metainfo for sample in data_samples]
-    size = tuple(inputs.shape[2:])
-    meta = dict(ori_shape=size, img_shape=size, pad_shape=size, padding_size=[0] * 4)
-    return [meta] * len(inputs)
-
-
-def _average(logits: List[Tensor]) -> Tensor:
-    """Logarithm of the average probabilities of networks; of a single one, its logits."""
-    if len(logits) == 1:
-        return logits[0]
-    # Probabilities and not logits, which networks may have on different scales.
-    probs = torch.stack([each.float().softmax(dim=1) for each in logits]).mean(dim=0)
-    # No -inf, which becomes NaN where predictions are resized.
-    return probs.clamp(min=1e-12).log()
+def _without_preprocessor(segmentor: dict) -> dict:
+    return {key: value for key, value in segmentor.items() if key != 'data_preprocessor'}

@@ -1,30 +1,22 @@
-"""Views made on the device: strong augmentation, CutMix and ClassMix."""
+"""Views made on the device: strong augmentation, and mixing with masks and partners."""
 
-from mmdmt.models.views.classmix import ClassMix
-from mmdmt.models.views.cutmix import CutMix
-from mmdmt.models.views.mix import (
-    Mixed,
-    classmix,
-    classmix_mask,
-    cutmix,
-    cutmix_boxes,
-    cutmix_mask,
-    mix,
-    mix_partners,
-)
-from mmdmt.models.views.strong import STRONG_PRESETS, StrongAugment
+from .classmix import ClassMix
+from .cutmix import CutMix
+from .masks import BOXES, box_mask, class_mask
+from .mix import Mixing, MixView
+from .partners import PARTNERS, mix_partners
+from .strong import STRONG_PRESETS, StrongAugment
 
 __all__ = [
+    'BOXES',
+    'PARTNERS',
     'STRONG_PRESETS',
     'ClassMix',
     'CutMix',
-    'Mixed',
+    'MixView',
+    'Mixing',
     'StrongAugment',
-    'classmix',
-    'classmix_mask',
-    'cutmix',
-    'cutmix_boxes',
-    'cutmix_mask',
-    'mix',
+    'box_mask',
+    'class_mask',
     'mix_partners',
 ]

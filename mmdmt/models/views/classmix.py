@@ -1,28 +1,29 @@
-"""ClassMix as a module, so that a config can choose it."""
+"""ClassMix."""
 
-from typing import Optional
+from torch import Tensor
 
-from torch import Tensor, nn
-
-from mmdmt.models.views.mix import PARTNERS, Mixed, classmix
+from mmdmt.checks import check_range
+from mmdmt.models.forward import Targets
 from mmdmt.registry import MODELS
+
+from .masks import class_mask
+from .mix import MixView
 
 
 @MODELS.register_module()
-class ClassMix(nn.Module):
+class ClassMix(MixView):
     """Paste half of the (predicted) classes of each image onto a partner image.
 
     Args:
-        prob: Probability, per image, of mixing.
-        num_classes: Upper bound of the labels; it only has to be large enough.
-        ignore_index: Label that is no class.
-        round_up: Keep the larger half of an odd number of classes. The published code keeps the
-            smaller one.
-        partner: ``'cycle'``, ``'shuffle'`` or ``'flip'``, see
-            :func:`~mmdmt.models.views.mix.mix_partners`.
+        prob (float): Probability, per image, of mixing. Defaults to 1.
+        num_classes (int): Upper bound of the labels; it only has to be large enough.
+        ignore_index (int): Label that is no class.
+        round_up (bool): Keep the larger half of an odd number of classes. The released code keeps
+            the smaller one. Defaults to False.
+        partner (str): See :func:`~mmdmt.models.views.partners.mix_partners`. Defaults to 'cycle'.
 
     Raises:
-        ValueError: If an argument is unknown or out of range.
+        ValueError: If a value is unknown or out of range.
     """
 
     def __init__(
@@ -33,43 +34,18 @@ class ClassMix(nn.Module):
         round_up: bool = False,
         partner: str = 'cycle',
     ) -> None:
-        super().__init__()
-        if not 0 <= prob <= 1:
-            raise ValueError(f'ClassMix: prob={prob} is not in [0, 1]')
-        if num_classes < 1:
-            raise ValueError(f'ClassMix: num_classes={num_classes} must be positive')
-        if partner not in PARTNERS:
-            raise ValueError(f'ClassMix: unknown partner={partner!r}; use one of {PARTNERS}')
-        self.settings = dict(
-            prob=prob,
-            num_classes=num_classes,
-            ignore_index=ignore_index,
-            round_up=round_up,
-            partner=partner,
+        super().__init__(prob, partner)
+        check_range('ClassMix.num_classes', num_classes, 1)
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.round_up = round_up
+
+    def mask(self, targets: Targets) -> Tensor:
+        """Choose half of the classes of each image; padding counts for none."""
+        return class_mask(
+            targets.label, self.num_classes, targets.valid, self.ignore_index, self.round_up
         )
-
-    def forward(
-        self, *tensors: Tensor, label: Optional[Tensor] = None, valid: Optional[Tensor] = None
-    ) -> Mixed:
-        """Mix aligned tensors.
-
-        Args:
-            *tensors: Tensors (N, H, W) or (N, C, H, W) to mix: images, labels, confidence,
-                validity.
-            label: (N, H, W) labels whose classes decide the mask. They are only read: to mix
-                them as well, list them among ``tensors``.
-            valid: (N, H, W) bool, False on padding, which counts for no class. Only read, too.
-
-        Returns:
-            Mixed tensors, mask and partners.
-
-        Raises:
-            ValueError: If ``label`` is missing.
-        """
-        if label is None:
-            raise ValueError('ClassMix needs label=: (N, H, W) labels that decide the mask')
-        return classmix(tensors, label, valid=valid, **self.settings)
 
     def extra_repr(self) -> str:
         """Settings as shown by ``print(module)``."""
-        return ', '.join(f'{key}={value!r}' for key, value in self.settings.items())
+        return f'prob={self.prob}, partner={self.partner!r}, round_up={self.round_up}'

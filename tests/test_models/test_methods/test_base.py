@@ -1,17 +1,19 @@
 import pytest
 import torch
 from mmengine.runner.checkpoint import load_state_dict
-from tiny_models import semi_batch, tiny_segmentor
+from mmseg.models import SegDataPreProcessor
+from tiny_models import NORMALIZE, semi_batch, tiny_segmentor, unlabeled_samples
 
+from mmdmt.models.data_preprocessor import SemiDataPreprocessor
 from mmdmt.models.forward import dense_logits
 from mmdmt.models.methods import MeanTeacher
 from mmdmt.models.methods.base import build_segmentor
+from mmdmt.registry import MODELS
 
 
-def build(**train_cfg):
-    test_cfg = train_cfg.pop('semi_test_cfg', None)
+def build(**settings):
     torch.manual_seed(0)
-    return MeanTeacher(tiny_segmentor(), semi_train_cfg=train_cfg, semi_test_cfg=test_cfg)
+    return MeanTeacher(tiny_segmentor(), **settings)
 
 
 def test_teacher_stays_in_eval_mode_when_the_loop_calls_train():
@@ -24,7 +26,7 @@ def test_teacher_stays_in_eval_mode_when_the_loop_calls_train():
 
 
 def test_teacher_mode_train_is_a_choice():
-    model = build(teacher_mode='train')
+    model = build(ema=dict(mode='train'))
     assert all(module.training for module in model.train().teacher.modules())
     assert not any(module.training for module in model.eval().teacher.modules())
 
@@ -45,21 +47,31 @@ def test_init_weights_makes_the_teacher_a_copy():
         assert torch.equal(value, model.teacher.state_dict()[key])
 
 
-def test_update_counts_steps_and_checkpoint_restores_them():
+def test_steps_are_counted_and_checkpoints_restore_them():
     model = build(ema=dict(momentum=0.9))
     for _ in range(3):
-        model.update_teachers()
-    assert model.ema_steps.tolist() == [3]
+        model.after_step()
+    assert model.step == 3 and model.iterations.item() == 3
     other = build(ema=dict(momentum=0.9))
     other.load_state_dict(model.state_dict())
-    assert other._ema_steps == [3]
+    assert other.step == 3
     with torch.no_grad():  # both continue with the same momentum
         for network in (model, other):
             for parameter in network.student.parameters():
                 parameter.fill_(1.0)
-            network.update_teachers()
+            network.after_step()
     for a, b in zip(model.teacher.parameters(), other.teacher.parameters()):
         assert torch.equal(a, b)
+
+
+def test_unsupervised_weights_ramp_up_with_the_steps():
+    model = build(unsup_weight=2.0, rampup_iters=4)
+    found = []
+    for _ in range(6):
+        found.append(model.unsup_scale())
+        model.after_step()
+    assert found == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0]
+    assert build(unsup_weight=2.0).unsup_scale() == 2.0
 
 
 @pytest.mark.parametrize('loader', ['torch', 'mmengine'])
@@ -76,10 +88,11 @@ def test_plain_checkpoint_loads_into_every_network(loader):
     for name in ('student', 'teacher'):
         for key, value in model.network(name).state_dict().items():
             assert torch.equal(value, plain.state_dict()[key])
+    assert model.step == 0
 
 
 def test_networks_predict_by_name():
-    model = build(semi_test_cfg=dict(predict_on='student')).eval()
+    model = build(predict_on='student').eval()
     image = torch.randn(1, 3, 32, 32)
     student, teacher = model.student(image), model.teacher(image)
     assert torch.equal(model(image), student) and not torch.equal(student, teacher)
@@ -91,7 +104,7 @@ def test_networks_predict_by_name():
 
 def test_several_networks_predict_their_average_probability():
     both = ['student', 'teacher']
-    model = build(semi_test_cfg=dict(predict_on=both)).eval()
+    model = build(predict_on=both).eval()
     images = torch.randn(2, 3, 32, 32)
     probs = [dense_logits(getattr(model, name), images).softmax(1) for name in both]
     mean = (probs[0] + probs[1]) / 2
@@ -106,7 +119,7 @@ def test_the_average_of_networks_slides_as_each_of_them_does():
     cfg = tiny_segmentor()
     cfg['test_cfg'] = dict(mode='slide', crop_size=(24, 24), stride=(16, 16))
     torch.manual_seed(0)
-    model = MeanTeacher(cfg, semi_test_cfg=dict(predict_on=['student', 'teacher'])).eval()
+    model = MeanTeacher(cfg, predict_on=['student', 'teacher']).eval()
     images = torch.randn(1, 3, 32, 48)
     probs = [
         part.predict(images)[0].seg_logits.data.softmax(0)
@@ -125,7 +138,7 @@ def test_averages_of_students_or_teachers_go_by_name():
 
 
 def test_certain_predictions_have_finite_averages():
-    model = build(semi_test_cfg=dict(predict_on=['student', 'teacher'])).eval()
+    model = build(predict_on=['student', 'teacher']).eval()
     for name in model.network_names:
         torch.nn.init.normal_(model.network(name).decode_head.conv_seg.weight, std=1e4)
     assert torch.isfinite(model(torch.randn(1, 3, 32, 32))).all()
@@ -138,17 +151,53 @@ def test_prediction_is_on_the_teacher_by_default():
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        (dict(semi_test_cfg=dict(predict_on='techer')), r"'techer'.*\['student', 'teacher'\]"),
-        (dict(semi_test_cfg=dict(predict_on=['student', 'x'])), r"\['student', 'x'\], but"),
-        (dict(semi_test_cfg=dict(predict_on=[])), r'predict_on` is \[\]'),
-        (dict(teacher_mode='evaluate'), 'teacher_mode'),
-        (dict(threshold=1.2), 'threshold'),
+        (dict(predict_on='techer'), r"'techer'.*\['student', 'teacher'\]"),
+        (dict(predict_on=['student', 'x']), r"\['student', 'x'\], but"),
+        (dict(predict_on=[]), r'predict_on` is \[\]'),
+        (dict(ema=dict(mode='evaluate')), 'ema.mode'),
         (dict(ema=dict(momentum=2)), 'momentum'),
+        (dict(threshold=1.2), 'threshold'),
+        (dict(unsup_weight=-1), 'unsup_weight'),
+        (dict(rampup_iters='x'), 'rampup_iters'),
     ],
 )
 def test_wrong_settings_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         build(**kwargs)
+
+
+def test_misspelled_settings_are_refused_with_those_that_exist():
+    with pytest.raises(
+        TypeError, match=r"\['treshold'\]; it has .*'mix'.*'sup_weight'.*'threshold'"
+    ):
+        build(treshold=0.9)
+
+
+def test_the_preprocessor_is_that_of_the_segmentor():
+    model = build()
+    assert isinstance(model.data_preprocessor, SemiDataPreprocessor)
+    assert model.data_preprocessor.size == (32, 32)
+    assert model.data_preprocessor.mean.flatten().tolist() == pytest.approx(NORMALIZE['mean'])
+    assert not isinstance(model.student.data_preprocessor, SegDataPreProcessor)
+    with pytest.raises(ValueError, match='data_preprocessor` is missing'):
+        MeanTeacher({k: v for k, v in tiny_segmentor().items() if k != 'data_preprocessor'})
+
+
+def test_strong_views_are_normalized_and_keep_the_padding():
+    model = build(strong=dict(type='mmdmt.StrongAugment'))
+    inputs, samples = semi_batch()
+    view = model.strong_view(model.strong, inputs, samples)
+    assert view.shape == inputs['unsup_weak'].shape
+    assert not torch.equal(view, inputs['unsup_weak'])
+    inputs['unsup_valid'][:, :, 20:] = False
+    samples['unsup'] = unlabeled_samples(inputs['unsup_valid'])
+    view = model.strong_view(model.strong, inputs, samples)
+    assert torch.equal(view[..., 20:], inputs['unsup_weak'][..., 20:])
+    assert not torch.equal(view[..., :20], inputs['unsup_weak'][..., :20])
+    identity = dict(type='mmdmt.StrongAugment', jitter_prob=0.0, gray_prob=0.0, blur_prob=0.0)
+    view = model.strong_view(MODELS.build(identity), inputs, samples)
+    torch.testing.assert_close(view, inputs['unsup_weak'])
+    assert model.strong_view(None, inputs, samples) is inputs['unsup_weak']
 
 
 def test_one_output_channel_is_refused():
@@ -171,4 +220,12 @@ def test_training_without_the_hook_warns_once(recwarn):
     inputs, samples = semi_batch()
     for _ in range(2):
         model(inputs, samples, mode='loss')
-    assert sum('TeacherUpdateHook' in str(w.message) for w in recwarn) == 1
+    assert sum('MethodHook' in str(w.message) for w in recwarn) == 1
+
+
+def test_training_with_the_hook_does_not_warn(recwarn):
+    model = build().train()
+    model.start_run(max_iters=10, pass_iters=[2, 5])
+    model(*semi_batch(), mode='loss')
+    assert not any('MethodHook' in str(w.message) for w in recwarn)
+    assert model.max_iters == 10 and model.pass_iters == [2, 5]

@@ -4,30 +4,26 @@ from tiny_models import semi_batch, tiny_segmentor
 
 from mmdmt.models.forward import dense_logits
 from mmdmt.models.methods import MeanTeacher
+from mmdmt.models.methods import mean_teacher as module
 
 
-def build(**train_cfg):
+def build(**settings):
     torch.manual_seed(0)
-    cfg = tiny_segmentor(dropout=0)
-    model = MeanTeacher(cfg, semi_train_cfg=train_cfg)
-    model.teacher_hook_attached = True
-    return model
+    return MeanTeacher(tiny_segmentor(dropout=0), **settings)
 
 
-def test_unsupervised_loss_is_the_cross_entropy_on_sure_pixels():
+def test_unsupervised_loss_is_the_cross_entropy_on_confident_pixels():
     model = build(unsup_weight=2.0).eval()
     inputs, samples = semi_batch()
     inputs['unsup_valid'][:, :, 20:] = False
     probs = dense_logits(model.teacher, inputs['unsup_weak']).softmax(1)
     confidence, label = probs.max(1)
-    model.threshold = confidence.median().item()
+    threshold = model.threshold.value = confidence.median().item()
     losses = model.loss(inputs, samples)
     valid = inputs['unsup_valid']
-    kept = (confidence >= model.threshold) & valid
+    kept = (confidence >= threshold) & valid
     assert 0 < kept.sum() < valid.sum()
-    ce = F.cross_entropy(
-        dense_logits(model.student, inputs['unsup_strong']), label, reduction='none'
-    )
+    ce = F.cross_entropy(dense_logits(model.student, inputs['unsup_weak']), label, reduction='none')
     torch.testing.assert_close(losses['unsup_loss'], 2 * (ce * kept).sum() / valid.sum())
     torch.testing.assert_close(losses['unsup_keep_ratio'], kept.sum() / valid.sum())
 
@@ -38,13 +34,13 @@ def test_padded_pixels_never_count():
     inputs, samples = semi_batch()
     inputs['unsup_valid'][1] = False
     changed = {key: value.clone() for key, value in inputs.items()}
-    changed['unsup_strong'][1] = 9.0
     changed['unsup_weak'][1] = -9.0
+    changed['unsup_rgb'][1] = 0.5
     for key, value in model.loss(inputs, samples).items():
         torch.testing.assert_close(model.loss(changed, samples)[key], value, msg=key)
 
 
-def test_nothing_sure_gives_zero_loss_with_a_gradient():
+def test_no_confident_pixel_gives_zero_loss_with_a_gradient():
     model = build(threshold=1.0).train()
     inputs, samples = semi_batch()
     losses = model.loss(inputs, samples)
@@ -67,19 +63,40 @@ def test_weight_ramps_up():
     inputs, samples = semi_batch()
     full = build(threshold=0.0).eval().loss(inputs, samples)['unsup_loss']
     for step, share in enumerate([0.0, 0.25, 0.5, 0.75, 1.0, 1.0]):
-        model._ema_steps = [step]
+        model.step = step
         torch.testing.assert_close(model.loss(inputs, samples)['unsup_loss'], share * full)
 
 
-def test_mixed_views_carry_labels_along():
+def test_mixed_views_carry_labels_along(monkeypatch):
     """With CutMix the student's targets are the teacher's labels, cut from the same pixels."""
-    model = build(threshold=0.0, mix=dict(type='mmdmt.CutMix')).eval()
-    inputs, _ = semi_batch()
+    model = build(threshold=0.0, mix=dict(type='mmdmt.CutMix', prob=1.0)).eval()
+    inputs, samples = semi_batch()
     # An image whose pixel values are the teacher's labels shows where each pixel came from.
     label = dense_logits(model.teacher, inputs['unsup_weak']).argmax(1)
-    inputs['unsup_strong'] = label[:, None].float().expand(-1, 3, -1, -1).contiguous()
-    strong, (mixed, _, valid) = model._strong_view_and_targets(inputs)
-    assert torch.equal(strong[:, 0].long(), mixed) and valid.all()
+    picture = label[:, None].float().expand(-1, 3, -1, -1).contiguous()
+    monkeypatch.setattr(model, 'strong_view', lambda *args: picture)
+    seen = {}
+
+    def watch(logits, targets, *args):
+        seen['targets'] = targets
+        return logits.sum(), {}
+
+    def forward_student(name, inputs, samples, view):
+        seen['view'] = view
+        return {}, view
+
+    monkeypatch.setattr(module, 'consistency_loss', watch)
+    monkeypatch.setattr(model, 'forward_student', forward_student)
+    model.loss(inputs, samples)
+    assert torch.equal(seen['view'][:, 0].long(), seen['targets'].label)
+    assert not torch.equal(seen['view'], picture) and seen['targets'].valid.all()
+
+
+def test_a_threshold_may_adapt():
+    model = build(threshold=dict(type='mmdmt.AdaptiveThreshold', init=0.5, momentum=0.5)).train()
+    model.start_run(4)
+    model(*semi_batch(), mode='loss')
+    assert model.state_dict()['threshold.value'] != 0.5
 
 
 def test_statistics_are_tensors_that_do_not_enter_the_loss():

@@ -1,0 +1,51 @@
+"""Consistency with a teacher's labels, and the health values that every online method logs."""
+
+from typing import Dict, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from mmdmt.models.forward import Targets
+
+from .functional import masked_cross_entropy
+
+
+def consistency_loss(
+    logits: Tensor,
+    targets: Targets,
+    threshold: Union[float, Tensor],
+    normalizer: str = 'valid',
+    prefix: str = 'unsup',
+) -> Tuple[Tensor, Dict[str, Tensor]]:
+    """Masked cross entropy of a student, with its statistics under the names of all methods.
+
+    Args:
+        logits: Of the student, (N, C, H, W).
+        targets: What it is to say.
+        threshold: Confidence a pixel needs.
+        normalizer: See :func:`~mmdmt.models.losses.functional.masked_cross_entropy`.
+        prefix: Of the names.
+
+    Returns:
+        The loss; ``<prefix>_keep_ratio`` (share of valid pixels that are learned),
+        ``<prefix>_agreement`` and ``<prefix>_confidence``, see :func:`agreement_stats`.
+    """
+    loss, stats = masked_cross_entropy(logits, *targets[:2], threshold, targets.valid, normalizer)
+    found = {f'{prefix}_{name}': value for name, value in stats.items()}
+    return loss, dict(found, **agreement_stats(logits, targets, prefix))
+
+
+@torch.no_grad()
+def agreement_stats(logits: Tensor, targets: Targets, prefix: str = 'unsup') -> Dict[str, Tensor]:
+    """How student and teacher relate on valid pixels.
+
+    Returns:
+        ``<prefix>_agreement``, the share on which both predict the same class, and
+        ``<prefix>_confidence``, the mean confidence of the teacher.
+    """
+    label, confidence, valid = targets
+    count = valid.sum().clamp(min=1)
+    return {
+        f'{prefix}_agreement': ((logits.argmax(dim=1) == label) & valid).sum() / count,
+        f'{prefix}_confidence': (confidence * valid).sum() / count,
+    }

@@ -1,0 +1,78 @@
+"""FixMatch."""
+
+from typing import Dict, Optional, Union
+
+from torch import Tensor
+
+from mmdmt.checks import check_choice
+from mmdmt.models.forward import pseudo_label
+from mmdmt.models.losses.consistency import consistency_loss
+from mmdmt.models.modes import in_mode
+from mmdmt.models.thresholds import build_threshold
+from mmdmt.registry import MODELS
+
+from .base import SemiSegmentor
+
+LABELERS = ('student', 'teacher')
+
+
+@MODELS.register_module()
+class FixMatch(SemiSegmentor):
+    """Labels of the weak view, where they are confident, for a mixed strong view.
+
+    Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence",
+    NeurIPS 2020, as the baseline of UniMatch (CVPR 2023: the student labels for itself, in eval
+    mode) and of UniMatch V2 (TPAMI 2025: an EMA teacher labels). With weights of 0.5 each the loss
+    is ``(supervised + unsupervised) / 2``.
+
+    Args:
+        segmentor (dict): Config of an ordinary mmseg segmentor.
+        labeler (str): 'student' or 'teacher'. Defaults to 'student', which has no teacher.
+        strong (dict, optional): Config of the strong augmentation. Defaults to the weak view.
+        mix (dict, optional): Config of a mixing view. Defaults to none.
+        threshold (float | dict): Confidence a pixel needs, in [0, 1], or the config of a threshold
+            that adapts. Defaults to 0.95.
+        normalizer (str): As in :class:`MeanTeacher`. Defaults to 'valid'.
+        sup_weight (float): Defaults to 0.5.
+        unsup_weight (float): Defaults to 0.5.
+        **common: Settings of :class:`SemiSegmentor`.
+
+    Raises:
+        ValueError: If ``labeler`` is unknown.
+    """
+
+    def __init__(
+        self,
+        segmentor: dict,
+        *,
+        labeler: str = 'student',
+        strong: Optional[dict] = None,
+        mix: Optional[dict] = None,
+        threshold: Union[float, dict] = 0.95,
+        normalizer: str = 'valid',
+        sup_weight: float = 0.5,
+        unsup_weight: float = 0.5,
+        **common,
+    ) -> None:
+        check_choice('labeler', labeler, LABELERS)
+        teachers = {'teacher': 'student'} if labeler == 'teacher' else {}
+        common.update(sup_weight=sup_weight, unsup_weight=unsup_weight)
+        super().__init__({'student': segmentor}, teachers, **common)
+        self.labeler = labeler
+        self.strong = MODELS.build(strong) if strong else None
+        self.mix = MODELS.build(mix) if mix else None
+        self.threshold = build_threshold(threshold)
+        self.normalizer = normalizer
+
+    def semi_loss(self, inputs: Dict[str, Tensor], data_samples: Dict[str, list]) -> dict:
+        """Supervised loss, and cross entropy with confident labels on the mixed strong view."""
+        network = self.network(self.labeler)
+        with in_mode(network, training=False):
+            targets = pseudo_label(network, inputs['unsup_weak'], inputs['unsup_valid'])
+        threshold = self.threshold(targets)
+        view = self.strong_view(self.strong, inputs, data_samples)
+        if self.mix is not None:
+            view, targets = self.mix(view, targets)
+        losses, logits = self.forward_student('student', inputs, data_samples, view)
+        loss, stats = consistency_loss(logits, targets, threshold, self.normalizer)
+        return dict(losses, unsup_loss=loss * self.unsup_scale(), **stats)

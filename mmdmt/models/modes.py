@@ -1,0 +1,44 @@
+"""Training and eval mode, and batch-norm statistics, for the time of a forward pass."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@contextmanager
+def in_mode(network: nn.Module, training: bool) -> Iterator[None]:
+    """Put a network into training or eval mode inside the ``with`` block.
+
+    Afterwards every module is in the mode it had. In training mode, running statistics of batch
+    norm stay as they are, see :func:`untracked_statistics`.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    network.train(training)
+    try:
+        with untracked_statistics(network):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def untracked_statistics(network: nn.Module) -> Iterator[None]:
+    """Normalize by batch statistics without moving the running ones, inside the ``with`` block.
+
+    Concerns layers in training mode only; in eval mode the running statistics are what is used.
+    """
+    layers = [
+        module
+        for module in network.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats and module.training
+    ]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
