@@ -77,7 +77,7 @@ def export_segmentor(
         out_dir: Folder to write to.
         config: Config file the checkpoint was trained with. Defaults to the text stored in it.
         network: Name of the network (``student``, ``teacher``, ...), or ``auto``: the one that
-            predicts (``semi_test_cfg.predict_on``, of several the first; else the first teacher).
+            predicts (``predict_on``, of several the first; else the first teacher).
         trusted: Checkpoints that may be unpickled without restrictions.
 
     Returns:
@@ -133,11 +133,11 @@ def select_network(state_dict: Dict[str, Tensor], model: dict, network: str = 'a
 
 
 def _predicting_network(names: List[str], model: dict) -> str:
-    """The network that ``semi_test_cfg.predict_on`` names; the first of an average."""
+    """The network that ``predict_on`` names; the first of an average."""
     teacher = next((name for name in names if name.startswith('teacher')), names[0])
     averages = dict(average=names[0], teacher_average=teacher)
-    default = getattr(MODELS.get(str(model.get('type'))), 'default_predict_on', None) or teacher
-    predict_on = (model.get('semi_test_cfg') or {}).get('predict_on', default)
+    default = getattr(MODELS.get(str(model.get('type'))), 'default_predict_on', None)
+    predict_on = model.get('predict_on') or default or teacher
     if not isinstance(predict_on, str):
         predict_on = predict_on[0]
     return averages.get(predict_on, predict_on)
@@ -168,14 +168,15 @@ def plain_config(cfg: Config, network: str = '') -> Config:
 def _plain_model(cfg: dict, network: str) -> dict:
     """The segmentor without what only training needs."""
     outer = cfg['model']
-    model = copy.deepcopy(outer.get('segmentor', outer))
+    model = first = copy.deepcopy(outer.get('segmentor', outer))
     if 'type' not in model:  # one config for each side: dict(l=..., r=...)
+        first = next(iter(model.values()))
         model = model[network.rsplit('_', 1)[-1]]
     if model['type'] == 'mmdmt.PseudoLabelSegmentor':
         for key in ('pseudo_loss', 'ignore_index'):
             model.pop(key, None)
-    given = outer.get('data_preprocessor') or cfg.get('data_preprocessor')
-    given = given or model.get('data_preprocessor')
+    given = (part.get('data_preprocessor') for part in (first, outer, cfg))
+    given = next(filter(None, given))
     known = inspect.signature(SegDataPreProcessor.__init__).parameters
     kept = {key: value for key, value in given.items() if key in known}
     model['data_preprocessor'] = dict(kept, type='SegDataPreProcessor')

@@ -1,12 +1,13 @@
 """Logs how alike teachers and students are."""
 
-from typing import Dict, Optional
+from typing import Dict, List, Optional
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmdmt.checks import check_range
 from mmdmt.distributed import unwrap
 from mmdmt.models.coupling import coupling
 from mmdmt.registry import HOOKS
@@ -39,9 +40,9 @@ class CouplingHook(Hook):
     priority = 55
 
     def __init__(self, interval: int = 50) -> None:
-        if interval < 1:
-            raise ValueError(f'CouplingHook: `interval` must be positive, got {interval}')
+        check_range('CouplingHook.interval', interval, 1)
         self.interval = interval
+        self._following: List[str] = []
 
     def before_train(self, runner: Runner) -> None:
         """Check once that the model has teachers."""
@@ -51,6 +52,12 @@ class CouplingHook(Hook):
                 'CouplingHook needs a model with teachers, such as mmdmt.MeanTeacher, got '
                 f'{type(model).__name__}: remove the hook from `custom_hooks`'
             )
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Optional[dict] = None
+    ) -> None:
+        """Note which teachers follow; the model counts on before it is measured."""
+        self._following = unwrap(runner.model).teachers_to_update()
 
     def after_train_iter(
         self,
@@ -65,26 +72,24 @@ class CouplingHook(Hook):
         model = unwrap(runner.model)
         inputs = _unlabeled_inputs(model, data_batch)
         if inputs is not None:
-            for name, value in _scalars(model, inputs).items():
+            for name, value in _scalars(model, inputs, self._following).items():
                 runner.message_hub.update_scalar(f'train/{name}', value.item())
 
 
 def _unlabeled_inputs(model: torch.nn.Module, batch: dict) -> Optional[Dict[str, Tensor]]:
-    """The views of the unlabeled images of a batch, None if it has none."""
-    pairs = zip(batch['inputs'], batch['data_samples'])
-    chosen = [pair for pair in pairs if 'gt_sem_seg' not in pair[1]]
-    if not chosen:
+    """The preprocessed unlabeled images of a batch, which come last; None if it has none."""
+    samples = batch['data_samples']
+    labeled = sum('gt_sem_seg' in sample for sample in samples)
+    if labeled == len(samples):
         return None
-    images, samples = (list(part) for part in zip(*chosen))
-    # The views draw random numbers, which training must not miss.
-    with torch.random.fork_rng(devices=[]):
-        data = model.data_preprocessor(dict(inputs=images, data_samples=samples), training=True)
-    return data['inputs']
+    data = dict(inputs=batch['inputs'][labeled:], data_samples=samples[labeled:])
+    return model.data_preprocessor(data, training=True)['inputs']
 
 
-def _scalars(model: torch.nn.Module, inputs: Dict[str, Tensor]) -> Dict[str, Tensor]:
+def _scalars(
+    model: torch.nn.Module, inputs: Dict[str, Tensor], following: List[str]
+) -> Dict[str, Tensor]:
     found = coupling(model, inputs)
-    following = model.teachers_to_update()
     scalars = {
         f'coupling_{kind}': torch.stack([found[name][kind] for name in following]).mean()
         for kind in ('distance', 'disagreement')
