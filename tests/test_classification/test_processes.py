@@ -26,13 +26,9 @@ import os
 import time
 from pathlib import Path
 
-import yapf.yapflib.yapf_api
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-
-# Formatting config texts takes half of the time of so short a run.
-yapf.yapflib.yapf_api.FormatCode = lambda text, **options: (text, True)
 
 @HOOKS.register_module()
 class ChainHook(Hook):
@@ -41,7 +37,7 @@ class ChainHook(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if os.environ.get('HOLD_AT') == f'{Path(runner.work_dir).name} {runner.iter}':
             Path(os.environ['HOLD_FILE']).touch()
-            time.sleep(600)
+            time.sleep(3600)
 
     def before_val_epoch(self, runner):
         stage = Path(runner.work_dir)

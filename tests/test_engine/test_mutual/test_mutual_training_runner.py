@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import torch
-from forked_tool import ForkedTool
+from forked_tool import PATIENCE, ForkedTool
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from tiny_models import tiny_segmentor
@@ -248,7 +248,7 @@ def test_the_chain_runs_on_two_processes(tree, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout[-4000:]
     printed = ForkedTool('train.py', config, '--list-stages', log=tmp_path / 'list.log').finish()
