@@ -12,7 +12,7 @@ from mmseg.models import SegDataPreProcessor
 from torch import Tensor
 
 from mmdmt.checkpoint import load_checkpoint_file, read_stored_config, save_atomically
-from mmdmt.config import normalize_config
+from mmdmt.config import resolve_config
 from mmdmt.registry import MODELS
 
 PathLike = Union[str, Path]
@@ -96,7 +96,7 @@ def _read_config(checkpoint: PathLike, loaded: dict, config: Optional[PathLike])
     if 'state_dict' not in loaded:
         raise ValueError(f'{checkpoint} has no state_dict: it was not written by a runner')
     if config is not None:
-        return normalize_config(Config.fromfile(config))
+        return resolve_config(Config.fromfile(config))
     text = loaded.get('meta', {}).get('cfg')
     if not text:
         raise ValueError(f'{checkpoint} stores no config: name the config file')

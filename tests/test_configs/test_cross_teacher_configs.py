@@ -11,7 +11,7 @@ import yaml
 from mmengine.config import Config
 
 import mmdmt  # noqa: F401
-from mmdmt.config import normalize_config
+from mmdmt.config import resolve_config
 from mmdmt.models.losses.contrast.cross_contrast import CrossContrast
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -39,7 +39,7 @@ LABELED = {
 
 @functools.cache
 def _load(name):
-    return normalize_config(Config.fromfile(CONFIGS / 'cross_teacher' / f'{name}.py'))
+    return resolve_config(Config.fromfile(CONFIGS / 'cross_teacher' / f'{name}.py'))
 
 
 def load(name):

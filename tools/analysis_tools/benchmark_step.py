@@ -33,7 +33,7 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.config import normalize_config
+from mmdmt.config import resolve_config
 from mmdmt.models.forward import dense_logits
 from mmdmt.models.methods import SemiSegmentor
 from mmdmt.models.methods.base import build_segmentor
@@ -138,7 +138,7 @@ def read_config(args: argparse.Namespace) -> Config:
     """The config with the size and batch size of the command line."""
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
-    cfg = normalize_config(cfg)
+    cfg = resolve_config(cfg)
     if args.size:
         cfg.model.data_preprocessor.size = tuple(args.size)
         cfg.model.data_preprocessor.pop('size_divisor', None)

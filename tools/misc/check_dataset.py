@@ -21,7 +21,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.config import normalize_config
+from mmdmt.config import resolve_config
 from mmdmt.datasets.checks.problems import Problem, format_problems
 from mmdmt.datasets.checks.validation import check_dataset, check_folders
 from mmdmt.files import write_text_atomically
@@ -111,7 +111,7 @@ def check_config(path: str, overrides: Optional[dict], **options) -> list[Proble
     """
     config = Config.fromfile(path)
     config.merge_from_dict(overrides or {})
-    config = normalize_config(config)  # as the runner does: a new data_root reaches every data set
+    config = resolve_config(config)  # as the runner does: a new data_root reaches every data set
     init_default_scope(config.get('default_scope', 'mmseg'))
     train = (config.get('train_dataloader') or {}).get('dataset')
     if train is None:

@@ -10,7 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 
 from mmdmt.checks import refuse_unknown_keys
-from mmdmt.config import normalize_config
+from mmdmt.config import resolve_config
 from mmdmt.engine.mutual.ensemble import ensemble_kinds
 from mmdmt.engine.mutual.plan import SELECT_RULES, MutualPlan, Stage
 from mmdmt.pseudo.labeler import check_selection
@@ -233,7 +233,7 @@ class StageConfigBuilder:
         cfg.randomness.seed = (cfg.randomness.get('seed') or 0) + own + 1000 * stage.round
         for key in ('mutual', 'runner_type', 'stage'):
             cfg.pop(key, None)
-        return normalize_config(cfg)  # a member may change `crop_size` and the like
+        return resolve_config(cfg)  # a member may change `crop_size` and the like
 
     def _set_data(self, cfg: Config, stage: Stage, settings: dict, stage_dir: str) -> None:
         """One labeled source in round 0, labeled and pseudo-labeled later."""
