@@ -24,9 +24,9 @@ from mmdmt.registry import MODELS
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 DATASET_OF = {
-    'PascalVOCDataset': 'supervised_deeplabv3plus_r50_1_8_pascal_voc12-321x321.py',
-    'CityscapesDataset': 'supervised_deeplabv3plus_r50_1_8_cityscapes-801x801.py',
-    'ADE20KDataset': 'supervised_deeplabv3plus_r50_1_8_ade20k-512x512.py',
+    'PascalVOCDataset': 'deeplabv3plus_r50_pascal_voc12-321x321.py',
+    'CityscapesDataset': 'deeplabv3plus_r50_cityscapes-801x801.py',
+    'ADE20KDataset': 'deeplabv3plus_r50_ade20k-512x512.py',
 }
 
 
@@ -139,7 +139,7 @@ def test_windows_have_the_size_of_the_crop_that_is_trained():
 
 def test_an_on_line_method_evaluates_by_a_protocol_too():
     cfg = Config.fromfile(
-        CONFIGS / 'mean_teacher' / 'mean-teacher_deeplabv3plus_r50_1_8_pascal_voc12-321x321.py'
+        CONFIGS / 'mean_teacher' / 'mean-teacher_deeplabv3plus_r50_pascal_voc12-321x321.py'
     )
     cfg.evaluation_protocol = 'pascal_voc12_padded'
     resolve_config(cfg)
