@@ -10,7 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 
 from mmdmt.checks import check_choice, refuse_unknown_keys
-from mmdmt.config import normalize_config
+from mmdmt.config import resolve_config
 from mmdmt.engine.mutual.ensemble import ensemble_kinds
 from mmdmt.engine.mutual.plan import SELECT_RULES, MutualPlan, Stage
 from mmdmt.registry import TASK_UTILS, TRANSFORMS
@@ -119,7 +119,7 @@ class StageConfigBuilder:
             settings['max_iters'] = settings['max_iters'][stage.round - 1]
         # Copies: merging takes `_delete_` out of what is merged, which later stages need too.
         cfg.merge_from_dict(copy.deepcopy(settings.get('cfg_options', {})))
-        normalize_config(cfg).pop('overridable', None)  # settled: some places will not be there
+        resolve_config(cfg).pop('overridable', None)  # settled: some places will not be there
         _set_schedule(cfg, settings.get('max_iters'), settings.get('lr'))
         self._set_data(cfg, stage, settings, f'{stage_dir}/{self.store}')
         select = self.select_of(stage)
@@ -173,7 +173,7 @@ class StageConfigBuilder:
         cfg.randomness.seed = (cfg.randomness.get('seed') or 0) + own + 1000 * stage.round
         for key in ('mutual', 'stage'):
             cfg.pop(key, None)
-        return normalize_config(cfg)  # a member may change `crop_size` and the like
+        return resolve_config(cfg)  # a member may change `crop_size` and the like
 
     def _set_data(self, cfg: Config, stage: Stage, settings: dict, store: str) -> None:
         """One labeled source in round 0, labeled and pseudo-labeled later."""
