@@ -9,7 +9,7 @@ from mmengine.config import Config, ConfigDict
 
 from mmdmt.checks import check_range, refuse_unknown_keys
 from mmdmt.classification.soft_labels import select_by_confidence
-from mmdmt.datasets.splits.draws import read_list
+from mmdmt.datasets.splits.files import read_list
 from mmdmt.engine.mutual import BUILDERS
 from mmdmt.engine.mutual.stage_config import StageConfigBuilder
 

@@ -37,7 +37,7 @@ class ChainHook(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if os.environ.get('HOLD_AT') == f'{Path(runner.work_dir).name} {runner.iter}':
             Path(os.environ['HOLD_FILE']).touch()
-            time.sleep(600)
+            time.sleep(3600)
 
     def before_val_epoch(self, runner):
         stage = Path(runner.work_dir)

@@ -11,7 +11,7 @@ import yaml
 from mmengine.config import Config
 
 import mmdmt  # noqa: F401
-from mmdmt.config import normalize_config
+from mmdmt.config import resolve_config
 from mmdmt.datasets.splits.draws import difference_maximized_subsets, published_size
 from mmdmt.engine.mutual import StageConfigBuilder
 from mmdmt.protocols import PROTOCOLS
@@ -39,7 +39,7 @@ IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr
 
 @functools.cache
 def load(name):
-    return normalize_config(Config.fromfile(CONFIGS / 'dmt' / name))
+    return resolve_config(Config.fromfile(CONFIGS / 'dmt' / name))
 
 
 @functools.cache
@@ -198,7 +198,7 @@ def test_published_cityscapes(labels, folder):
 def test_half_size_cityscapes_can_be_scored_at_full_size_without_changing_its_labels():
     cfg = Config.fromfile(CONFIGS / 'dmt' / CITYSCAPES.format('1_8'))
     cfg.evaluation_protocol = 'cityscapes_half_input'
-    builder = StageConfigBuilder(normalize_config(cfg))
+    builder = StageConfigBuilder(resolve_config(cfg))
     stage = builder.build(builder.plan.find('1.coco'), '/w', teacher_checkpoint='/t.pth')
     assert [step.type for step in stage.val_dataloader.dataset.pipeline][:2] == [
         'LoadImageFromFile',

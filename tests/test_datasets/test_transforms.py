@@ -4,8 +4,8 @@ import torch
 from mmcv.transforms import Compose
 from mmengine.registry import init_default_scope
 
-import mmdmt.pseudo
 from mmdmt.datasets import LoadPseudoLabels, PackSemiInputs
+from mmdmt.pseudo import PseudoLabelStore
 
 H, W = 24, 32
 
@@ -130,7 +130,7 @@ def test_a_pipeline_with_pseudo_labels_prints_its_store():
 
 def test_reads_a_real_store_that_was_filled_after_the_pipeline_was_built(tmp_path):
     transform = LoadPseudoLabels(str(tmp_path))
-    store = mmdmt.pseudo.PseudoLabelStore(str(tmp_path))
+    store = PseudoLabelStore(str(tmp_path))
     label = np.arange(H * W).reshape(H, W).astype(np.uint8) % 3
     confidence = np.linspace(0, 1, H * W, dtype=np.float32).reshape(H, W)
     store.begin(dict(num_classes=3))

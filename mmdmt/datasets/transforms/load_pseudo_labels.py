@@ -48,7 +48,7 @@ class LoadPseudoLabels(BaseTransform):
                 'LoadImageFromFile'
             )
         results['gt_seg_map'] = label
-        # In full precision: DMT asks who is more confident, which is decided far above 254/255.
+        # In full precision: DMT compares confidences, which differ far above 254/255.
         results['pseudo_confidence'] = confidence
         fields = results.setdefault('seg_fields', [])
         fields.extend(['gt_seg_map', 'pseudo_confidence'])

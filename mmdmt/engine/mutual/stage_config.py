@@ -10,7 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 
 from mmdmt.checks import check_choice, refuse_unknown_keys
-from mmdmt.config import normalize_config
+from mmdmt.config import resolve_config
 from mmdmt.engine.mutual.ensemble import ensemble_kinds
 from mmdmt.engine.mutual.plan import SELECT_RULES, MutualPlan, Stage
 from mmdmt.registry import TASK_UTILS, TRANSFORMS
@@ -153,8 +153,7 @@ class StageConfigBuilder:
         cfg.update(
             load_from=load_from, resume=False, work_dir=stage_dir, runner_type='mmdmt.SemiRunner'
         )
-        normalize_config(cfg).pop('overridable', None)  # all settings are where they go
-        return cfg
+        return resolve_config(cfg)
 
     def member_model(self, member: str) -> Dict[str, Any]:
         """Model config of a member's network, an ordinary network of mmseg or mmpretrain."""
@@ -185,7 +184,7 @@ class StageConfigBuilder:
         cfg.randomness.seed = (cfg.randomness.get('seed') or 0) + own + 1000 * stage.round
         for key in ('mutual', 'stage'):
             cfg.pop(key, None)
-        return normalize_config(cfg)  # a member may change `crop_size` and the like
+        return resolve_config(cfg)  # a member may change `crop_size` and the like
 
     def _set_data(self, cfg: Config, stage: Stage, settings: dict, store: str) -> None:
         """One labeled source in round 0, labeled and pseudo-labeled later."""

@@ -17,7 +17,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from mmdmt.checkpoint import find_latest_valid_checkpoint
-from mmdmt.config import normalize_config
+from mmdmt.config import resolve_config
 from mmdmt.distributed import from_main, join_process_group
 from mmdmt.engine.mutual import build_stage_config_builder
 from mmdmt.engine.mutual.ensemble import ensemble_config, ensemble_kinds, merge_checkpoints
@@ -77,7 +77,7 @@ class MutualTrainingRunner:
     """
 
     def __init__(self, cfg: Config) -> None:
-        self.cfg = normalize_config(cfg)
+        self.cfg = resolve_config(cfg)
         self.builder = build_stage_config_builder(self.cfg)
         self.plan = self.builder.plan
         self.work_dir = osp.abspath(self.cfg.work_dir)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures('unformatted_configs')
 CAFFE = dict(mean=[104.008, 116.669, 122.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)
 STRATEGIES = sorted(
     path.name.split('_')[0]
-    for path in (ROOT / 'configs/dmt').glob('*_deeplabv3plus_mobilenetv2_1_8_msrc21-96x96.py')
+    for path in (ROOT / 'configs/dmt').glob('*_deeplabv3plus_mobilenetv2_msrc21-96x96.py')
     if 'transformer' not in path.name and not path.name.startswith('dmt_')
 )
 
@@ -170,7 +170,7 @@ def make(path):
 @pytest.mark.parametrize('strategy', STRATEGIES)
 def test_the_settings_of_every_shipped_strategy_run(tree, tmp_path, strategy):
     """With one member and one round, of whatever number the strategy has."""
-    name = f'{strategy}_deeplabv3plus_mobilenetv2_1_8_msrc21-96x96.py'
+    name = f'{strategy}_deeplabv3plus_mobilenetv2_msrc21-96x96.py'
     shipped = Config.fromfile(str(ROOT / 'configs' / 'dmt' / name)).mutual.to_dict()
     shipped.update({key: shipped[key][:1] for key in ('members', 'ratios')})
     shipped['supervised'] = dict(max_iters=2)

@@ -210,7 +210,8 @@ def test_a_setting_that_a_member_changes_reaches_all_its_places():
         members=[dict(name='c'), dict(name='i', cfg_options=dict(crop_size=(48, 48)))]
     )
     cfg.crop_size = (24, 24)
-    cfg.overridable = dict(crop_size=(24, 24))
+    sets = ['model.data_preprocessor.size']
+    cfg.settings = dict(crop_size=dict(default=(24, 24), sets=sets))
     cfg.model.data_preprocessor.size = (24, 24)
     assert build('stage_0_c', cfg).model.data_preprocessor.size == (24, 24)
     assert build('stage_0_i', cfg).model.data_preprocessor.size == (48, 48)
