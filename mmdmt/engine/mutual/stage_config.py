@@ -132,7 +132,7 @@ class StageConfigBuilder:
         cfg.merge_from_dict(copy.deepcopy(settings.get('cfg_options', {})))
         _set_schedule(cfg, settings.get('max_iters'), settings.get('lr'))
         self._set_data(cfg, stage, settings, f'{stage_dir}/{self.store}')
-        select = self.select_of(stage)
+        hooks, select = cfg.setdefault('default_hooks', ConfigDict()), self.select_of(stage)
         from_scratch = bool(settings.get('from_scratch')) and stage.round > 0
         cfg.chain = dict(select=select, from_scratch=from_scratch)
         if from_scratch or not stage.round:
@@ -143,12 +143,18 @@ class StageConfigBuilder:
         if stage.round:
             cfg.chain.labeled_by = stage.labeled_by
             self._set_loss(cfg.model)
-            self._set_labeling(cfg, stage, f'{stage_dir}/{self.store}', teacher_checkpoint)
-        check = cfg.get('default_hooks', {}).get('dataset_check')
+            # Among the default hooks, where a child config that sets `custom_hooks` keeps it.
+            hooks.pseudo_labels = dict(
+                type='mmdmt.PseudoLabelHook',
+                labeler=self._labeler(stage, f'{stage_dir}/{self.store}', cfg.get('default_scope')),
+                checkpoint=teacher_checkpoint,
+                ratio=stage.ratio,
+            )
+        check = hooks.get('dataset_check')
         if check and check.get('cache', True) is True:  # one cache for the whole chain
             check.cache = osp.join(osp.dirname(stage_dir), 'dataset_check.json')
         if select != 'last':
-            cfg.default_hooks.checkpoint.save_best = self.metric
+            hooks.checkpoint.save_best = self.metric
         cfg.setdefault('custom_imports', dict(imports=['mmdmt'], allow_failed_imports=False))
         cfg.update(
             load_from=load_from, resume=False, work_dir=stage_dir, runner_type='mmdmt.SemiRunner'
@@ -206,26 +212,16 @@ class StageConfigBuilder:
         loader.batch_size = settings.get('batch_size', loader.batch_size)
         loader.sampler.batch_size = loader.batch_size
 
-    def _set_labeling(
-        self, cfg: Config, stage: Stage, store: str, teacher_checkpoint: Optional[str]
-    ) -> None:
-        """The hook that labels before training, with the other member's network and pipeline."""
+    def _labeler(self, stage: Stage, store: str, scope: Optional[str]) -> Dict[str, Any]:
+        """What labels for a stage, with the network and the pipeline of the member that does."""
         options = dict(self.mutual.get('labeling', {}))
         teacher = self._member_config(Stage(0, stage.teacher))
         pipeline = options.pop('pipeline', None) or _test_pipeline(teacher)
         dataset = copy.deepcopy(self.cfg.train_dataloader.dataset.datasets[1])
         for part in _parts(dataset):
-            part['pipeline'] = _without_annotations(pipeline, cfg.get('default_scope', 'mmseg'))
-        labeler = dict(
-            type=self.labeler, store=store, model=teacher.model, dataset=dataset, **options
-        )
-        # Among the default hooks, where a child config that sets `custom_hooks` does not lose it.
-        cfg.setdefault('default_hooks', ConfigDict()).pseudo_labels = dict(
-            type='mmdmt.PseudoLabelHook',
-            labeler=labeler,
-            checkpoint=teacher_checkpoint,
-            ratio=stage.ratio,
-        )
+            part['pipeline'] = _without_annotations(pipeline, scope or 'mmseg')
+        own = dict(type=self.labeler, store=store, model=teacher.model, dataset=dataset)
+        return dict(own, **options)
 
     def _read_labels(self, source: ConfigDict, store: str) -> None:
         """Let an unlabeled source give the labels of a store."""
