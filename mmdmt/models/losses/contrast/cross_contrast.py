@@ -208,7 +208,7 @@ class CrossContrast(nn.Module):
         mask = torch.cat([torch.ones_like(sup_label, dtype=torch.bool), confident])
         index, chosen = sample_anchors(label, mask, self.num_classes, self.anchors_per_class)
         rows = self.students[side](gather_pixels(view.feat, index))
-        feats, filled = self._memory(side)
+        feats, filled = self._bank(side)
         classes = label.flatten()[index]
         return memory_contrast(rows, classes, chosen, feats, self.high.temperature, filled)
 
@@ -228,11 +228,11 @@ class CrossContrast(nn.Module):
             peer_feat = _bilinear(views[peer].feat[count:], size)
             peer_rows = self.students[peer](gather_pixels(peer_feat, index))
         rows = self.students[side](gather_pixels(view.feat[count:], index))
-        feats, filled = self._memory(side, peer)
+        feats, filled = self._bank(side, peer)
         classes = label.flatten()[index]
         return peer_contrast(rows, peer_rows, classes, chosen, feats, self.low.temperature, filled)
 
-    def _memory(self, *sides: str) -> Tuple[Tensor, Optional[Tensor]]:
+    def _bank(self, *sides: str) -> Tuple[Tensor, Optional[Tensor]]:
         """Features of the banks of some sides, (C, K, D), and which of their rows are filled."""
         feats = torch.cat([self.banks[side].feats for side in sides], dim=1)
         if self.start == 1:  # all are, once the losses count
