@@ -47,12 +47,7 @@ class View(NamedTuple):
 
 @dataclass
 class HighLevel:
-    """Settings of the high level.
-
-    Attributes:
-        weight: Of the loss; 0 switches it off.
-        temperature: As published.
-    """
+    """Weight of the high level, of which 0 switches it off, and its published temperature."""
 
     weight: float = 0.1
     temperature: float = 0.1
@@ -64,11 +59,9 @@ class HighLevel:
 
 @dataclass
 class LowLevel:
-    """Settings of the low level.
+    """Weight of the low level, of which 0 switches it off, and its published temperature.
 
     Attributes:
-        weight: Of the loss; 0 switches it off.
-        temperature: As published.
         requires_confident_peer: Whether a pixel is pulled to the peer only where the peer is more
             confident than the student. False is the released code.
         peer_threshold: Confidence the peer needs besides. Published: 0, for DeepLabV3+ 0.75.
@@ -243,13 +236,9 @@ class CrossContrast(nn.Module):
     def remember(
         self, side: str, teacher: BaseSegmentor, images: Tensor, sup_label: Tensor
     ) -> None:
-        """Put features of a teacher on labeled images into the bank of its side.
+        """Put features that a teacher has of labeled images into the bank of its side.
 
-        Args:
-            side (str): Side of the teacher.
-            teacher (BaseSegmentor): The teacher.
-            images (Tensor): Labeled images, (N_l, 3, H, W), normalized.
-            sup_label (Tensor): Ground truth (N_l, H, W).
+        Images are (N_l, 3, H, W), normalized, and their ground truth ``sup_label`` (N_l, H, W).
         """
         with self.tap(teacher) as tap:
             dense_logits(teacher, images)
