@@ -7,6 +7,7 @@ runner puts in its message hub. A file that needs more is refused, unless the us
 
 import ast
 import contextlib
+import hashlib
 import logging
 import os
 import pickle
@@ -187,6 +188,15 @@ def save_atomically(obj: Any, path: Union[str, Path]) -> None:
     """``torch.save`` that leaves either the complete new file or the old one."""
     with atomic_path(path) as temporary:
         torch.save(obj, temporary)
+
+
+def checkpoint_identity(path: Union[str, Path]) -> dict:
+    """What tells one checkpoint from another: file name, size and SHA-256 of the content."""
+    path, digest = Path(path), hashlib.sha256()
+    with path.open('rb') as file:
+        for block in iter(lambda: file.read(1 << 20), b''):
+            digest.update(block)
+    return dict(file=path.name, bytes=path.stat().st_size, sha256=digest.hexdigest())
 
 
 def is_complete(path: Union[str, Path]) -> bool:

@@ -1,5 +1,6 @@
 """Settings of the whole suite: small machines, no display, no GPU unless there is one."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -24,6 +25,19 @@ torch.set_num_threads(1)
 # Examples on a shared machine take as long as they take; the same ones are tried every time.
 settings.register_profile('mmdmt', deadline=None, derandomize=True)
 settings.load_profile('mmdmt')
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Take what the imports made out of garbage collection.
+
+    mmengine collects garbage for every dataset it builds, which takes a second with all of that.
+    """
+    gc.freeze()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Give it back: some libraries complain at exit of what was not collected."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 from mmdmt.checkpoint import load_checkpoint_file, read_stored_config, save_atomically
-from mmdmt.config import normalize_config
+from mmdmt.config import resolve_config
 from mmdmt.registry import MODELS
 
 PathLike = Union[str, Path]
@@ -32,7 +32,7 @@ def read_trained(
     if 'state_dict' not in loaded:
         raise ValueError(f'{checkpoint} has no state_dict: it was not written by a runner')
     if config is not None:
-        return loaded, normalize_config(Config.fromfile(config))
+        return loaded, resolve_config(Config.fromfile(config))
     text = loaded.get('meta', {}).get('cfg')
     if not text:
         raise ValueError(f'{checkpoint} stores no config: name the config file')

@@ -151,14 +151,12 @@ def test_two_processes_label_and_validate_with_one_network(tree, tmp_path):
     assert steps == [[stage, step] for stage in ('stage_0_a', 'stage_1_a') for step in '34']
 
     # What one process makes of the same checkpoint.
-    hooks = stage_config(tmp_path / 'stage_1_a').custom_hooks
-    (hook,) = [hook for hook in hooks if hook.type == 'mmdmt.SoftLabelHook']
-    stored = SoftLabelStore(hook.path).read()
-    hook.path = str(tmp_path / 'again.npz')
+    hook = stage_config(tmp_path / 'stage_1_a').default_hooks.pseudo_labels
+    stored = SoftLabelStore(hook.labeler.store).read()
+    hook.labeler.store = str(tmp_path / 'again.npz')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        labeler = HOOKS.build(hook).labeler
-        labeler.run(hook.checkpoint, hook.ratio)
-    again = SoftLabelStore(hook.path).read()
+        HOOKS.build(hook).labeler.run(hook.checkpoint, hook.ratio)
+    again = SoftLabelStore(hook.labeler.store).read()
     assert stored.names == again.names == (tree / 'unlabeled.txt').read_text().split()
     np.testing.assert_allclose(stored.probabilities, again.probabilities, atol=1e-3)
     assert (stored.selected == again.selected).all()

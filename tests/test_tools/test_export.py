@@ -200,7 +200,8 @@ def test_a_config_file_with_its_overrides_can_be_named(tree, tmp_path):
     cfg = Config(dict(base_config(tree, 'unused'), default_scope='mmseg'))
     model = MODELS.build(cfg.model.copy())
     save_atomically(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
-    cfg.overridable = dict(data_root=str(tree))
+    sets = ['*_dataloader.**.data_root']
+    cfg.settings = dict(data_root=dict(default=str(tree), sets=sets))
     cfg.data_root = '/moved'
     cfg.dump(tmp_path / 'c.py')
     exported = export_segmentor(tmp_path / 'a.pth', tmp_path / 'out', config=tmp_path / 'c.py')

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.checkpoint import load_checkpoint_file
-from mmdmt.config import normalize_config
+from mmdmt.config import resolve_config
 from mmdmt.engine.hooks.iter_seed_hook import seed_everything_at
 from mmdmt.engine.mutual.stage_config import PSEUDO_LABEL_DIR, StageConfigBuilder
 from mmdmt.evaluation.visualization import (
@@ -109,7 +109,7 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg = Config.fromfile(args.config)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
-    normalize_config(cfg)
+    resolve_config(cfg)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     if args.seed is not None:
         cfg.setdefault('randomness', {})['seed'] = args.seed
@@ -198,7 +198,7 @@ def load_teacher(cfg: Config, checkpoint: str, trusted: bool) -> nn.Module:
 
 
 def batches(cfg: Config, seed: int) -> Tuple[Any, Iterator[dict]]:
-    """The training data set and its batches, loaded in this process."""
+    """The training dataset and its batches, loaded in this process."""
     settings = copy.deepcopy(cfg.train_dataloader)
     settings.update(num_workers=0, persistent_workers=False)
     settings.pop('prefetch_factor', None)
@@ -229,7 +229,7 @@ class SheetPainter:
 
     Args:
         preprocessor: The data preprocessor, which undoes its normalization.
-        metainfo: ``classes`` and ``palette`` of the data set.
+        metainfo: ``classes`` and ``palette`` of the dataset.
         mixes: Mixing views by title.
         teacher: Network that labels the unlabeled images, or None.
         cell: Largest side of an image on the sheet in pixels.

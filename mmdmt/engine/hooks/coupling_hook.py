@@ -27,7 +27,8 @@ class CouplingHook(Hook):
 
     as means over the teachers that follow a student in this step (of Dual Teacher, the one on
     duty); and, where there are several, ``<teacher>/distance`` and ``<teacher>/disagreement`` of
-    each. It costs one prediction by each network, and changes nothing in training.
+    each. It costs one prediction by each network, and changes nothing in training. Models without
+    teachers are left alone.
 
     Args:
         interval (int): Iterations between measurements. Defaults to 50, as the logger's.
@@ -42,22 +43,14 @@ class CouplingHook(Hook):
     def __init__(self, interval: int = 50) -> None:
         check_range('CouplingHook.interval', interval, 1)
         self.interval = interval
-        self._following: List[str] = []
-
-    def before_train(self, runner: Runner) -> None:
-        """Check once that the model has teachers."""
-        model = unwrap(runner.model)
-        if not getattr(model, 'student_of', None):
-            raise TypeError(
-                'CouplingHook needs a model with teachers, such as mmdmt.MeanTeacher, got '
-                f'{type(model).__name__}: remove the hook from `custom_hooks`'
-            )
+        self.following: List[str] = []
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Optional[dict] = None
     ) -> None:
-        """Note which teachers follow; the model counts on before it is measured."""
-        self._following = unwrap(runner.model).teachers_to_update()
+        """Note which teachers follow in this step; after it, it can be the turn of others."""
+        model = unwrap(runner.model)
+        self.following = model.teachers_to_update() if hasattr(model, 'student_of') else []
 
     def after_train_iter(
         self,
@@ -67,34 +60,25 @@ class CouplingHook(Hook):
         outputs: Optional[dict] = None,
     ) -> None:
         """Measure if it is time to."""
-        if not self.every_n_train_iters(runner, self.interval):
+        if not self.following or not self.every_n_train_iters(runner, self.interval):
             return
         model = unwrap(runner.model)
-        inputs = _unlabeled_inputs(model, data_batch)
-        if inputs is not None:
-            for name, value in _scalars(model, inputs, self._following).items():
-                runner.message_hub.update_scalar(f'train/{name}', value.item())
+        pairs = zip(data_batch['inputs'], data_batch['data_samples'])
+        unlabeled = [pair for pair in pairs if 'gt_sem_seg' not in pair[1]]
+        if not unlabeled:
+            return
+        images, samples = map(list, zip(*unlabeled))
+        data = model.data_preprocessor(dict(inputs=images, data_samples=samples), training=True)
+        for name, value in self._scalars(coupling(model, data['inputs'])).items():
+            runner.message_hub.update_scalar(f'train/{name}', value.item())
 
-
-def _unlabeled_inputs(model: torch.nn.Module, batch: dict) -> Optional[Dict[str, Tensor]]:
-    """The preprocessed unlabeled images of a batch, which come last; None if it has none."""
-    samples = batch['data_samples']
-    labeled = sum('gt_sem_seg' in sample for sample in samples)
-    if labeled == len(samples):
-        return None
-    data = dict(inputs=batch['inputs'][labeled:], data_samples=samples[labeled:])
-    return model.data_preprocessor(data, training=True)['inputs']
-
-
-def _scalars(
-    model: torch.nn.Module, inputs: Dict[str, Tensor], following: List[str]
-) -> Dict[str, Tensor]:
-    found = coupling(model, inputs)
-    scalars = {
-        f'coupling_{kind}': torch.stack([found[name][kind] for name in following]).mean()
-        for kind in ('distance', 'disagreement')
-    }
-    if len(found) > 1:
-        for name, values in found.items():
-            scalars.update({f'{name}/{kind}': value for kind, value in values.items()})
-    return scalars
+    def _scalars(self, found: Dict[str, Dict[str, Tensor]]) -> Dict[str, Tensor]:
+        """Means over the following teachers and, of several, the values of each."""
+        scalars = {
+            f'coupling_{kind}': torch.stack([found[name][kind] for name in self.following]).mean()
+            for kind in ('distance', 'disagreement')
+        }
+        if len(found) > 1:
+            for name, values in found.items():
+                scalars.update({f'{name}/{kind}': value for kind, value in values.items()})
+        return scalars
