@@ -64,7 +64,9 @@ class DatasetCheckHook(Hook):
             DatasetError: On every rank, with a table of all problems, if there are any.
         """
         loaders = runner._train_dataloader, runner._val_dataloader, runner._test_dataloader
-        self._check(runner, *map(_dataset_of, loaders))
+        train, val, test = map(_dataset_of, loaders)
+        options = dict(test=test, num_classes=_num_classes(runner.model))
+        self.check(train, val, runner.work_dir, **options)
         self._checked = True
 
     def before_train(self, runner: Runner) -> None:
@@ -72,7 +74,8 @@ class DatasetCheckHook(Hook):
         if not self._checked:
             val_loop = getattr(runner, 'val_loop', None)
             val = None if val_loop is None else val_loop.dataloader.dataset
-            self._check(runner, runner.train_dataloader.dataset, val)
+            train = runner.train_dataloader.dataset
+            self.check(train, val, runner.work_dir, num_classes=_num_classes(runner.model))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Note the classes that the network in the checkpoint tells apart."""
@@ -87,17 +90,23 @@ class DatasetCheckHook(Hook):
             test = read_sources(runner.test_loop.dataloader.dataset, [])
             raise_on_problems(other_classes(test, self._stored_classes, 'the checkpoint'))
 
-    def _check(self, runner: Runner, train: Any, val: Any, test: Any = None) -> None:
-        """Check on rank 0 and raise on every rank, with a table of all problems."""
+    def check(self, train: Any, val: Any, work_dir: str, **options: Any) -> None:
+        """Check datasets or their configs on rank 0.
+
+        Args:
+            train: Training dataset.
+            val: Validation dataset, or None.
+            work_dir: Where the cache lies by default.
+            **options: More arguments of ``check_dataset``.
+
+        Raises:
+            DatasetError: On every rank, with a table of all problems, if there are any.
+        """
         if self.mode == 'off':
             return
-        own = osp.join(runner.work_dir, 'dataset_check.json')
-        options = dict(
-            test=test,
-            num_classes=_num_classes(runner.model),
-            full=self.mode == 'full',
-            cache_file=own if self.cache is True else self.cache or None,
-        )
+        own = osp.join(work_dir, 'dataset_check.json')
+        cache = own if self.cache is True else self.cache or None
+        options.update(full=self.mode == 'full', cache_file=cache)
         problems = from_main(lambda: _find_problems(train, val, options))
         print_log(f'data check ({self.mode}): {len(problems)} problems', 'current')
         raise_on_problems(problems)
