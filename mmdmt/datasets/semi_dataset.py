@@ -11,11 +11,11 @@ import torch
 from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.logging import print_log
 
+from mmdmt.checks import listed
 from mmdmt.pseudo import PseudoLabelError
 from mmdmt.registry import DATASETS
 
 MAX_REPLACEMENTS = 20
-FILES_SHOWN = 10
 
 
 @contextlib.contextmanager
@@ -162,11 +162,10 @@ class SemiDataset(ConcatDataset):
 
     def _corrupt_summary(self) -> str:
         files = self.corrupt_files
-        more = f' and {len(files) - FILES_SHOWN} more' if len(files) > FILES_SHOWN else ''
         return (
             f'{len(files)} of {len(self)} samples could not be loaded '
-            f'(`max_corrupt_share={self.max_corrupt_share}`): {", ".join(files[:FILES_SHOWN])}'
-            f'{more}. Repair these files or take them off the lists; tools/misc/check_dataset.py '
+            f'(`max_corrupt_share={self.max_corrupt_share}`): {listed(files)}. '
+            'Repair these files or take them off the lists; tools/misc/check_dataset.py '
             'finds all such files.'
         )
 

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import Tensor
 
+from mmdmt.checks import listed
 from mmdmt.files import shipped_dir
 from mmdmt.registry import MODELS
 
@@ -113,13 +114,12 @@ def _compare(weights: Mapping[str, Any], expected: Mapping[str, torch.Size]) -> 
             if name in weights and getattr(weights[name], 'shape', None) != shape
         ],
     }
-    return [f'  {len(names)} {kind}: {_listed(names)}' for kind, names in found.items() if names]
+    return [
+        f'  {len(names)} {kind}: {listed(names, _MAX_LISTED)}'
+        for kind, names in found.items()
+        if names
+    ]
 
 
 def _described(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _listed(names: List[str]) -> str:
-    more = len(names) - _MAX_LISTED
-    return ', '.join(names[:_MAX_LISTED]) + (f' and {more} more' if more > 0 else '')
