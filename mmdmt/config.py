@@ -1,52 +1,78 @@
-"""Settings that are set once at the top of a config and used in many places of it."""
+"""Settings that are said once at the top of a config: where they go, and what is trained then."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 from mmengine.config import Config
+from mmengine.runner import Runner
 
 from mmdmt.checks import refuse_unknown_keys
 from mmdmt.protocols import apply_protocol
 
-# Keys under which a setting of `overridable` is used. Settings not named here are refused.
-USED_AS = {
-    'data_root': ('data_root',),
-    'labeled_list': ('ann_file',),
-    'unlabeled_list': ('ann_file',),
-    'img_suffix': ('img_suffix',),
-    'seg_map_suffix': ('seg_map_suffix',),
-    'metainfo': ('metainfo',),
-    'image_size': ('scale',),
-    'resize_ratio': ('ratio_range',),
-    'crop_size': ('crop_size', 'size'),
-    'batch_size': ('batch_size',),
-    'val_list': ('ann_file',),
-    'num_classes': ('num_classes',),
-    'max_iters': ('max_iters', 'end'),
-}
-# Where the settings are used. Batch sizes of validation are not those of training, and lengths of
-# the stages of mutual training are settings of their own.
-SECTIONS = {
-    'batch_size': ('train_dataloader',),
-    'val_list': ('val_dataloader',),
-    'num_classes': ('model',),
-    'max_iters': ('train_cfg', 'param_scheduler'),
+#: What runners and tools read, beside the arguments of mmengine's runner.
+KEPT_KEYS = {
+    'runner_type',
+    'custom_imports',
+    'trusted_checkpoints',
+    'channels_last',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'sync_bn',
+    'compile',
+    'activation_checkpointing',
+    'efficient_conv_bn_eval',
+    'test_pipeline',
+    'tta_model',
+    'tta_pipeline',
+    'mutual',
+    'stage',
+    'chain',
+    'labeling',
 }
 
 
-def normalize_config(cfg: Config) -> Config:
-    """Put top-level settings of data sets wherever they are used, and check the batch size.
+class Place(NamedTuple):
+    """Where a value stands in a config.
 
-    A config variable of a ``_base_`` file is a plain copy in every place that uses it: a child
-    config or ``--cfg-options`` that sets ``data_root`` changes only the variable. So the data set
-    configs note the values they were written with::
+    Attributes:
+        node: The dict or list that holds it.
+        key: Its key or index there.
+        names: What a path may call each step that leads to it: the key, or index and type.
+    """
 
-        overridable = dict(data_root=data_root, labeled_list=labeled_list, ...)
+    node: Any
+    key: Any
+    names: Tuple[Tuple[str, ...], ...]
 
-    and this function replaces the noted value by the present one, under the keys of ``USED_AS``.
-    A place that was given a value of its own keeps it. ``evaluation_protocol`` is resolved as well
-    (:func:`mmdmt.protocols.apply_protocol`). A config without either is only checked. A
-    second call changes nothing.
+    @property
+    def value(self) -> Any:
+        """The value that stands there."""
+        return self.node[self.key]
+
+
+def resolve_config(cfg: Config) -> Config:
+    """Make a config say what is trained.
+
+    A variable of a ``_base_`` file is copied where it is used, so that a child config or
+    ``--cfg-options`` that sets ``crop_size`` changes the variable alone. A base therefore notes, in
+    ``settings`` or a key that ends with ``_settings``, the value it was written with and the places
+    it goes to::
+
+        settings = dict(crop_size=dict(
+            default=crop_size,
+            sets=['train_dataloader.**.RandomCrop.crop_size', 'model.**.data_preprocessor.size']))
+
+    A path ends with a key; ``**`` stands for any number of steps; in a list a step is an index or
+    the ``type`` of an element, without its prefix; ``*`` in a step stands for any characters. A
+    place that holds another value than the default keeps it; one that holds None takes the setting.
+    Members and stages of ``mutual`` may change settings in their ``cfg_options``.
+
+    Then ``evaluation_protocol`` is applied (:func:`mmdmt.protocols.apply_protocol`), sources whose
+    ``train_dataloader.sampler.source_ratio`` is 0 are dropped, and variables that only feed other
+    keys are removed. A second call changes nothing.
 
     Args:
         cfg (Config): Changed in place.
@@ -55,52 +81,107 @@ def normalize_config(cfg: Config) -> Config:
         Config: ``cfg``.
 
     Raises:
-        ValueError: If ``overridable`` has an unknown setting, or the batch sizes of the training
-            loader and its sampler differ.
+        ValueError: If a setting is changed that goes nowhere, or none of the noted ones is set; or
+            the batch sizes of the training loader and its sampler differ.
     """
-    noted = cfg.get('overridable') or {}
-    refuse_unknown_keys('overridable', noted, USED_AS)
-    changed = {
-        name: (old, cfg[name])
-        for name, old in noted.items()
-        if name in cfg and _plain(cfg[name]) != _plain(old)
-    }
-    # All places first, so that no setting meets the new value of another one.
-    places = [
-        (node, key, new)
-        for name, (old, new) in changed.items()
-        for node, key in _uses(cfg, name, old)
-    ]
-    for node, key, new in places:
-        # RandomCrop takes tuples only, but the command line may give lists.
-        node[key] = tuple(new) if isinstance(node[key], tuple) else new
-    for name, (_, new) in changed.items():
-        noted[name] = new
+    settings = _settings(cfg)
+    _spread(cfg, settings)
     apply_protocol(cfg)  # last: its windows have the final crop size
+    _drop_unused_sources(cfg)
     _check_batch_size(cfg)
+    if settings:
+        for key in set(cfg) - KEPT_KEYS - set(inspect.signature(Runner).parameters):
+            cfg.pop(key)
     return cfg
 
 
-def _uses(cfg: Config, name: str, value: Any) -> list[tuple[dict, str]]:
-    """The (dict, key) pairs that use ``value`` of the setting ``name``."""
-    sections = SECTIONS.get(name) or [key for key in cfg if key != 'overridable']
-    keys = USED_AS[name]
-    return [
-        (node, key)
-        for node in _dicts(cfg[section] for section in sections if section in cfg)
-        for key in keys
-        if key in node and _plain(node[key]) == _plain(value)
+def _settings(cfg: Config) -> Dict[str, dict]:
+    """The noted settings that have a default, by name."""
+    noted = {}
+    for key in [key for key in cfg if key == 'settings' or key.endswith('_settings')]:
+        for name, setting in cfg[key].items():
+            refuse_unknown_keys(f'{key}.{name}', setting, ('default', 'sets'))
+            if 'default' in setting:
+                noted[name] = setting
+            elif name in cfg:
+                raise ValueError(
+                    f'`{name}` is set to {cfg[name]!r}, but nothing of this config takes it: '
+                    f'`{key}.{name}` has no default'
+                )
+    missing = [name for name in noted if name not in cfg]
+    if missing:
+        raise ValueError(f'`settings` notes {missing}, which this config does not set')
+    return noted
+
+
+def _spread(cfg: Config, settings: Dict[str, dict]) -> None:
+    """Put every setting into its places."""
+    everywhere = [place for place in _walk(cfg) if place.names[0] != ('settings',)]
+    # All places first, so that no setting meets the new value of another one.
+    found = {name: _places(everywhere, cfg, name, settings[name]) for name in settings}
+    for name, places in found.items():
+        for place in places:
+            # RandomCrop takes tuples only, but the command line may give lists.
+            place.node[place.key] = _like(place.value, cfg[name])
+    for options in _options(cfg):
+        for name in [name for name in options if name in found]:
+            value = options.pop(name)
+            for place in (p for p in found[name] if p.names[0] != ('mutual',)):
+                options['.'.join(step[0] for step in place.names)] = _like(place.value, value)
+
+
+def _places(everywhere: List[Place], cfg: Config, name: str, setting: dict) -> List[Place]:
+    """The places of a setting that have no value of their own."""
+    old, new = _plain(setting['default']), _plain(cfg[name])
+    paths = [path.split('.') for path in setting.get('sets', ())]
+    found = [
+        place
+        for place in everywhere
+        if (place.value is None or _plain(place.value) in (old, new))
+        and any(path[-1] == place.names[-1][0] and _leads(path, place.names) for path in paths)
     ]
+    if old != new and not found:
+        raise ValueError(
+            f'`{name}` is set to {new!r}, but reaches no place: none of {setting.get("sets")} is '
+            f'there with the value that it had, {old!r}'
+        )
+    return found
 
 
-def _dicts(values: Iterable[Any]) -> Iterator[dict]:
-    """All dicts in nested dicts, lists and tuples."""
-    for value in values:
-        if isinstance(value, dict):
-            yield value
-            yield from _dicts(value.values())
-        elif isinstance(value, (list, tuple)):
-            yield from _dicts(value)
+def _options(cfg: Config) -> List[dict]:
+    """The ``cfg_options`` of members and stages of mutual training."""
+    mutual = cfg.get('mutual') or {}
+    parts = [*mutual.get('members', []), mutual.get('supervised', {}), mutual.get('round', {})]
+    return [part['cfg_options'] for part in parts if part.get('cfg_options')]
+
+
+def _walk(node: Any, names: tuple = ()) -> Iterator[Place]:
+    """All places of nested dicts and lists."""
+    items = node.items() if isinstance(node, (dict, Config)) else enumerate(node)
+    for key, value in items:
+        if isinstance(key, int):
+            kind = str(value.get('type', '')) if isinstance(value, dict) else ''
+            steps = ((str(key), kind.split('.')[-1]),)
+        else:  # `cfg_options` have dots in their keys
+            steps = tuple((step,) for step in str(key).split('.'))
+        if not isinstance(node, tuple):
+            yield Place(node, key, (*names, *steps))
+        if isinstance(value, (dict, list, tuple)):
+            yield from _walk(value, (*names, *steps))
+
+
+def _leads(path: Sequence[str], names: Sequence[Sequence[str]]) -> bool:
+    """Whether a path, step by step, is that of a place."""
+    if not path or not names:
+        return not names and all(step == '**' for step in path)
+    if path[0] == '**':
+        return _leads(path[1:], names) or _leads(path, names[1:])
+    return any(fnmatchcase(n, path[0]) for n in names[0]) and _leads(path[1:], names[1:])
+
+
+def _like(old: Any, new: Any) -> Any:
+    """A copy of the new value, a tuple where the old one is."""
+    return tuple(new) if isinstance(old, tuple) else copy.deepcopy(new)
 
 
 def _plain(value: Any) -> Any:
@@ -108,13 +189,28 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
 
 
+def _drop_unused_sources(cfg: Config) -> None:
+    """Take sources with the ratio 0 out of the training data: nothing of them is read."""
+    loader = cfg.get('train_dataloader') or {}
+    sampler, dataset = loader.get('sampler') or {}, loader.get('dataset') or {}
+    ratio, sources = sampler.get('source_ratio'), dataset.get('datasets')
+    if not ratio or not sources or len(ratio) != len(sources) or all(ratio) or not any(ratio):
+        return
+    if 'mutual' in cfg:
+        raise ValueError(
+            f'`source_ratio` is {ratio}, but mutual training learns from both sources: set the '
+            'ratio of labeled and unlabeled images in a batch of a round'
+        )
+    dataset.datasets = [source for source, share in zip(sources, ratio) if share]
+    sampler.source_ratio = [share for share in ratio if share]
+
+
 def _check_batch_size(cfg: Config) -> None:
     loader = cfg.get('train_dataloader') or {}
-    sampler = loader.get('sampler') or {}
-    sampled = sampler.get('batch_size')
+    sampled = (loader.get('sampler') or {}).get('batch_size')
     if sampled is not None and sampled != loader.get('batch_size'):
         raise ValueError(
             f'`train_dataloader.batch_size` is {loader.get("batch_size")}, but '
             f'`train_dataloader.sampler.batch_size` is {sampled}, so that batches would not have '
-            'the stated ratio; set the top-level `batch_size` of the data set config, or both'
+            'the stated ratio; set the top-level `batch_size` of the dataset config, or both'
         )

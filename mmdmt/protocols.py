@@ -1,4 +1,4 @@
-"""Evaluation protocols by name: at which size a data set is predicted and scored.
+"""Evaluation protocols by name: at which size a dataset is predicted and scored.
 
 Numbers from different protocols cannot be compared, and which one a paper used is a matter of a
 few lines in its code. Here it is one line: ``evaluation_protocol='cityscapes_half'`` in a config
@@ -7,7 +7,7 @@ or with ``--cfg-options``.
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from mmengine.config import Config
 
@@ -19,10 +19,10 @@ Size = Tuple[int, int]
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """How the images of one data set are predicted and scored.
+    """How the images of one dataset are predicted and scored.
 
     Attributes:
-        dataset (str): mmseg type of the validation data set.
+        dataset (str): mmseg type of the validation dataset.
         source (str): Who evaluates like this.
         image_scale (tuple[int, int], optional): Width and height that images are brought to before
             the network; by default they keep their size.
@@ -96,11 +96,10 @@ PROTOCOLS: Dict[str, EvaluationProtocol] = {
 
 
 def apply_protocol(cfg: Config) -> Config:
-    """Write the protocol that ``cfg.evaluation_protocol`` names into a config.
+    """Write the protocol that ``cfg.evaluation_protocol`` names into a config, and drop the name.
 
     Validation and test pipelines, ``test_pipeline``, the padding of the data preprocessor and the
-    segmentor's ``test_cfg`` are set; training is left as it is. A config without the key is not
-    changed. A second call changes nothing.
+    segmentor's ``test_cfg`` are set; training is left as it is.
 
     Args:
         cfg (Config): Changed in place.
@@ -109,10 +108,10 @@ def apply_protocol(cfg: Config) -> Config:
         Config: ``cfg``.
 
     Raises:
-        ValueError: If the name is unknown or the protocol is for another data set, or it needs
-            windows and the config has no ``crop_size``.
+        ValueError: If the name is unknown or the protocol is for another dataset, or it needs
+            windows and the training pipeline has no crop.
     """
-    name = cfg.get('evaluation_protocol')
+    name = cfg.pop('evaluation_protocol', None)
     if not name:
         return cfg
     if name not in PROTOCOLS:
@@ -123,8 +122,11 @@ def apply_protocol(cfg: Config) -> Config:
             _check_dataset(name, protocol, section, cfg[section].dataset)
             cfg[section].dataset.pipeline = protocol.pipeline()
     cfg.test_pipeline = protocol.inference_pipeline()
-    _set_padding(cfg, protocol)
-    _segmentor(cfg.model).test_cfg = _test_cfg(name, protocol, cfg)
+    networks = _networks(cfg.model)
+    for network in networks:
+        network['test_cfg'] = _test_cfg(network, protocol, cfg)
+    for holder in (*networks, cfg.model, cfg):
+        _set_padding(holder.get('data_preprocessor') or {}, protocol)
     return cfg
 
 
@@ -140,31 +142,41 @@ def _check_dataset(
         )
 
 
-def _set_padding(cfg: Config, protocol: EvaluationProtocol) -> None:
+def _networks(model: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """The ordinary segmentors: an online method holds one, or several by name."""
+    inner = model.get('segmentor', model)
+    return [inner] if 'type' in inner else list(inner.values())
+
+
+def _set_padding(preprocessor: Dict[str, Any], protocol: EvaluationProtocol) -> None:
     """Pad in the data preprocessor: mmseg cuts off again only what was padded there."""
-    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
+    preprocessor.pop('test_cfg', None)
     if protocol.pad_to is not None:
-        preprocessor.test_cfg = dict(size=protocol.pad_to)
-    else:
-        preprocessor.pop('test_cfg', None)
+        preprocessor['test_cfg'] = dict(size=protocol.pad_to)
 
 
-def _segmentor(model: Dict[str, Any]) -> Dict[str, Any]:
-    """The ordinary segmentor, which an on-line method holds under ``segmentor``."""
-    return model.get('segmentor') or model
-
-
-def _test_cfg(name: str, protocol: EvaluationProtocol, cfg: Config) -> dict:
+def _test_cfg(network: Dict[str, Any], protocol: EvaluationProtocol, cfg: Config) -> dict:
     """Whole images or windows; other keys of the segmentor's ``test_cfg`` stay."""
-    kept = copy.deepcopy(dict(_segmentor(cfg.model).get('test_cfg') or {}))
+    kept = copy.deepcopy(dict(network.get('test_cfg') or {}))
     for key in ('mode', 'crop_size', 'stride'):
         kept.pop(key, None)
     if not protocol.slide:
         return dict(kept, mode='whole')
-    crop = cfg.get('crop_size')
-    if not crop:
-        raise ValueError(f'`evaluation_protocol` {name!r} needs `crop_size` in the config')
-    crop = tuple(crop)
+    crop = _train_crop(cfg)
     return dict(
         kept, mode='slide', crop_size=crop, stride=tuple(int(side * STRIDE) for side in crop)
     )
+
+
+def _train_crop(cfg: Config) -> Size:
+    """The crop (height, width) of the first training source."""
+    source = cfg.train_dataloader.dataset
+    while 'pipeline' not in source and (source.get('datasets') or source.get('dataset')):
+        source = source.datasets[0] if source.get('datasets') else source.dataset
+    crops = [tuple(s.crop_size) for s in source.get('pipeline', ()) if s.type == 'RandomCrop']
+    if not crops:
+        raise ValueError(
+            'an `evaluation_protocol` with windows takes their size from RandomCrop in the training'
+            ' pipeline, which has none'
+        )
+    return crops[0]

@@ -3,7 +3,7 @@ import copy
 import pytest
 from mmengine.config import Config
 
-from mmdmt.config import normalize_config
+from mmdmt.config import resolve_config
 
 TEXT = """
 data_root = 'data/x'
@@ -35,7 +35,7 @@ def cfg():
 
 def test_one_data_root_moves_every_data_set_that_used_it(cfg):
     cfg.merge_from_dict(dict(data_root='/new'))
-    normalize_config(cfg)
+    resolve_config(cfg)
     first, second = cfg.train_dataloader.dataset.datasets
     assert (first.data_root, second.data_root) == ('/new', 'elsewhere')
     assert cfg.val_dataloader.dataset.data_root == '/new'
@@ -44,14 +44,14 @@ def test_one_data_root_moves_every_data_set_that_used_it(cfg):
 
 def test_lists_move_even_if_they_swap_places(cfg):
     cfg.merge_from_dict(dict(labeled_list='u.txt', unlabeled_list='l.txt'))
-    normalize_config(cfg)
+    resolve_config(cfg)
     assert [d.ann_file for d in cfg.train_dataloader.dataset.datasets] == ['u.txt', 'l.txt']
     assert cfg.val_dataloader.dataset.ann_file == 'v.txt'
 
 
 def test_the_crop_size_reaches_pipelines_and_the_model(cfg):
     cfg.merge_from_dict(dict(crop_size=[64, 48]))  # a list, as the command line gives it
-    normalize_config(cfg)
+    resolve_config(cfg)
     for dataset in cfg.train_dataloader.dataset.datasets:
         assert dataset.pipeline[0].crop_size == (64, 48)
     assert cfg.model.data_preprocessor['size'] == (64, 48)
@@ -60,35 +60,35 @@ def test_the_crop_size_reaches_pipelines_and_the_model(cfg):
 
 def test_the_batch_size_is_that_of_training_only(cfg):
     cfg.merge_from_dict(dict(batch_size=6))
-    normalize_config(cfg)
+    resolve_config(cfg)
     assert cfg.train_dataloader.batch_size == cfg.train_dataloader.sampler.batch_size == 6
     assert cfg.val_dataloader.batch_size == 4
 
 
 def test_a_place_with_a_value_of_its_own_keeps_it(cfg):
     cfg.merge_from_dict({'data_root': '/new', 'val_dataloader.dataset.data_root': '/val'})
-    assert normalize_config(cfg).val_dataloader.dataset.data_root == '/val'
+    assert resolve_config(cfg).val_dataloader.dataset.data_root == '/val'
 
 
 def test_works_once_and_again(cfg):
     cfg.merge_from_dict(dict(data_root='/new', crop_size=(8, 8)))
-    once = copy.deepcopy(normalize_config(cfg)).to_dict()
-    assert normalize_config(cfg).to_dict() == once
+    once = copy.deepcopy(resolve_config(cfg)).to_dict()
+    assert resolve_config(cfg).to_dict() == once
     cfg.merge_from_dict(dict(data_root='/newer'))
-    assert normalize_config(cfg).val_dataloader.dataset.data_root == '/newer'
+    assert resolve_config(cfg).val_dataloader.dataset.data_root == '/newer'
 
 
 def test_works_on_a_config_that_was_dumped_and_read_again(cfg, tmp_path):
     cfg.merge_from_dict(dict(data_root='/new'))
-    normalize_config(cfg).dump(tmp_path / 'cfg.py')
+    resolve_config(cfg).dump(tmp_path / 'cfg.py')
     again = Config.fromfile(tmp_path / 'cfg.py')
     again.merge_from_dict(dict(data_root='/newer'))
-    assert normalize_config(again).val_dataloader.dataset.data_root == '/newer'
+    assert resolve_config(again).val_dataloader.dataset.data_root == '/newer'
 
 
 def test_an_unchanged_config_stays_as_it_is(cfg):
     before = copy.deepcopy(cfg).to_dict()
-    assert normalize_config(cfg).to_dict() == before
+    assert resolve_config(cfg).to_dict() == before
 
 
 def test_length_classes_and_validation_list(cfg):
@@ -105,7 +105,7 @@ def test_length_classes_and_validation_list(cfg):
     )
     cfg.model.head = dict(num_classes=10)
     cfg.train_dataloader.dataset.datasets[0].ann_file = 'v.txt'
-    normalize_config(cfg)
+    resolve_config(cfg)
     assert cfg.train_cfg.to_dict() == dict(max_iters=77, val_interval=100)
     assert [scheduler.end for scheduler in cfg.param_scheduler] == [10, 77]
     assert cfg.mutual.round.max_iters == 100
@@ -116,16 +116,16 @@ def test_length_classes_and_validation_list(cfg):
 
 def test_a_config_without_overridable_settings_is_left_alone():
     cfg = Config(dict(data_root='/new', val_dataloader=dict(dataset=dict(data_root='old'))))
-    assert normalize_config(cfg).val_dataloader.dataset.data_root == 'old'
+    assert resolve_config(cfg).val_dataloader.dataset.data_root == 'old'
 
 
 def test_unknown_settings_are_refused(cfg):
     cfg.overridable.colour = 1
     with pytest.raises(ValueError, match=r"\['colour'\]; known: .*data_root"):
-        normalize_config(cfg)
+        resolve_config(cfg)
 
 
 def test_different_batch_sizes_of_loader_and_sampler_are_refused(cfg):
     cfg.merge_from_dict({'train_dataloader.batch_size': 8})
     with pytest.raises(ValueError, match=r'`train_dataloader\.batch_size` is 8.* is 4'):
-        normalize_config(cfg)
+        resolve_config(cfg)

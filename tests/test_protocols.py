@@ -18,15 +18,15 @@ from tiny_models import tiny_segmentor
 from torch import nn
 
 import mmdmt  # noqa: F401
-from mmdmt.config import normalize_config
+from mmdmt.config import resolve_config
 from mmdmt.protocols import PROTOCOLS, apply_protocol
 from mmdmt.registry import MODELS
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 DATASET_OF = {
-    'PascalVOCDataset': 'supervised_deeplabv3plus_r50_1_8_pascal_voc12-321x321.py',
-    'CityscapesDataset': 'supervised_deeplabv3plus_r50_1_8_cityscapes-801x801.py',
-    'ADE20KDataset': 'supervised_deeplabv3plus_r50_1_8_ade20k-512x512.py',
+    'PascalVOCDataset': 'deeplabv3plus_r50_pascal_voc12-321x321.py',
+    'CityscapesDataset': 'deeplabv3plus_r50_cityscapes-801x801.py',
+    'ADE20KDataset': 'deeplabv3plus_r50_ade20k-512x512.py',
 }
 
 
@@ -101,12 +101,12 @@ def files(tmp_path):
 
 @pytest.mark.parametrize('name', sorted(PROTOCOLS))
 def test_a_protocol_is_one_line_and_applying_it_again_changes_nothing(name):
-    cfg = normalize_config(config(name))
+    cfg = resolve_config(config(name))
     once = cfg.to_dict()
     for section in ('val_dataloader', 'test_dataloader'):
         assert cfg[section].dataset.pipeline == PROTOCOLS[name].pipeline()
-    assert normalize_config(cfg).to_dict() == once
-    untouched = normalize_config(
+    assert resolve_config(cfg).to_dict() == once
+    untouched = resolve_config(
         Config.fromfile(CONFIGS / 'supervised' / DATASET_OF[PROTOCOLS[name].dataset])
     )
     assert cfg.train_dataloader == untouched.train_dataloader
@@ -120,17 +120,17 @@ def test_a_protocol_is_one_line_and_applying_it_again_changes_nothing(name):
 
 
 def test_padding_comes_and_goes_with_its_protocol():
-    cfg = normalize_config(config('pascal_voc12_padded'))
+    cfg = resolve_config(config('pascal_voc12_padded'))
     assert cfg.model.data_preprocessor.test_cfg == dict(size=(505, 505))
     cfg.evaluation_protocol = 'pascal_voc12_whole'
-    assert 'test_cfg' not in normalize_config(cfg).model.data_preprocessor
+    assert 'test_cfg' not in resolve_config(cfg).model.data_preprocessor
 
 
 def test_windows_have_the_size_of_the_crop_that_is_trained():
-    cfg = normalize_config(config('cityscapes_sliding', crop_size=[600, 300]))
+    cfg = resolve_config(config('cityscapes_sliding', crop_size=[600, 300]))
     assert cfg.model.test_cfg == dict(mode='slide', crop_size=(600, 300), stride=(400, 200))
     cfg.evaluation_protocol = 'cityscapes_half'
-    assert normalize_config(cfg).model.test_cfg == dict(mode='whole')
+    assert resolve_config(cfg).model.test_cfg == dict(mode='whole')
     cfg.evaluation_protocol = 'cityscapes_sliding'
     cfg.pop('crop_size')
     with pytest.raises(ValueError, match='needs `crop_size`'):
@@ -139,10 +139,10 @@ def test_windows_have_the_size_of_the_crop_that_is_trained():
 
 def test_an_on_line_method_evaluates_by_a_protocol_too():
     cfg = Config.fromfile(
-        CONFIGS / 'mean_teacher' / 'mean-teacher_deeplabv3plus_r50_1_8_pascal_voc12-321x321.py'
+        CONFIGS / 'mean_teacher' / 'mean-teacher_deeplabv3plus_r50_pascal_voc12-321x321.py'
     )
     cfg.evaluation_protocol = 'pascal_voc12_padded'
-    normalize_config(cfg)
+    resolve_config(cfg)
     assert cfg.model.data_preprocessor.test_cfg.size == (505, 505)
     assert cfg.model.segmentor.test_cfg.mode == 'whole'
     assert 'test_cfg' not in cfg.model
@@ -152,10 +152,10 @@ def test_unknown_names_and_other_data_sets_are_refused():
     with pytest.raises(ValueError, match=r"'voc' is unknown; known:.*pascal_voc12_padded"):
         cfg = config('pascal_voc12_padded')
         cfg.evaluation_protocol = 'voc'
-        normalize_config(cfg)
+        resolve_config(cfg)
     cfg.evaluation_protocol = 'cityscapes_half'
     with pytest.raises(ValueError, match=r"has PascalVOCDataset; for that.*'pascal_voc12"):
-        normalize_config(cfg)
+        resolve_config(cfg)
 
 
 def test_padding_does_not_change_the_score_of_a_network_that_does_not_see_it(files):

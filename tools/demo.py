@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Sequence
 
 import numpy as np
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmseg.apis import MMSegInferencer
 from PIL import Image
+from prettytable import PrettyTable, TableStyle
 
 from mmdmt.engine.mutual import LedgerMismatchError
 from mmdmt.engine.runners import MutualTrainingRunner, SemiRunner
@@ -208,7 +209,7 @@ def draw(
     work_dir: Path, data_root: Path, baseline: MutualTrainingRunner, chain: MutualTrainingRunner
 ) -> List[Path]:
     """Write the contact sheets: predictions, and the pseudo-labels of each round."""
-    meta = chain.cfg.metainfo
+    meta = metainfo(chain)
     legend = class_legend(meta.classes, meta.palette, width=130 * 5 * ZOOM)
     sheets = dict(
         predictions=draw_predictions(work_dir, data_root, baseline, chain),
@@ -220,11 +221,16 @@ def draw(
     ]
 
 
+def metainfo(runner: MutualTrainingRunner) -> ConfigDict:
+    """Classes and palette of the scenes."""
+    return runner.cfg.test_dataloader.dataset.metainfo
+
+
 def draw_predictions(
     work_dir: Path, data_root: Path, baseline: MutualTrainingRunner, chain: MutualTrainingRunner
 ) -> np.ndarray:
     """Image, truth, and what mmseg's inferencer says with either network, on rich scenes."""
-    palette = chain.cfg.metainfo.palette
+    palette = metainfo(chain).palette
     names = richest(data_root, 'test', 8)
     files = [str(data_root / 'img' / 'test' / f'{name}.jpg') for name in names]
     before = predict(baseline, work_dir / 'exported' / 'labeled_only', files)
@@ -255,7 +261,7 @@ def predict(runner: MutualTrainingRunner, folder: Path, files: Sequence[str]) ->
 
 def draw_pseudo_labels(data_root: Path, chain: MutualTrainingRunner) -> np.ndarray:
     """Image, truth, then label and confidence of each round; pixels left out are white."""
-    palette = chain.cfg.metainfo.palette
+    palette = metainfo(chain).palette
     first = chain.plan.member_names[0]
     stages = [stage for stage in chain.plan.stages if stage.member == first and stage.round]
     stores = [PseudoLabelStore(osp.join(chain.work_dir, s.name, 'pseudo_labels')) for s in stages]
@@ -320,19 +326,12 @@ def report(
 
 def table(rows: Sequence[Row]) -> str:
     """Rows as a Markdown table, aligned for the terminal."""
-    titles = ('method', 'labels', 'steps', 'test mIoU', 'training time')
-    cells = [
-        (r.method, str(r.labels), str(r.steps), f'{r.miou:.1f}', f'{r.seconds:.0f} s') for r in rows
-    ]
-    widths = [max(map(len, column)) for column in zip(titles, *cells)]
-    rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
-
-    def line(values: Sequence[str]) -> str:
-        first, *rest = values
-        aligned = [first.ljust(widths[0]), *(v.rjust(w) for v, w in zip(rest, widths[1:]))]
-        return f'| {" | ".join(aligned)} |'
-
-    return '\n'.join([line(titles), line(rule), *map(line, cells)])
+    found = PrettyTable(['method', 'labels', 'steps', 'test mIoU', 'training time'], align='r')
+    found.set_style(TableStyle.MARKDOWN)
+    found.align['method'] = 'l'
+    for row in rows:
+        found.add_row([*row[:3], f'{row.miou:.1f}', f'{row.seconds:.0f} s'])
+    return found.get_string()
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ Usage::
 python tools/train.py CONFIG
 python tools/train.py CONFIG --resume                 # go on where it was interrupted
 tools/dist_train.sh CONFIG 4                          # four processes
+python tools/train.py CONFIG --print-config           # all that will be trained, and exit
 python tools/train.py CONFIG --list-stages            # plan and state of mutual training
 python tools/train.py CONFIG --stage round_2.a        # one stage of it
 python tools/train.py CONFIG --redo round_1.a         # again from there on
@@ -20,6 +21,8 @@ from mmengine.runner import Runner
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.checkpoint import find_latest_valid_checkpoint
+from mmdmt.config import resolve_config
+from mmdmt.engine.runners import MutualTrainingRunner
 from mmdmt.registry import RUNNERS
 
 
@@ -38,6 +41,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--stage', help='run only this stage of mutual training, such as round_2.a or stage_2_a'
+    )
+    parser.add_argument(
+        '--print-config',
+        action='store_true',
+        help='print the config with every setting in its place, or that of --stage, and exit; the '
+        'text is a config of its own',
     )
     parser.add_argument(
         '--list-stages', action='store_true', help='print the stages with their state, and exit'
@@ -143,10 +152,24 @@ def build_runner(cfg: Config) -> Runner:
     return RUNNERS.build(cfg)
 
 
+def config_text(cfg: Config) -> str:
+    """What is trained, as the text of a config: the whole run, or the stage ``cfg.stage``."""
+    stage = cfg.pop('stage', None)
+    if stage is None:
+        return resolve_config(cfg).pretty_text
+    stage_cfg = MutualTrainingRunner(cfg).stage_config(stage)
+    stage_cfg.setdefault('runner_type', 'mmdmt.SemiRunner')
+    return stage_cfg.pretty_text
+
+
 def main() -> None:
     """Train."""
     args = parse_args()
-    runner = build_runner(load_config(args))
+    cfg = load_config(args)
+    if args.print_config:
+        print(config_text(cfg))
+        return
+    runner = build_runner(cfg)
     if args.list_stages:
         print(runner.describe())
         return

@@ -1,18 +1,18 @@
 # The demo: dynamic mutual training with 24 labeled and 296 unlabeled scenes. The two members
 # differ in their seeds only: in what they start from and in the order of the images.
-_base_ = './supervised_fcn_unet_24_toy-scenes-96x96.py'
+_base_ = [
+    './supervised_fcn_unet_24_toy-scenes-96x96.py',
+    '../_base_/methods/dmt.py',
+]
 
 runner_type = 'mmdmt.MutualTrainingRunner'
+source_ratio = [4, 4]
 mutual = dict(
     members=[dict(name='a', seed=0), dict(name='b', seed=1)],
     ratios=[0.6, 1.0],
     supervised=dict(max_iters=400),
-    round=dict(max_iters=300, lr=4e-3, source_ratio=[4, 4]),
+    round=dict(max_iters=300, lr=4e-3),
     # Networks trained from scratch are unsure; larger gammas would leave little to learn from.
-    pseudo_loss=dict(type='mmdmt.DynamicMutualLoss', gamma1=1.0, gamma2=1.0),
+    pseudo_loss=dict(gamma1=1.0, gamma2=1.0),
     labeling=dict(batch_size=16, num_workers=0),
-)
-
-train_dataloader = dict(
-    dataset=dict(datasets=[_base_.labeled_dataset, _base_.unlabeled_dataset]),
 )

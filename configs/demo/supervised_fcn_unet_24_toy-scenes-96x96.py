@@ -12,7 +12,7 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size=_base_.crop_size,
+        size=None,  # crop_size
         test_cfg=dict(size_divisor=32),
     ),
     # The first convolution has stride 2, so the prediction has half the size of the image; the
@@ -38,7 +38,7 @@ model = dict(
         num_convs=0,
         concat_input=False,
         dropout_ratio=0.0,
-        num_classes=11,
+        num_classes=_base_.num_classes,
         norm_cfg=norm_cfg,
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True),
@@ -46,12 +46,10 @@ model = dict(
     train_cfg=dict(),
     test_cfg=dict(mode='whole'),
 )
-train_dataloader = dict(
-    sampler=dict(source_ratio=[1]),
-    dataset=dict(datasets=[_base_.labeled_dataset]),
-)
-
 max_iters = 400
+schedule_settings = dict(
+    max_iters=dict(default=max_iters, sets=['train_cfg.max_iters', 'param_scheduler.**.end'])
+)
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=6e-3, weight_decay=0.01),
@@ -61,7 +59,7 @@ param_scheduler = [
     dict(type='PolyLR', power=0.9, eta_min=0.0, begin=40, end=max_iters, by_epoch=False),
 ]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
-val_cfg = dict(type='ValLoop')
+val_cfg = dict(type='mmdmt.NetworksValLoop')
 test_cfg = dict(type='TestLoop')
-# The data set is generated, so nothing in it can be broken.
+# The dataset is generated, so nothing in it can be broken.
 default_hooks = dict(checkpoint=dict(interval=max_iters), dataset_check=dict(mode='off'))

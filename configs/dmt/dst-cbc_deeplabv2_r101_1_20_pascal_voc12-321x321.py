@@ -5,29 +5,12 @@
 # the validation images (`--cfg-options mutual.select=best`).
 _base_ = './dmt_deeplabv2_r101_1_20_pascal_voc12-321x321.py'
 
+source_ratio = [4, 4]
 squash = dict(type='RandomResize', scale=[(321, 321), (505, 505)], keep_ratio=False)
-sup_pipeline = [
-    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
-    dict(type='LoadAnnotations'),
-    squash,
-    dict(type='RandomCrop', crop_size=_base_.crop_size, cat_max_ratio=1.0),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='mmdmt.PackSemiInputs'),
-]
-unsup_pipeline = [
-    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
-    squash,
-    dict(type='RandomCrop', crop_size=_base_.crop_size, cat_max_ratio=1.0),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='mmdmt.PackSemiInputs'),
-]
-labeling_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(321, 321), keep_ratio=False),
-    dict(type='PackSegInputs'),
-]
+sup_pipeline = [*_base_.sup_pipeline[:2], squash, *_base_.sup_pipeline[3:]]
+unsup_pipeline = [_base_.unsup_pipeline[0], squash, *_base_.unsup_pipeline[2:]]
+settings = dict(resize_ratio=dict(default=_base_.resize_ratio))  # goes nowhere here
 train_dataloader = dict(
-    sampler=dict(source_ratio=[4, 4]),
     dataset=dict(
         datasets=[
             dict(_base_.labeled_dataset, pipeline=sup_pipeline),
@@ -37,7 +20,14 @@ train_dataloader = dict(
 )
 mutual = dict(
     members=[dict(_base_.coco_member, name='coco', seed=4396)],
-    round=dict(max_iters=_base_.steps.dst_cbc_round, lr=0.002, source_ratio=[4, 4]),
+    round=dict(max_iters=_base_.steps.dst_cbc_round, lr=0.002),
     pseudo_loss=dict(_delete_=True, type='mmdmt.DynamicSelfLoss', gamma=9.0),
-    labeling=dict(rule='threshold_ratio', pipeline=labeling_pipeline),
+    labeling=dict(
+        rule='threshold_ratio',
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='Resize', scale=(321, 321), keep_ratio=False),
+            dict(type='PackSegInputs'),
+        ],
+    ),
 )

@@ -7,44 +7,14 @@
 # (`--cfg-options mutual.select=best`).
 _base_ = './dmt_deeplabv2_r101_1_8_cityscapes-256x512.py'
 
+source_ratio = [4, 4]
 image_size = (1025, 513)  # (width, height)
 crop_size = (257, 513)
-overridable = dict(image_size=image_size, crop_size=crop_size)
-
 squash = dict(type='RandomResize', scale=[(513, 257), (1025, 513)], keep_ratio=False)
-sup_pipeline = [
-    dict(type='mmdmt.LoadImageAtSize', scale=image_size, imdecode_backend='pillow'),
-    dict(type='mmdmt.LoadAnnotationsAtImageSize'),
-    squash,
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=1.0),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='mmdmt.PackSemiInputs'),
-]
-unsup_pipeline = [
-    dict(type='mmdmt.LoadImageAtSize', scale=image_size, imdecode_backend='pillow'),
-    squash,
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=1.0),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='mmdmt.PackSemiInputs'),
-]
-labeling_pipeline = [
-    dict(type='mmdmt.LoadImageAtSize', scale=image_size),
-    dict(type='Resize', scale=(513, 257), keep_ratio=False),
-    dict(type='PackSegInputs'),
-]
-half_size_pipeline = [
-    dict(type='mmdmt.LoadImageAtSize', scale=image_size),
-    dict(type='mmdmt.LoadAnnotationsAtImageSize'),
-    dict(type='PackSegInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=image_size, keep_ratio=False),
-    dict(type='LoadAnnotations'),
-    dict(type='PackSegInputs'),
-]
+sup_pipeline = [*_base_.sup_pipeline[:2], squash, *_base_.sup_pipeline[3:]]
+unsup_pipeline = [_base_.unsup_pipeline[0], squash, *_base_.unsup_pipeline[2:]]
+settings = dict(resize_ratio=dict(default=_base_.resize_ratio))  # goes nowhere here
 train_dataloader = dict(
-    sampler=dict(source_ratio=[4, 4]),
     dataset=dict(
         datasets=[
             dict(_base_.labeled_dataset, pipeline=sup_pipeline),
@@ -52,14 +22,15 @@ train_dataloader = dict(
         ]
     ),
 )
-val_dataloader = dict(dataset=dict(pipeline=half_size_pipeline))
-test_dataloader = dict(dataset=dict(pipeline=half_size_pipeline))
-model = dict(data_preprocessor=dict(size=crop_size))
 optim_wrapper = dict(optimizer=dict(lr=0.002))
+load, pack = _base_.labeling_pipeline
 mutual = dict(
     members=[dict(_base_.coco_member, name='coco', seed=4396)],
     supervised=dict(lr=0.002),
-    round=dict(max_iters=_base_.steps.dst_cbc_round, lr=0.002, source_ratio=[4, 4]),
+    round=dict(max_iters=_base_.steps.dst_cbc_round, lr=0.002),
     pseudo_loss=dict(_delete_=True, type='mmdmt.DynamicSelfLoss', gamma=5.0),
-    labeling=dict(rule='threshold_ratio', pipeline=labeling_pipeline),
+    labeling=dict(
+        rule='threshold_ratio',
+        pipeline=[load, dict(type='Resize', scale=(513, 257), keep_ratio=False), pack],
+    ),
 )

@@ -3,16 +3,13 @@
 _base_ = './supervised_wrn-16-1_4000_cifar10-16x16.py'
 
 runner_type = 'mmdmt.MutualTrainingRunner'
-train_dataloader = dict(
-    sampler=dict(source_ratio=[1, 3]),
-    dataset=dict(datasets=[_base_.labeled_dataset, _base_.unlabeled_dataset]),
-)
+source_ratio = [1, 3]
 mutual = dict(
     task='classification',
     members=[dict(name='a', seed=1)],
     ratios=[0.5, 1.0],
     supervised=dict(max_iters=900),
-    round=dict(max_iters=[900, 1800], lr=0.1, source_ratio=[1, 3], from_scratch=True),
+    round=dict(max_iters=[900, 1800], lr=0.1, from_scratch=True),
     # A network that has learned for so few steps is unsure: larger gammas would leave little.
     pseudo_loss=dict(gamma1=1.0, gamma2=1.0),
 )

@@ -11,10 +11,7 @@ ratios = [0.2, 0.4, 0.6, 0.8, 1.0]
 round_iters = [750 * -(-int(ratio * num_unlabeled) // pseudo_per_batch) for ratio in ratios]
 
 runner_type = 'mmdmt.MutualTrainingRunner'
-train_dataloader = dict(
-    sampler=dict(source_ratio=[1, 31]),
-    dataset=dict(datasets=[_base_.labeled_dataset, _base_.unlabeled_dataset]),
-)
+source_ratio = [labeled_per_batch, pseudo_per_batch]
 mutual = dict(
     task='classification',
     members=[dict(name='a', seed=1)],  # it labels for its successor
@@ -22,7 +19,6 @@ mutual = dict(
     round=dict(
         max_iters=round_iters,
         lr=0.1,
-        source_ratio=[labeled_per_batch, pseudo_per_batch],
         from_scratch=True,
     ),
     pseudo_loss=dict(gamma1=4.0, gamma2=4.0),

@@ -8,4 +8,5 @@ round_iters = [750 * -(-int(ratio * num_unlabeled) // pseudo_per_batch) for rati
 
 labeled_list = 'splits/4000/seed_1/labeled.txt'
 unlabeled_list = 'splits/4000/seed_1/unlabeled.txt'
-mutual = dict(round=dict(max_iters=round_iters, source_ratio=[labeled_per_batch, pseudo_per_batch]))
+source_ratio = [labeled_per_batch, pseudo_per_batch]
+mutual = dict(round=dict(max_iters=round_iters))

@@ -3,15 +3,12 @@
 _base_ = './supervised_wrn-28-2_labeled_folder-64x64.py'
 
 runner_type = 'mmdmt.MutualTrainingRunner'
-train_dataloader = dict(
-    sampler=dict(source_ratio=[1, 3]),
-    dataset=dict(datasets=[_base_.labeled_dataset, _base_.unlabeled_dataset]),
-)
+source_ratio = [1, 3]
 mutual = dict(
     task='classification',
     members=[dict(name='a', seed=1)],
     ratios=[0.33, 0.67, 1.0],
     supervised=dict(max_iters=4000),
-    round=dict(max_iters=[4000, 4000, 8000], source_ratio=[1, 3], from_scratch=True),
+    round=dict(max_iters=[4000, 4000, 8000], from_scratch=True),
     pseudo_loss=dict(gamma1=4.0, gamma2=4.0),
 )

@@ -6,9 +6,5 @@ _base_ = [
     '../_base_/classification/schedule_sgd.py',
 ]
 
-overridable = dict(num_classes=_base_.num_classes, max_iters=_base_.max_iters)
 labeled_list = 'splits/1000/seed_1/labeled.txt'
 unlabeled_list = 'splits/1000/seed_1/unlabeled.txt'
-train_dataloader = dict(
-    sampler=dict(source_ratio=[1]), dataset=dict(datasets=[_base_.labeled_dataset])
-)

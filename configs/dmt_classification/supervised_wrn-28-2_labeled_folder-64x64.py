@@ -7,13 +7,5 @@ _base_ = [
 ]
 
 max_iters = 20000
-overridable = dict(num_classes=_base_.num_classes, max_iters=max_iters)
 model = dict(data_preprocessor=dict(to_rgb=True))
-train_dataloader = dict(
-    sampler=dict(source_ratio=[1]), dataset=dict(datasets=[_base_.labeled_dataset])
-)
 optim_wrapper = dict(optimizer=dict(lr=0.03))
-param_scheduler = [
-    dict(type='CosineAnnealingLR', eta_min=0.0, begin=0, end=max_iters, by_epoch=False),
-]
-train_cfg = dict(max_iters=max_iters)

@@ -2,7 +2,7 @@
 # docs/dual_teacher.md for each difference. Do not compare its scores with others.
 _base_ = './dual-teacher_segformer_mit-b1_1_16_ade20k-512x512.py'
 
-model = dict(semi_train_cfg=dict(released_behavior=True))
+model = dict(type='mmdmt.ReleasedDualTeacher')
 # The learning rate always decays until step 50000.
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, begin=0, end=1500, by_epoch=False),

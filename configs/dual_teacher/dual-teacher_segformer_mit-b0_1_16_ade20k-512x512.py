@@ -5,7 +5,7 @@ checkpoint = (
 )
 model = dict(
     segmentor=dict(
-        backbone=dict(embed_dims=32, init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
+        backbone=dict(embed_dims=32, init_cfg=dict(checkpoint=checkpoint)),
         decode_head=dict(in_channels=[32, 64, 160, 256]),
     ),
 )

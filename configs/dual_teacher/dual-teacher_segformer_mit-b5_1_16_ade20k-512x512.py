@@ -5,8 +5,6 @@ checkpoint = (
 )
 model = dict(
     segmentor=dict(
-        backbone=dict(
-            num_layers=[3, 6, 40, 3], init_cfg=dict(type='Pretrained', checkpoint=checkpoint)
-        ),
+        backbone=dict(num_layers=[3, 6, 40, 3], init_cfg=dict(checkpoint=checkpoint)),
     ),
 )

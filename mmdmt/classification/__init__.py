@@ -16,7 +16,7 @@ from .identity import Identity  # noqa: E402
 from .listed_dataset import ListedDataset  # noqa: E402
 from .mutual_classifier import MutualClassifier  # noqa: E402
 from .rand_augment import RandAugment  # noqa: E402
-from .soft_label_hook import SoftLabelHook  # noqa: E402
+from .soft_labeler import SoftLabeler  # noqa: E402
 from .stages import ClassificationStageConfigBuilder  # noqa: E402
 from .wide_resnet import WideResNet  # noqa: E402
 
@@ -27,6 +27,6 @@ __all__ = [
     'ListedDataset',
     'MutualClassifier',
     'RandAugment',
-    'SoftLabelHook',
+    'SoftLabeler',
     'WideResNet',
 ]

@@ -1,10 +1,11 @@
 """Evaluation of several networks of one model."""
 
-from typing import Dict, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Union
 
 from mmengine.runner import TestLoop, ValLoop
 
 from mmdmt.distributed import unwrap
+from mmdmt.models.methods import SemiSegmentor
 from mmdmt.registry import LOOPS
 
 
@@ -23,15 +24,18 @@ class _NetworksMixin:
         Returns:
             dict[str, float]: Metrics as ``<network>/<name>``, such as ``student/mIoU``. Those of
             the network that predicts by default stand there without prefix, too, so that
-            ``save_best='mIoU'`` and curves of other methods keep their names.
+            ``save_best='mIoU'`` and curves of other methods keep their names. A model that is a
+            single network is evaluated as by mmengine's loop.
         """
         runner = self.runner
+        if not hasattr(unwrap(runner.model), 'predicting_on'):
+            return super().run()
         runner.call_hook(f'before_{self.mode}')
         runner.call_hook(f'before_{self.mode}_epoch')
         runner.model.eval()
         model = unwrap(runner.model)
         default, metrics = model.predict_on, {}
-        for name in self.networks or model.network_names:
+        for name in self.networks or _networks(model):
             with model.predicting_on(name):
                 found = self._evaluate()
             prefix = name if isinstance(name, str) else '+'.join(name)
@@ -49,6 +53,12 @@ class _NetworksMixin:
         return self.evaluator.evaluate(len(self.dataloader.dataset))
 
 
+def _networks(model: SemiSegmentor) -> List[Union[str, Sequence[str]]]:
+    """All networks, and what predicts by default where that is an average."""
+    names = model.network_names
+    return names if model.predict_on in names else [*names, model.predict_on]
+
+
 @LOOPS.register_module()
 class NetworksValLoop(_NetworksMixin, ValLoop):
     """Validates several networks of a ``SemiSegmentor``.
@@ -56,7 +66,7 @@ class NetworksValLoop(_NetworksMixin, ValLoop):
     Args:
         *args: Arguments of mmengine's ``ValLoop``.
         networks (Sequence[str], optional): Names of the networks, or whatever else ``predict_on``
-            may be, such as 'average'; all networks by default.
+            may be, such as 'average'; by default all networks, and ``predict_on``.
         **kwargs: Arguments of mmengine's ``ValLoop``.
     """
 

@@ -16,7 +16,7 @@ from tiny_models import tiny_segmentor
 from torch.nn.modules.conv import _ConvNd
 
 import mmdmt  # noqa: F401
-from mmdmt.config import normalize_config
+from mmdmt.config import resolve_config
 from mmdmt.registry import MODELS
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -42,7 +42,7 @@ def _load(name):
 
 
 def load(name):
-    return normalize_config(copy.deepcopy(_load(name)))
+    return resolve_config(copy.deepcopy(_load(name)))
 
 
 def dicts(value):
@@ -177,7 +177,7 @@ def test_classes_are_those_of_the_data_set(name):
 def test_the_list_can_be_changed_in_one_place(name):
     cfg = copy.deepcopy(_load(name))
     cfg.merge_from_dict(dict(labeled_list='/mine.txt', data_root='/data', crop_size=(64, 48)))
-    normalize_config(cfg)
+    resolve_config(cfg)
     dataset = cfg.train_dataloader.dataset.datasets[0]
     assert dataset.ann_file == '/mine.txt'
     assert dataset.data_root == '/data'

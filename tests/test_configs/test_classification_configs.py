@@ -12,7 +12,7 @@ from mmengine.dataset import Compose
 from mmengine.registry import TRANSFORMS, DefaultScope
 
 import mmdmt.classification  # noqa: F401
-from mmdmt.config import normalize_config
+from mmdmt.config import resolve_config
 from mmdmt.engine.mutual import build_stage_config_builder
 from mmdmt.registry import MODELS
 
@@ -28,7 +28,7 @@ CHAINS = [name for name in NAMES if not name.startswith('supervised')]
 
 
 def load(name):
-    return normalize_config(copy.deepcopy(LOADED[name]))
+    return resolve_config(copy.deepcopy(LOADED[name]))
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -135,7 +135,7 @@ def test_the_pipeline_gives_normal_images(size):
 def test_settings_of_own_images_are_set_in_one_place():
     cfg = copy.deepcopy(LOADED['dmt_wrn-28-2_labeled_folder-64x64'])
     cfg.merge_from_dict(dict(data_root='/mine', image_size=(40, 40), crop_size=(36, 36)))
-    normalize_config(cfg)
+    resolve_config(cfg)
     for source in cfg.train_dataloader.dataset.datasets:
         assert source.data_root == source.dataset.data_root == '/mine'
         steps = {step.type: step for step in source.pipeline}
@@ -148,7 +148,7 @@ def test_settings_of_own_images_are_set_in_one_place():
 def test_classes_length_and_validation_list_are_set_in_one_place(name):
     cfg = copy.deepcopy(LOADED[name])
     cfg.merge_from_dict(dict(num_classes=5, max_iters=77, val_list='mine.txt'))
-    normalize_config(cfg)
+    resolve_config(cfg)
     assert cfg.model.head.num_classes == 5
     assert cfg.train_cfg.max_iters == cfg.param_scheduler[-1].end == 77
     assert cfg.val_dataloader.dataset.ann_file == 'mine.txt'

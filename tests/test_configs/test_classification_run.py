@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from tiny_classification import make_folders
 
-from mmdmt.config import normalize_config
+from mmdmt.config import resolve_config
 
 pytestmark = pytest.mark.usefixtures('unformatted_configs')
 CONFIG = 'dmt_wrn-28-2_labeled_folder-64x64.py'
@@ -40,7 +40,7 @@ def small(root, work_dir, **more):
     )
     for part in ('train', 'val', 'test'):
         cfg[f'{part}_dataloader'].update(num_workers=0, persistent_workers=False)
-    normalize_config(cfg)
+    resolve_config(cfg)
     # Copies of what the loaders hold: mmengine takes long to print them, for each stage.
     for name in (
         'train_images',

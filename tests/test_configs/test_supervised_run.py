@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from PIL import Image
 
-CONFIG = 'supervised_deeplabv3plus_mobilenetv2_1_8_msrc21-192x192.py'
+CONFIG = 'deeplabv3plus_mobilenetv2_msrc21-192x192.py'
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'supervised'
 
 

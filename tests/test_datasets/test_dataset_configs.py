@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 import mmdmt  # noqa: F401
-from mmdmt.config import normalize_config
+from mmdmt.config import resolve_config
 from mmdmt.datasets import UnlabeledDataset
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / '_base_' / 'datasets'
@@ -112,7 +112,7 @@ def scope():
 def load(name, root, **options):
     cfg = Config.fromfile(CONFIGS / f'{name}.py')
     cfg.merge_from_dict(dict(data_root=str(root), **options))
-    normalize_config(cfg)
+    resolve_config(cfg)
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.update(num_workers=0, persistent_workers=False)
     return cfg
@@ -202,7 +202,7 @@ def test_a_child_config_sets_the_data_root_at_the_top(tmp_path):
         f"_base_ = '{CONFIGS}/pascal_voc12_aug.py'\n"
         f"data_root = '{tmp_path}/voc'\ncrop_size = (24, 32)\nresize_ratio = (0.5, 1.5)\n"
     )
-    cfg = normalize_config(Config.fromfile(child))
+    cfg = resolve_config(Config.fromfile(child))
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
     for image in draw(cfg, 1)[0]['inputs']:
         assert image.shape[1:] == (24, 32)
@@ -231,7 +231,7 @@ train_dataloader = dict(dataset=dict(datasets=[
     ])]))
 """
     )
-    cfg = normalize_config(Config.fromfile(child))
+    cfg = resolve_config(Config.fromfile(child))
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     assert dataset.metainfo['classes'] == ('x', 'y', 'z')
     assert dataset.cumulative_sizes == [3, 12]

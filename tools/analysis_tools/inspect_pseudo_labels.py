@@ -27,7 +27,7 @@ from mmengine.registry import init_default_scope
 from mmseg.datasets.transforms import LoadAnnotations
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.config import normalize_config
+from mmdmt.config import resolve_config
 from mmdmt.evaluation.pseudo_label_quality import PseudoLabelQuality, quality_table
 from mmdmt.evaluation.visualization import (
     class_legend,
@@ -235,7 +235,7 @@ def main(argv: Optional[Sequence[str]] = None) -> Dict[str, Any]:
     args = parse_args(argv)
     if not osp.isfile(args.config):
         raise FileNotFoundError(f'{args.config} does not exist: name the config with --config')
-    cfg = normalize_config(Config.fromfile(args.config))
+    cfg = resolve_config(Config.fromfile(args.config))
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     source = LabelSource(cfg, args.mask_dir, args.mask_suffix)
     inspector = Inspector(PseudoLabelStore(args.store), source)

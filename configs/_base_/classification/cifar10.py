@@ -8,27 +8,33 @@
 # python tools/misc/split_classes.py --dataset CIFAR10 --data-root data/cifar10 \
 #     --out-dir data/cifar10/splits          draws the lists; with --download it fetches the data
 #
-# Settings of `overridable` may be set once, at the top level of a child config or by --cfg-options.
-_base_ = './augment.py'
+# Every setting of `settings` may be said once, in a child config or by --cfg-options.
+_base_ = ['./augment.py', '../settings.py']
 
 data_root = 'data/cifar10'
 labeled_list = 'splits/4000/seed_1/labeled.txt'
 unlabeled_list = 'splits/4000/seed_1/unlabeled.txt'
 val_list = 'splits/validation/val.txt'
+crop_size = 32
 batch_size = 512  # labeled and unlabeled images together, on each device
-overridable = dict(
-    data_root=data_root,
-    labeled_list=labeled_list,
-    unlabeled_list=unlabeled_list,
-    val_list=val_list,
-    batch_size=batch_size,
+source_ratio = [1, 0]  # of a batch: labeled images alone
+num_classes = 10
+settings = dict(
+    data_root=dict(default=data_root),
+    labeled_list=dict(default=labeled_list),
+    unlabeled_list=dict(default=unlabeled_list),
+    val_list=dict(default=val_list),
+    num_classes=dict(default=num_classes),
+    crop_size=dict(default=crop_size),
+    batch_size=dict(default=batch_size),
+    source_ratio=dict(default=source_ratio),
 )
 
 # These images are RGB, those that mmcv reads from files are BGR.
 rand_augment = dict(_base_.rand_augment, channel_order='rgb')
 train_images = dict(type='mmpretrain.CIFAR10', data_root=data_root, split='train', download=False)
 train_pipeline = [
-    dict(type='RandomCrop', crop_size=32, padding=4, pad_val=128),
+    dict(type='RandomCrop', crop_size=crop_size, padding=4, pad_val=128),
     dict(type='RandomFlip', prob=0.5),
     rand_augment,
     dict(type='PackInputs', algorithm_keys=('soft_label',)),
@@ -56,7 +62,7 @@ train_dataloader = dict(
     persistent_workers=True,
     drop_last=False,
     collate_fn=dict(type='default_collate'),
-    sampler=dict(type='mmdmt.MultiSourceSampler', batch_size=batch_size, source_ratio=[1, 7]),
+    sampler=dict(type='mmdmt.MultiSourceSampler', batch_size=batch_size, source_ratio=source_ratio),
     dataset=dict(type='mmdmt.SemiDataset', datasets=[labeled_dataset, unlabeled_dataset]),
 )
 val_dataloader = dict(

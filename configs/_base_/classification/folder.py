@@ -20,9 +20,9 @@
 #       _base_.unlabeled_dataset, ann_file='', dataset=dict(
 #           type='mmpretrain.CustomDataset', data_prefix='/path/to/them', with_label=False))]))
 #
-# These, and those of `overridable`, may be set once, at the top level of a child config or by
-# --cfg-options; num_classes and max_iters (labeled-only training) as well.
-_base_ = './augment.py'
+# Every setting of `settings` may be said once, in a child config or by --cfg-options; max_iters too,
+# for labeled-only training.
+_base_ = ['./augment.py', '../settings.py']
 
 data_root = 'data/mine'
 labeled_list = 'splits/labeled.txt'
@@ -31,14 +31,18 @@ val_list = 'splits/validation/val.txt'
 image_size = (64, 64)
 crop_size = (64, 64)
 batch_size = 64  # labeled and unlabeled images together, on each device
-overridable = dict(
-    data_root=data_root,
-    labeled_list=labeled_list,
-    unlabeled_list=unlabeled_list,
-    val_list=val_list,
-    image_size=image_size,
-    crop_size=crop_size,
-    batch_size=batch_size,
+source_ratio = [1, 0]  # of a batch: labeled images alone
+num_classes = 10
+settings = dict(
+    data_root=dict(default=data_root),
+    labeled_list=dict(default=labeled_list),
+    unlabeled_list=dict(default=unlabeled_list),
+    val_list=dict(default=val_list),
+    num_classes=dict(default=num_classes),
+    image_size=dict(default=image_size),
+    crop_size=dict(default=crop_size),
+    batch_size=dict(default=batch_size),
+    source_ratio=dict(default=source_ratio),
 )
 
 train_images = dict(type='mmpretrain.CustomDataset', data_root=data_root, data_prefix='train')
@@ -77,7 +81,7 @@ train_dataloader = dict(
     num_workers=4,
     persistent_workers=True,
     collate_fn=dict(type='default_collate'),
-    sampler=dict(type='mmdmt.MultiSourceSampler', batch_size=batch_size, source_ratio=[1, 7]),
+    sampler=dict(type='mmdmt.MultiSourceSampler', batch_size=batch_size, source_ratio=source_ratio),
     dataset=dict(type='mmdmt.SemiDataset', datasets=[labeled_dataset, unlabeled_dataset]),
 )
 val_dataloader = dict(

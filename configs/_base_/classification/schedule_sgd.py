@@ -1,5 +1,8 @@
 # SGD with a cosine to 0, and the average of the weights that is validated, stored and labels.
 max_iters = 4240
+schedule_settings = dict(
+    max_iters=dict(default=max_iters, sets=['train_cfg.max_iters', 'param_scheduler.**.end'])
+)
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.2, momentum=0.9, weight_decay=5e-4),

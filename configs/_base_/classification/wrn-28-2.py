@@ -1,7 +1,5 @@
 # WRN-28-2 for images of 32x32: pre-activation, 32, 64 and 128 channels, no dropout; 1.47 million
 # parameters with ten classes. Normalization of CIFAR-10 as published with DMT, for RGB images.
-num_classes = 10
-
 model = dict(
     type='mmdmt.MutualClassifier',
     data_preprocessor=dict(
@@ -12,7 +10,7 @@ model = dict(
     ),
     backbone=dict(type='mmdmt.WideResNet', depth=28, widen_factor=2),
     neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=num_classes, in_channels=128),
+    head=dict(type='LinearClsHead', num_classes=10, in_channels=128),
     # Labeled images only; the rounds of mutual training set the gammas.
     gamma1=0.0,
     gamma2=0.0,

@@ -9,36 +9,51 @@
 # Names on the lists are <city>/<city>_000000_000019. Validation is at full size; DMT as published
 # halves images and labels, see its configs.
 #
-# Every setting of `overridable` may be set once, at the top level of a child config or by
-# --cfg-options, e.g. data_root=/data/cityscapes: the runners put the new value wherever the old one
-# was used (mmdmt.config). A list may also be an absolute path.
+# Every setting of `settings` may be said once, in a child config or by --cfg-options, such as
+# data_root=/data/mine (docs/configs.md). A list may also be an absolute path.
+_base_ = '../settings.py'
+
 dataset_type = 'CityscapesDataset'
 data_root = 'data/cityscapes'
 labeled_list = 'splits/1_8/fold_0/labeled.txt'
 unlabeled_list = 'splits/1_8/fold_0/unlabeled.txt'
+val_list = ''  # all images of the folder
+img_suffix = '_leftImg8bit.png'
+seg_map_suffix = '_gtFine_labelTrainIds.png'
+image_size = (2048, 1024)  # (width, height) before random resizing
 crop_size = (512, 1024)
 resize_ratio = (0.5, 2.0)
 batch_size = 4  # labeled and unlabeled images together, on each device
-overridable = dict(
-    data_root=data_root,
-    labeled_list=labeled_list,
-    unlabeled_list=unlabeled_list,
-    crop_size=crop_size,
-    resize_ratio=resize_ratio,
-    batch_size=batch_size,
+source_ratio = [1, 0]  # of a batch: labeled images alone
+metainfo = dict()  # classes and palette: those of the dataset's type
+num_classes = 19
+settings = dict(
+    data_root=dict(default=data_root),
+    labeled_list=dict(default=labeled_list),
+    unlabeled_list=dict(default=unlabeled_list),
+    val_list=dict(default=val_list),
+    img_suffix=dict(default=img_suffix),
+    seg_map_suffix=dict(default=seg_map_suffix),
+    metainfo=dict(default=metainfo),
+    num_classes=dict(default=num_classes),
+    image_size=dict(default=image_size),
+    resize_ratio=dict(default=resize_ratio),
+    crop_size=dict(default=crop_size),
+    batch_size=dict(default=batch_size),
+    source_ratio=dict(default=source_ratio),
 )
 
 sup_pipeline = [
     dict(type='LoadImageFromFile', imdecode_backend='pillow'),
     dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=(2048, 1024), ratio_range=resize_ratio, keep_ratio=True),
+    dict(type='RandomResize', scale=image_size, ratio_range=resize_ratio, keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=1.0),
     dict(type='RandomFlip', prob=0.5),
     dict(type='mmdmt.PackSemiInputs'),
 ]
 unsup_pipeline = [
     dict(type='LoadImageFromFile', imdecode_backend='pillow'),
-    dict(type='RandomResize', scale=(2048, 1024), ratio_range=resize_ratio, keep_ratio=True),
+    dict(type='RandomResize', scale=image_size, ratio_range=resize_ratio, keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=1.0),
     dict(type='RandomFlip', prob=0.5),
     dict(type='mmdmt.PackSemiInputs'),
@@ -52,6 +67,9 @@ test_pipeline = [
 labeled_dataset = dict(
     type=dataset_type,
     data_root=data_root,
+    metainfo=metainfo,
+    img_suffix=img_suffix,
+    seg_map_suffix=seg_map_suffix,
     ann_file=labeled_list,
     data_prefix=dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train'),
     pipeline=sup_pipeline,
@@ -59,8 +77,9 @@ labeled_dataset = dict(
 unlabeled_dataset = dict(
     type='mmdmt.UnlabeledDataset',
     data_root=data_root,
+    metainfo=metainfo,
+    img_suffix=img_suffix,
     ann_file=unlabeled_list,
-    img_suffix='_leftImg8bit.png',
     data_prefix=dict(img_path='leftImg8bit/train'),
     pipeline=unsup_pipeline,
 )
@@ -68,7 +87,7 @@ train_dataloader = dict(
     batch_size=batch_size,
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(type='mmdmt.MultiSourceSampler', batch_size=batch_size, source_ratio=[1, 1]),
+    sampler=dict(type='mmdmt.MultiSourceSampler', batch_size=batch_size, source_ratio=source_ratio),
     dataset=dict(type='mmdmt.SemiDataset', datasets=[labeled_dataset, unlabeled_dataset]),
 )
 val_dataloader = dict(
@@ -79,6 +98,10 @@ val_dataloader = dict(
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
+        metainfo=metainfo,
+        img_suffix=img_suffix,
+        seg_map_suffix=seg_map_suffix,
+        ann_file=val_list,
         data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'),
         pipeline=test_pipeline,
     ),

@@ -9,38 +9,25 @@ image_size = (1024, 512)  # (width, height)
 crop_size = (256, 512)
 resize_ratio = (0.5, 1.5)
 batch_size = 8
-overridable = dict(
-    image_size=image_size, crop_size=crop_size, resize_ratio=resize_ratio, batch_size=batch_size
-)
 
-sup_pipeline = [
-    dict(type='mmdmt.LoadImageAtSize', scale=image_size, imdecode_backend='pillow'),
-    dict(type='mmdmt.LoadAnnotationsAtImageSize'),
-    dict(type='RandomResize', scale=image_size, ratio_range=resize_ratio, keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=1.0),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='mmdmt.PackSemiInputs'),
-]
-unsup_pipeline = [
-    dict(type='mmdmt.LoadImageAtSize', scale=image_size, imdecode_backend='pillow'),
-    dict(type='RandomResize', scale=image_size, ratio_range=resize_ratio, keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=1.0),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='mmdmt.PackSemiInputs'),
-]
+# Written with the values of cityscapes.py: the settings above go there as everywhere.
+load_image = dict(type='mmdmt.LoadImageAtSize', scale=_base_.image_size, imdecode_backend='pillow')
+load_labels = dict(type='mmdmt.LoadAnnotationsAtImageSize')
+sup_pipeline = [load_image, load_labels, *_base_.sup_pipeline[2:]]
+unsup_pipeline = [load_image, *_base_.unsup_pipeline[1:]]
 labeling_pipeline = [
-    dict(type='mmdmt.LoadImageAtSize', scale=image_size),
+    dict(type='mmdmt.LoadImageAtSize', scale=_base_.image_size),
     dict(type='PackSegInputs'),
 ]
 half_size_pipeline = [
-    dict(type='mmdmt.LoadImageAtSize', scale=image_size),
+    dict(type='mmdmt.LoadImageAtSize', scale=_base_.image_size),
     dict(type='mmdmt.LoadAnnotationsAtImageSize'),
     dict(type='PackSegInputs'),
 ]
 # Of inferencers: a prediction of the size of the file.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=image_size, keep_ratio=False),
+    dict(type='Resize', scale=_base_.image_size, keep_ratio=False),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
@@ -48,8 +35,6 @@ test_pipeline = [
 labeled_dataset = dict(pipeline=sup_pipeline)
 unlabeled_dataset = dict(pipeline=unsup_pipeline)
 train_dataloader = dict(
-    batch_size=batch_size,
-    sampler=dict(batch_size=batch_size),
     dataset=dict(
         datasets=[
             dict(_base_.labeled_dataset, pipeline=sup_pipeline),

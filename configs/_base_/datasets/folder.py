@@ -9,7 +9,8 @@
 # In a child config, set:
 #   data_root = '/path/to/your/data'
 #   metainfo = dict(classes=('background', 'cat', 'dog'), palette=[[0, 0, 0], ...])
-#     and in the model `num_classes` of each head. Without a palette colors are made up.
+#     without a palette colors are made up
+#   num_classes = 3
 #   img_suffix, seg_map_suffix       if not .jpg and .png
 #   image_size                       (width, height) that images are brought to before the random
 #                                    resizing by resize_ratio; the aspect ratio is kept
@@ -23,31 +24,38 @@
 #                pipeline={{_base_.unsup_pipeline}}),
 #       ])]))
 #
-# Every setting of `overridable` may be set once, at the top level of a child config or by
-# --cfg-options, e.g. data_root=/data/mine: the runners put the new value wherever the old one
-# was used (mmdmt.config). A list may also be an absolute path.
+# Every setting of `settings` may be said once, in a child config or by --cfg-options, such as
+# data_root=/data/mine (docs/configs.md). A list may also be an absolute path.
+_base_ = '../settings.py'
+
 dataset_type = 'BaseSegDataset'
 data_root = 'data/mine'
 labeled_list = 'splits/labeled.txt'
 unlabeled_list = 'splits/unlabeled.txt'
+val_list = ''  # all images of the folder
 img_suffix = '.jpg'
 seg_map_suffix = '.png'
 image_size = (2048, 512)
 crop_size = (512, 512)
 resize_ratio = (0.5, 2.0)
 batch_size = 8  # labeled and unlabeled images together, on each device
+source_ratio = [1, 0]  # of a batch: labeled images alone
 metainfo = dict(classes=('background', 'object'))
-overridable = dict(
-    data_root=data_root,
-    labeled_list=labeled_list,
-    unlabeled_list=unlabeled_list,
-    crop_size=crop_size,
-    resize_ratio=resize_ratio,
-    batch_size=batch_size,
-    img_suffix=img_suffix,
-    seg_map_suffix=seg_map_suffix,
-    image_size=image_size,
-    metainfo=metainfo,
+num_classes = 2
+settings = dict(
+    data_root=dict(default=data_root),
+    labeled_list=dict(default=labeled_list),
+    unlabeled_list=dict(default=unlabeled_list),
+    val_list=dict(default=val_list),
+    img_suffix=dict(default=img_suffix),
+    seg_map_suffix=dict(default=seg_map_suffix),
+    metainfo=dict(default=metainfo),
+    num_classes=dict(default=num_classes),
+    image_size=dict(default=image_size),
+    resize_ratio=dict(default=resize_ratio),
+    crop_size=dict(default=crop_size),
+    batch_size=dict(default=batch_size),
+    source_ratio=dict(default=source_ratio),
 )
 
 sup_pipeline = [
@@ -77,9 +85,9 @@ labeled_dataset = dict(
     type=dataset_type,
     data_root=data_root,
     metainfo=metainfo,
-    ann_file=labeled_list,
     img_suffix=img_suffix,
     seg_map_suffix=seg_map_suffix,
+    ann_file=labeled_list,
     data_prefix=dict(img_path='images/train', seg_map_path='masks/train'),
     pipeline=sup_pipeline,
 )
@@ -87,8 +95,8 @@ unlabeled_dataset = dict(
     type='mmdmt.UnlabeledDataset',
     data_root=data_root,
     metainfo=metainfo,
-    ann_file=unlabeled_list,
     img_suffix=img_suffix,
+    ann_file=unlabeled_list,
     data_prefix=dict(img_path='images/train'),
     pipeline=unsup_pipeline,
 )
@@ -96,7 +104,7 @@ train_dataloader = dict(
     batch_size=batch_size,
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(type='mmdmt.MultiSourceSampler', batch_size=batch_size, source_ratio=[1, 1]),
+    sampler=dict(type='mmdmt.MultiSourceSampler', batch_size=batch_size, source_ratio=source_ratio),
     dataset=dict(type='mmdmt.SemiDataset', datasets=[labeled_dataset, unlabeled_dataset]),
 )
 val_dataloader = dict(
@@ -110,6 +118,7 @@ val_dataloader = dict(
         metainfo=metainfo,
         img_suffix=img_suffix,
         seg_map_suffix=seg_map_suffix,
+        ann_file=val_list,
         data_prefix=dict(img_path='images/val', seg_map_path='masks/val'),
         pipeline=test_pipeline,
     ),

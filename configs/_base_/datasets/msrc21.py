@@ -5,16 +5,22 @@
 #   ann/{train,val,test}/*.png                     class ids from 0, 255 = void
 #   splits/1_8/fold_0/{labeled,unlabeled}.txt      from tools/misc/split_dataset.py
 #
-# Every setting of `overridable` may be set once, at the top level of a child config or by
-# --cfg-options, e.g. data_root=/data/msrc21: the runners put the new value wherever the old one
-# was used (mmdmt.config). A list may also be an absolute path.
+# Every setting of `settings` may be said once, in a child config or by --cfg-options, such as
+# data_root=/data/mine (docs/configs.md). A list may also be an absolute path.
+_base_ = '../settings.py'
+
 dataset_type = 'BaseSegDataset'
 data_root = 'data/msrc21'
 labeled_list = 'splits/1_8/fold_0/labeled.txt'
 unlabeled_list = 'splits/1_8/fold_0/unlabeled.txt'
+val_list = ''  # all images of the folder
+img_suffix = '.jpg'
+seg_map_suffix = '.png'
+image_size = (320, 240)  # (width, height) before random resizing
 crop_size = (192, 192)
 resize_ratio = (0.5, 2.0)
 batch_size = 8  # labeled and unlabeled images together, on each device
+source_ratio = [1, 0]  # of a batch: labeled images alone
 metainfo = dict(
     classes=(
         'building', 'grass', 'tree', 'cow', 'sheep', 'sky', 'aeroplane', 'water', 'face', 'car',
@@ -27,26 +33,34 @@ metainfo = dict(
         [128, 192, 128], [64, 64, 0], [192, 64, 0],
     ],
 )  # fmt: skip
-overridable = dict(
-    data_root=data_root,
-    labeled_list=labeled_list,
-    unlabeled_list=unlabeled_list,
-    crop_size=crop_size,
-    resize_ratio=resize_ratio,
-    batch_size=batch_size,
+num_classes = 21
+settings = dict(
+    data_root=dict(default=data_root),
+    labeled_list=dict(default=labeled_list),
+    unlabeled_list=dict(default=unlabeled_list),
+    val_list=dict(default=val_list),
+    img_suffix=dict(default=img_suffix),
+    seg_map_suffix=dict(default=seg_map_suffix),
+    metainfo=dict(default=metainfo),
+    num_classes=dict(default=num_classes),
+    image_size=dict(default=image_size),
+    resize_ratio=dict(default=resize_ratio),
+    crop_size=dict(default=crop_size),
+    batch_size=dict(default=batch_size),
+    source_ratio=dict(default=source_ratio),
 )
 
 sup_pipeline = [
     dict(type='LoadImageFromFile', imdecode_backend='pillow'),
     dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=(320, 240), ratio_range=resize_ratio, keep_ratio=True),
+    dict(type='RandomResize', scale=image_size, ratio_range=resize_ratio, keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
     dict(type='mmdmt.PackSemiInputs'),
 ]
 unsup_pipeline = [
     dict(type='LoadImageFromFile', imdecode_backend='pillow'),
-    dict(type='RandomResize', scale=(320, 240), ratio_range=resize_ratio, keep_ratio=True),
+    dict(type='RandomResize', scale=image_size, ratio_range=resize_ratio, keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=1.0),
     dict(type='RandomFlip', prob=0.5),
     dict(type='mmdmt.PackSemiInputs'),
@@ -61,6 +75,8 @@ labeled_dataset = dict(
     type=dataset_type,
     data_root=data_root,
     metainfo=metainfo,
+    img_suffix=img_suffix,
+    seg_map_suffix=seg_map_suffix,
     ann_file=labeled_list,
     data_prefix=dict(img_path='img/train', seg_map_path='ann/train'),
     pipeline=sup_pipeline,
@@ -69,6 +85,7 @@ unlabeled_dataset = dict(
     type='mmdmt.UnlabeledDataset',
     data_root=data_root,
     metainfo=metainfo,
+    img_suffix=img_suffix,
     ann_file=unlabeled_list,
     data_prefix=dict(img_path='img/train'),
     pipeline=unsup_pipeline,
@@ -77,7 +94,7 @@ train_dataloader = dict(
     batch_size=batch_size,
     num_workers=2,
     persistent_workers=True,
-    sampler=dict(type='mmdmt.MultiSourceSampler', batch_size=batch_size, source_ratio=[1, 1]),
+    sampler=dict(type='mmdmt.MultiSourceSampler', batch_size=batch_size, source_ratio=source_ratio),
     dataset=dict(type='mmdmt.SemiDataset', datasets=[labeled_dataset, unlabeled_dataset]),
 )
 val_dataloader = dict(
@@ -89,6 +106,9 @@ val_dataloader = dict(
         type=dataset_type,
         data_root=data_root,
         metainfo=metainfo,
+        img_suffix=img_suffix,
+        seg_map_suffix=seg_map_suffix,
+        ann_file=val_list,
         data_prefix=dict(img_path='img/val', seg_map_path='ann/val'),
         pipeline=test_pipeline,
     ),
@@ -102,6 +122,8 @@ test_dataloader = dict(
         type=dataset_type,
         data_root=data_root,
         metainfo=metainfo,
+        img_suffix=img_suffix,
+        seg_map_suffix=seg_map_suffix,
         data_prefix=dict(img_path='img/test', seg_map_path='ann/test'),
         pipeline=test_pipeline,
     ),

@@ -2,15 +2,21 @@
 #   python -c "from toy_scenes import generate; generate('data/toy_scenes')"
 # 24 labeled of 320 for training, 20 val, 100 test.
 #
-# Every setting of `overridable` may be set once, at the top level of a child config or by
-# --cfg-options (mmdmt.config).
+# Every setting of `settings` may be said once, in a child config or by --cfg-options.
+_base_ = '../settings.py'
+
 dataset_type = 'BaseSegDataset'
 data_root = 'data/toy_scenes'
 labeled_list = 'splits/labeled.txt'
 unlabeled_list = 'splits/unlabeled.txt'
+val_list = 'splits/val.txt'
+img_suffix = '.jpg'
+seg_map_suffix = '.png'
+image_size = (128, 96)  # (width, height) before random resizing
 crop_size = (96, 96)
 resize_ratio = (0.95, 1.25)
 batch_size = 8  # labeled and unlabeled images together, on each device
+source_ratio = [1, 0]  # of a batch: labeled images alone
 metainfo = dict(
     classes=(
         'sky', 'mountain', 'grass', 'sand', 'water', 'tree', 'rock', 'house', 'tent', 'boat',
@@ -22,19 +28,27 @@ metainfo = dict(
         [200, 60, 150],
     ],
 )  # fmt: skip
-overridable = dict(
-    data_root=data_root,
-    labeled_list=labeled_list,
-    unlabeled_list=unlabeled_list,
-    crop_size=crop_size,
-    resize_ratio=resize_ratio,
-    batch_size=batch_size,
+num_classes = 11
+settings = dict(
+    data_root=dict(default=data_root),
+    labeled_list=dict(default=labeled_list),
+    unlabeled_list=dict(default=unlabeled_list),
+    val_list=dict(default=val_list),
+    img_suffix=dict(default=img_suffix),
+    seg_map_suffix=dict(default=seg_map_suffix),
+    metainfo=dict(default=metainfo),
+    num_classes=dict(default=num_classes),
+    image_size=dict(default=image_size),
+    resize_ratio=dict(default=resize_ratio),
+    crop_size=dict(default=crop_size),
+    batch_size=dict(default=batch_size),
+    source_ratio=dict(default=source_ratio),
 )
 
 sup_pipeline = [
     dict(type='LoadImageFromFile', imdecode_backend='pillow'),
     dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=(128, 96), ratio_range=resize_ratio, keep_ratio=True),
+    dict(type='RandomResize', scale=image_size, ratio_range=resize_ratio, keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=1.0),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PhotoMetricDistortion'),
@@ -42,7 +56,7 @@ sup_pipeline = [
 ]
 unsup_pipeline = [
     dict(type='LoadImageFromFile', imdecode_backend='pillow'),
-    dict(type='RandomResize', scale=(128, 96), ratio_range=resize_ratio, keep_ratio=True),
+    dict(type='RandomResize', scale=image_size, ratio_range=resize_ratio, keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=1.0),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PhotoMetricDistortion'),
@@ -58,6 +72,8 @@ labeled_dataset = dict(
     type=dataset_type,
     data_root=data_root,
     metainfo=metainfo,
+    img_suffix=img_suffix,
+    seg_map_suffix=seg_map_suffix,
     ann_file=labeled_list,
     data_prefix=dict(img_path='img/train', seg_map_path='ann/train'),
     pipeline=sup_pipeline,
@@ -66,6 +82,7 @@ unlabeled_dataset = dict(
     type='mmdmt.UnlabeledDataset',
     data_root=data_root,
     metainfo=metainfo,
+    img_suffix=img_suffix,
     ann_file=unlabeled_list,
     data_prefix=dict(img_path='img/train'),
     pipeline=unsup_pipeline,
@@ -74,7 +91,7 @@ unlabeled_dataset = dict(
 train_dataloader = dict(
     batch_size=batch_size,
     num_workers=0,
-    sampler=dict(type='mmdmt.MultiSourceSampler', batch_size=batch_size, source_ratio=[1, 1]),
+    sampler=dict(type='mmdmt.MultiSourceSampler', batch_size=batch_size, source_ratio=source_ratio),
     dataset=dict(type='mmdmt.SemiDataset', datasets=[labeled_dataset, unlabeled_dataset]),
 )
 val_dataloader = dict(
@@ -85,7 +102,9 @@ val_dataloader = dict(
         type=dataset_type,
         data_root=data_root,
         metainfo=metainfo,
-        ann_file='splits/val.txt',
+        img_suffix=img_suffix,
+        seg_map_suffix=seg_map_suffix,
+        ann_file=val_list,
         data_prefix=dict(img_path='img/val', seg_map_path='ann/val'),
         pipeline=test_pipeline,
     ),
@@ -98,6 +117,8 @@ test_dataloader = dict(
         type=dataset_type,
         data_root=data_root,
         metainfo=metainfo,
+        img_suffix=img_suffix,
+        seg_map_suffix=seg_map_suffix,
         ann_file='splits/test.txt',
         data_prefix=dict(img_path='img/test', seg_map_path='ann/test'),
         pipeline=test_pipeline,

@@ -6,6 +6,8 @@
 #
 # Not published: epochs for 1464 (those of 1/8, a set of nearly that size). Two published scripts
 # differ in the epochs for 1/50: 212 (here) and 134.
+_base_ = './dmt.py'
+
 published_sets = dict(
     pascal_voc12={
         '1_106': dict(images=10582, labeled=100, pseudo_batch=7, epochs=300, round_epochs=4),
@@ -34,3 +36,14 @@ published_steps = {
     }
     for dataset, sets in published_sets.items()
 }
+
+# COCO weights of Caffe: BGR from 0 to 255, only the mean subtracted. The files are made by
+# tools/model_converters/advsemiseg_deeplabv2.py, that of Cityscapes --without-classifier.
+coco_options = dict(
+    model=dict(
+        data_preprocessor=dict(
+            mean=[104.008, 116.669, 122.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False
+        ),
+        backbone=dict(init_cfg=None),
+    )
+)

@@ -2,17 +2,17 @@
 # convolution), stages 3 and 4 dilated by 2 and 4 (output stride 8), no auxiliary head.
 # `decode_head.num_summed=2` repeats published DMT, see mmdmt.DeepLabV2Head.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
-data_preprocessor = dict(
-    type='SegDataPreProcessor',
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    bgr_to_rgb=True,
-    pad_val=0,
-    seg_pad_val=255,
-)
 model = dict(
     type='EncoderDecoder',
-    data_preprocessor=data_preprocessor,
+    data_preprocessor=dict(
+        type='SegDataPreProcessor',
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_val=0,
+        seg_pad_val=255,
+        size=None,  # crop_size
+    ),
     backbone=dict(
         type='ResNet',
         depth=101,

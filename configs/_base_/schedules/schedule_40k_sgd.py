@@ -1,5 +1,8 @@
-# Polynomial decay to zero, as in DeepLab. Child configs set the learning rate of their data set.
+# Polynomial decay to zero, as in DeepLab. Child configs set the learning rate of their dataset.
 max_iters = 40000
+schedule_settings = dict(
+    max_iters=dict(default=max_iters, sets=['train_cfg.max_iters', 'param_scheduler.**.end'])
+)
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=5e-4),
@@ -8,5 +11,5 @@ param_scheduler = [
     dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=max_iters, by_epoch=False),
 ]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=4000)
-val_cfg = dict(type='ValLoop')
+val_cfg = dict(type='mmdmt.NetworksValLoop')
 test_cfg = dict(type='TestLoop')

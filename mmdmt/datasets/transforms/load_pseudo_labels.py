@@ -1,10 +1,8 @@
 """Loads stored pseudo-labels in place of annotations."""
 
-from typing import Optional
-
 from mmcv.transforms import BaseTransform
 
-from mmdmt.pseudo import PseudoLabelStore
+from mmdmt.pseudo.store import PseudoLabelStore
 from mmdmt.registry import TRANSFORMS
 
 
@@ -15,7 +13,7 @@ class LoadPseudoLabels(BaseTransform):
     Both maps are put into ``seg_fields``, so mmseg's geometric transforms carry them along with
     the image, by nearest neighbor. The label is 255 below the threshold of its class.
 
-    The store is opened with the first image: it may be filled after the dataset has been built.
+    The store may be filled after the dataset has been built.
 
     Args:
         store_dir (str): Folder of a :class:`~mmdmt.pseudo.PseudoLabelStore`.
@@ -26,7 +24,7 @@ class LoadPseudoLabels(BaseTransform):
 
     def __init__(self, store_dir: str) -> None:
         self.store_dir = store_dir
-        self._store: Optional[PseudoLabelStore] = None
+        self._store = PseudoLabelStore(store_dir)  # reads nothing yet
 
     def transform(self, results: dict) -> dict:
         """Add the stored maps.
@@ -41,8 +39,6 @@ class LoadPseudoLabels(BaseTransform):
             raise KeyError(
                 'LoadPseudoLabels needs `name` in the data info; use mmdmt.UnlabeledDataset'
             )
-        if self._store is None:
-            self._store = PseudoLabelStore(self.store_dir)
         label, confidence = self._store.get_thresholded(results['name'])
         size = results['img'].shape[:2]
         if label.shape != size:
@@ -54,7 +50,8 @@ class LoadPseudoLabels(BaseTransform):
         results['gt_seg_map'] = label
         # In full precision: DMT compares confidences, which differ far above 254/255.
         results['pseudo_confidence'] = confidence
-        results.setdefault('seg_fields', []).extend(['gt_seg_map', 'pseudo_confidence'])
+        fields = results.setdefault('seg_fields', [])
+        fields.extend(['gt_seg_map', 'pseudo_confidence'])
         return results
 
     def __repr__(self) -> str:

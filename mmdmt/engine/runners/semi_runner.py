@@ -21,7 +21,7 @@ from mmdmt.checkpoint import (
     load_checkpoint_file,
     safe_loading,
 )
-from mmdmt.config import normalize_config
+from mmdmt.config import resolve_config
 from mmdmt.distributed import from_main, join_process_group, unwrap
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
 from mmdmt.files import atomic_path, is_remote
@@ -56,7 +56,7 @@ class SemiRunner(Runner):
     @classmethod
     def from_cfg(cls, cfg: Union[dict, Config]) -> 'SemiRunner':
         """Build a runner from a config, which is not changed, after its settings are spread."""
-        return super().from_cfg(normalize_config(copy.deepcopy(cfg)))
+        return super().from_cfg(resolve_config(copy.deepcopy(cfg)))
 
     # --- Environment -----------------------------------------------------------------------------
 

@@ -1,7 +1,0 @@
-# CamVid, labeled images alone: for labeled-only baselines.
-_base_ = './camvid.py'
-
-train_dataloader = dict(
-    sampler=dict(source_ratio=[1]),
-    dataset=dict(datasets=[{{_base_.labeled_dataset}}]),
-)

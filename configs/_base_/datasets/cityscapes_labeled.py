@@ -1,7 +1,0 @@
-# Cityscapes, labeled images alone: for labeled-only baselines.
-_base_ = './cityscapes.py'
-
-train_dataloader = dict(
-    sampler=dict(source_ratio=[1]),
-    dataset=dict(datasets=[{{_base_.labeled_dataset}}]),
-)

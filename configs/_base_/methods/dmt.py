@@ -1,0 +1,7 @@
+# Dynamic mutual training: two members label for each other, round after round, with more pixels in
+# each. A leaf adds the runner and the lengths.
+mutual = dict(
+    members=[dict(name='a', seed=1), dict(name='b', seed=2)],
+    ratios=[0.2, 0.4, 0.6, 0.8, 1.0],
+    pseudo_loss=dict(type='mmdmt.DynamicMutualLoss', gamma1=5.0, gamma2=5.0),
+)

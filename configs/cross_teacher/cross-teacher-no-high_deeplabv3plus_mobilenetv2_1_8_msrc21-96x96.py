@@ -1,4 +1,0 @@
-# Ablation: without the high-level contrastive module.
-_base_ = './cross-teacher_deeplabv3plus_mobilenetv2_1_8_msrc21-96x96.py'
-
-model = dict(semi_train_cfg=dict(contrast=dict(high_weight=0)))

@@ -1,4 +1,0 @@
-# Ablation: each student learns from its own teacher, as two Mean Teachers with contrast between them.
-_base_ = './cross-teacher_deeplabv3plus_mobilenetv2_1_8_msrc21-96x96.py'
-
-model = dict(semi_train_cfg=dict(taught_by='own'))

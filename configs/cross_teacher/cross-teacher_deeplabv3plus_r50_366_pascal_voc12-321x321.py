@@ -1,5 +1,0 @@
-_base_ = './cross-teacher_deeplabv3plus_r50_92_pascal_voc12-321x321.py'
-
-labeled_list = 'splits/366/labeled.txt'
-unlabeled_list = 'splits/366/unlabeled.txt'
-model = dict(semi_train_cfg=dict(contrast=dict(num_labeled=366)))

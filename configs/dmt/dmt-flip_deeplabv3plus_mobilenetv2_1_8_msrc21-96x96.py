@@ -1,5 +1,0 @@
-# DMT with flipped labels (the ablation "flip"): where the learning member is surer than the label,
-# it learns its own class, weighted by the doubt in the label, instead of nothing.
-_base_ = './dmt_deeplabv3plus_mobilenetv2_1_8_msrc21-96x96.py'
-
-mutual = dict(pseudo_loss=dict(conflict='flip'))

@@ -1,4 +1,0 @@
-_base_ = './dual-teacher_deeplabv3plus_r101_1_8_pascal_voc12-321x321.py'
-
-labeled_list = 'splits/183/labeled.txt'
-unlabeled_list = 'splits/183/unlabeled.txt'

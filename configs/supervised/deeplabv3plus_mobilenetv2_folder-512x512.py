@@ -1,0 +1,10 @@
+# Set data_root, metainfo and num_classes, see ../_base_/datasets/folder.py.
+_base_ = [
+    '../_base_/models/deeplabv3plus_mobilenetv2-d16.py',
+    '../_base_/datasets/folder.py',
+    '../_base_/schedules/schedule_20k_sgd.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(decode_head=dict(num_classes=_base_.num_classes))
+optim_wrapper = dict(optimizer=dict(lr=0.02))

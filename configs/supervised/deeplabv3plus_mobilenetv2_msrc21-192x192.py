@@ -1,0 +1,10 @@
+_base_ = [
+    '../_base_/models/deeplabv3plus_mobilenetv2-d16.py',
+    '../_base_/datasets/msrc21.py',
+    '../_base_/schedules/schedule_4k_sgd.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(decode_head=dict(num_classes=_base_.num_classes))
+optim_wrapper = dict(optimizer=dict(lr=0.02))
+default_hooks = dict(checkpoint=dict(interval=400))

@@ -1,0 +1,3 @@
+_base_ = './deeplabv3plus_r50_ade20k-512x512.py'
+
+model = dict(backbone=dict(depth=101, init_cfg=dict(checkpoint='open-mmlab://resnet101_v1c')))

@@ -1,0 +1,9 @@
+# Set data_root, metainfo and num_classes, see ../_base_/datasets/folder.py.
+_base_ = [
+    '../_base_/models/deeplabv3plus_timm-mobilenetv3-d16.py',
+    '../_base_/datasets/folder.py',
+    '../_base_/schedules/schedule_20k_sgd.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(decode_head=dict(num_classes=_base_.num_classes))

@@ -1,0 +1,8 @@
+_base_ = [
+    '../_base_/models/segformer_mit-b0.py',
+    '../_base_/datasets/ade20k.py',
+    '../_base_/schedules/schedule_40k_adamw.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(decode_head=dict(num_classes=_base_.num_classes))

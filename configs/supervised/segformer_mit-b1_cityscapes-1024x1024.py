@@ -1,0 +1,10 @@
+_base_ = [
+    '../_base_/models/segformer_mit-b1.py',
+    '../_base_/datasets/cityscapes.py',
+    '../_base_/schedules/schedule_80k_adamw.py',
+    '../_base_/default_runtime.py',
+]
+
+evaluation_protocol = 'cityscapes_sliding'
+crop_size = (1024, 1024)
+model = dict(decode_head=dict(num_classes=_base_.num_classes))

@@ -1,3 +1,0 @@
-_base_ = './supervised_deeplabv2_r101_all_msrc21-192x192.py'
-
-labeled_list = 'splits/1_8/fold_0/labeled.txt'

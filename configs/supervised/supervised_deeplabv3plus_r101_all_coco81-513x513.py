@@ -1,8 +1,0 @@
-_base_ = './supervised_deeplabv3plus_r50_all_coco81-513x513.py'
-
-model = dict(
-    backbone=dict(
-        depth=101,
-        init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://resnet101_v1c'),
-    ),
-)

@@ -1,3 +1,0 @@
-_base_ = './supervised_deeplabv3plus_r50_all_ade20k-512x512.py'
-
-labeled_list = 'splits/1_32/fold_0/labeled.txt'

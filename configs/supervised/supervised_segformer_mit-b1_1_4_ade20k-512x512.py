@@ -1,3 +1,0 @@
-_base_ = './supervised_segformer_mit-b1_all_ade20k-512x512.py'
-
-labeled_list = 'splits/1_4/fold_0/labeled.txt'

@@ -1,3 +1,0 @@
-_base_ = './supervised_segformer_mit-b5_all_pascal_voc12-512x512.py'
-
-labeled_list = 'splits/1_8/fold_0/labeled.txt'
