@@ -274,7 +274,7 @@ def test_mutual_config_shows_the_latest_complete_store(data_root, columns, capsy
     write_store(data_root / 'run' / 'stage_2_a' / 'pseudo_labels', complete=False)
     run(cfg, data_root, '--number', '1')
     assert 'stage_1_b' in capsys.readouterr().out
-    cells, names = columns[1]
+    cells, names = columns[2]
     assert list(cells) == ['image', 'pseudo-label', 'confidence']
     assert names[0].startswith('pseudo-labeled: ')
     image, overlay = cells['image'][0], cells['pseudo-label'][0]
@@ -282,7 +282,7 @@ def test_mutual_config_shows_the_latest_complete_store(data_root, columns, capsy
         overlay[:, :24], browse.overlay_label(image[:, :24], np.full((24, 24), 2), PALETTE)
     )
     assert len(np.unique(cells['confidence'][0][:, :24].reshape(-1, 3), axis=0)) == 1
-    assert list(columns[2][0]) == ['image', 'label']
+    assert list(columns[1][0]) == ['image', 'label']
 
 
 def test_stage_that_is_not_there_is_refused(data_root):

@@ -32,7 +32,7 @@ import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.checkpoint import load_checkpoint_file
 from mmdmt.config import resolve_config
 from mmdmt.engine.hooks.iter_seed_hook import seed_everything_at
-from mmdmt.engine.mutual.stage_config import PSEUDO_LABEL_DIR, StageConfigBuilder
+from mmdmt.engine.mutual.stage_config import StageConfigBuilder
 from mmdmt.evaluation.visualization import (
     class_legend,
     confidence_heatmap,
@@ -128,7 +128,7 @@ def stage_config(cfg: Config, work_dir: str, wanted: Optional[str] = None) -> Co
     first_round = [stage for stage in stages if not stage.round]
     for stage in [stage for stage in reversed(stages) if stage.round] + first_round:
         stage_dir = osp.join(work_dir, stage.name)
-        store = osp.join(stage_dir, PSEUDO_LABEL_DIR)
+        store = osp.join(stage_dir, builder.store)
         if not stage.round or PseudoLabelStore(store).is_complete:
             print(f'Stage {stage.name}')
             return builder.build(stage, stage_dir)
