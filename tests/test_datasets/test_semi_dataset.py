@@ -154,13 +154,6 @@ def test_several_folders_make_one_source(root):
     assert names[1].endswith('more/08.png')
 
 
-def test_lazy_init_reads_the_lists_later(root):
-    dataset = SemiDataset([labeled(root), unlabeled(root, lazy_init=True)], lazy_init=True)
-    assert not dataset.datasets[1]._fully_initialized
-    assert dataset[SeededIndex(5, 1)]['data_samples'].img_path.endswith('05.jpg')
-    assert len(dataset) == 12
-
-
 @pytest.mark.parametrize('serialize', [True, False])
 def test_a_seeded_sample_depends_on_its_seed_alone(root, serialize):
     dataset = SemiDataset(
