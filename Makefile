@@ -45,7 +45,8 @@ demo: $(STAMP)
 
 test: export OMP_NUM_THREADS = 1
 test: $(STAMP)
-	$(RUN) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@# A file at a time, since its tests share what they trained; slow files first (tests/conftest.py).
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

@@ -1,13 +1,13 @@
 """Checkpoints that survive a kill and that cannot run code when they are loaded.
 
-A checkpoint is loaded with a short allow-list: tensors, plain Python values, and the few NumPy and
-mmengine objects that an mmengine runner puts in its message hub. Whatever needs more is refused,
-unless the user names that very file (``trusted_checkpoints`` in the config, ``--trust-checkpoint``
-of the tools).
+What is loaded are tensors, plain Python values, and the few NumPy and mmengine objects that a
+runner puts in its message hub. A file that needs more is refused, unless the user names it
+(``trusted_checkpoints`` in the config, ``--trust-checkpoint`` of the tools).
 """
 
 import ast
 import contextlib
+import hashlib
 import logging
 import os
 import pickle
@@ -190,11 +190,19 @@ def save_atomically(obj: Any, path: Union[str, Path]) -> None:
         torch.save(obj, temporary)
 
 
+def checkpoint_identity(path: Union[str, Path]) -> dict:
+    """What tells one checkpoint from another: file name, size and SHA-256 of the content."""
+    path, digest = Path(path), hashlib.sha256()
+    with path.open('rb') as file:
+        for block in iter(lambda: file.read(1 << 20), b''):
+            digest.update(block)
+    return dict(file=path.name, bytes=path.stat().st_size, sha256=digest.hexdigest())
+
+
 def is_complete(path: Union[str, Path]) -> bool:
     """Whether a file that ``torch.save`` wrote is there in full and undamaged.
 
-    Reads the file once to compare its checksums. Legacy files (torch < 1.6) are no zip archives
-    and count as damaged; no mmengine 2.x runner writes them.
+    Compares its checksums. Legacy files (torch < 1.6), which are no zip archives, count as damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -267,14 +275,10 @@ def _warn(message: str) -> None:
 
 
 def read_stored_config(text: str) -> Config:
-    """Read the config that mmengine stores in ``meta['cfg']`` of a checkpoint.
+    """Read the config text that mmengine stores in ``meta['cfg']`` of a checkpoint.
 
-    It is Python text. mmengine's reader executes it, which would undo what loading with
-    ``weights_only`` is for. What a runner writes consists of assignments of plain values, so only
-    those are read.
-
-    Args:
-        text: The text (``Config.pretty_text``).
+    mmengine's reader executes it, which would undo what loading with ``weights_only`` is for. What
+    a runner writes consists of assignments of plain values, so only those are read.
 
     Raises:
         ValueError: The text holds anything but ``name = value`` with plain values.

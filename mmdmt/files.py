@@ -17,16 +17,10 @@ _MAX_HOST_LENGTH = 32  # a file name has 255 bytes at most
 def atomic_path(path: Union[str, Path]) -> Iterator[Path]:
     """Give a temporary path that becomes ``path`` when the block ends without an error.
 
-    The temporary file lies in the same folder, because a rename is atomic only within one file
-    system. Its name has the host and the process, because machines that share the folder may write
-    the same file. It reaches the disk before the rename, so that a power cut cannot leave a
-    complete name on an empty file.
-
-    Args:
-        path: The file to write. Its folder is made if it does not exist.
-
-    Yields:
-        The path to write to. It is removed if the block raises.
+    The temporary file lies in the same folder, which is made if it does not exist, because a
+    rename is atomic only within one file system. Its name has the host and the process, because
+    machines that share the folder may write the same file. It reaches the disk before the rename,
+    so that a power cut cannot leave a complete name on an empty file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

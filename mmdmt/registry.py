@@ -11,6 +11,7 @@ from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
+from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
@@ -33,3 +34,4 @@ RUNNERS = Registry(
     parent=MMENGINE_RUNNERS,
     locations=['mmdmt.engine.runners'],
 )
+TASK_UTILS = Registry('task util', parent=MMENGINE_TASK_UTILS, locations=['mmdmt.pseudo'])

@@ -1,21 +1,43 @@
 """Settings of the whole suite: small machines, no display, no GPU unless there is one."""
 
+import gc
 import os
+from pathlib import Path
 
 os.environ.setdefault('MPLBACKEND', 'Agg')
 # Threads that spin while they wait make two busy processes several times slower.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+# Processes that tests start run this checkout, not the one that is installed.
+os.environ['PYTHONPATH'] = os.pathsep.join(
+    [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get('PYTHONPATH')])]
+)
 
 import pytest
 import torch
 from hypothesis import settings
 from mmengine.registry import DefaultScope
+from yapf.yapflib import yapf_api
+
+FORMAT_CODE = yapf_api.FormatCode
 
 torch.set_num_threads(1)
 # Examples on a shared machine take as long as they take; the same ones are tried every time.
 settings.register_profile('mmdmt', deadline=None, derandomize=True)
 settings.load_profile('mmdmt')
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Take what the imports made out of garbage collection.
+
+    mmengine collects garbage for every dataset it builds, which takes a second with all of that.
+    """
+    gc.freeze()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Give it back: some libraries complain at exit of what was not collected."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -24,19 +46,29 @@ def no_default_scope():
     DefaultScope._instance_dict.clear()
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session', autouse=True)
 def unformatted_configs():
     """Config texts as they are: mmengine formats them for logs, files and every checkpoint.
 
     That takes half of the time of a short run.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **options: (text, True))
+        patch.setattr(yapf_api, 'FormatCode', lambda text, **options: (text, True))
         yield
 
 
+@pytest.fixture
+def formatted_configs(monkeypatch):
+    """Config texts as users see them."""
+    monkeypatch.setattr(yapf_api, 'FormatCode', FORMAT_CODE)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
-    """Leave tests that need a GPU out (not: skip them) where there is none."""
+    """Leave tests that need a GPU out (not: skip them) where there is none; slow files first.
+
+    So parallel workers, which take a file at a time, end together.
+    """
+    items.sort(key=lambda item: not hasattr(item.module, 'ForkedTool'))
     if torch.cuda.is_available():
         return
     gpu = [item for item in items if item.get_closest_marker('gpu')]

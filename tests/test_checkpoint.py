@@ -254,6 +254,7 @@ def test_safe_loading_restores_what_it_changed(monkeypatch):
     assert CheckpointLoader._schemes[''] is stock
 
 
+@pytest.mark.usefixtures('formatted_configs')
 def test_a_stored_config_is_read_as_mmengine_writes_it():
     cfg = Config(
         dict(

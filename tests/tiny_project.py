@@ -109,20 +109,16 @@ def labeled_only(cfg):
     return cfg
 
 
-def mean_teacher(cfg, **semi_train_cfg):
-    """Turn a config into Mean Teacher training."""
-    segmentor = cfg['model']
-    preprocessor = dict(segmentor.pop('data_preprocessor'), type='mmdmt.SemiDataPreprocessor')
-    preprocessor['strong'] = dict(type='mmdmt.StrongAugment')
-    semi_train_cfg.setdefault('threshold', 0.3)
-    cfg['model'] = dict(
-        type='mmdmt.MeanTeacher',
-        segmentor=segmentor,
-        data_preprocessor=preprocessor,
-        semi_train_cfg=semi_train_cfg,
-    )
-    cfg['custom_hooks'] = [dict(type='mmdmt.TeacherUpdateHook')]
+def online(cfg, kind, **settings):
+    """Turn a config into training with an online method."""
+    settings.setdefault('strong', dict(type='mmdmt.StrongAugment'))
+    cfg['model'] = dict(type=kind, segmentor=cfg['model'], **settings)
     return cfg
+
+
+def mean_teacher(cfg, **settings):
+    """Turn a config into Mean Teacher training."""
+    return online(cfg, 'mmdmt.MeanTeacher', **dict(dict(threshold=0.3), **settings))
 
 
 def mutual(cfg, **settings):

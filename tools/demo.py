@@ -27,6 +27,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmseg.apis import MMSegInferencer
 from PIL import Image
+from prettytable import PrettyTable, TableStyle
 
 from mmdmt.engine.mutual import LedgerMismatchError
 from mmdmt.engine.runners import MutualTrainingRunner, SemiRunner
@@ -325,19 +326,12 @@ def report(
 
 def table(rows: Sequence[Row]) -> str:
     """Rows as a Markdown table, aligned for the terminal."""
-    titles = ('method', 'labels', 'steps', 'test mIoU', 'training time')
-    cells = [
-        (r.method, str(r.labels), str(r.steps), f'{r.miou:.1f}', f'{r.seconds:.0f} s') for r in rows
-    ]
-    widths = [max(map(len, column)) for column in zip(titles, *cells)]
-    rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
-
-    def line(values: Sequence[str]) -> str:
-        first, *rest = values
-        aligned = [first.ljust(widths[0]), *(v.rjust(w) for v, w in zip(rest, widths[1:]))]
-        return f'| {" | ".join(aligned)} |'
-
-    return '\n'.join([line(titles), line(rule), *map(line, cells)])
+    found = PrettyTable(['method', 'labels', 'steps', 'test mIoU', 'training time'], align='r')
+    found.set_style(TableStyle.MARKDOWN)
+    found.align['method'] = 'l'
+    for row in rows:
+        found.add_row([*row[:3], f'{row.miou:.1f}', f'{row.seconds:.0f} s'])
+    return found.get_string()
 
 
 if __name__ == '__main__':

@@ -55,13 +55,13 @@ def parse_args() -> argparse.Namespace:
 
 
 def select_network(cfg: Config, name: str) -> None:
-    """Make an on-line method predict with the network ``name``."""
+    """Make an online method predict with the network ``name``."""
     if 'segmentor' not in cfg.model:
         raise ValueError(
             f'--predict-on {name}: the model of this config ({cfg.model.type}) is a single '
             'network; leave the option out'
         )
-    cfg.model.semi_test_cfg = dict(cfg.model.get('semi_test_cfg') or {}, predict_on=name)
+    cfg.model.predict_on = name
 
 
 def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:

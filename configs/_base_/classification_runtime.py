@@ -5,7 +5,6 @@ default_scope = 'mmpretrain'
 custom_imports = dict(imports=['mmdmt', 'mmdmt.classification'], allow_failed_imports=False)
 
 default_hooks = dict(
-    dataset_check=dict(_delete_=True, type='mmdmt.ListCheckHook'),
     visualization=dict(_delete_=True, type='VisualizationHook', enable=False),
 )
 visualizer = dict(

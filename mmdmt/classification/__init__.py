@@ -13,11 +13,10 @@ for _name in ('mmpretrain.models', 'mmpretrain.datasets', 'mmpretrain.evaluation
 
 from .ema_model import EMAModel  # noqa: E402
 from .identity import Identity  # noqa: E402
-from .list_check_hook import ListCheckHook  # noqa: E402
 from .listed_dataset import ListedDataset  # noqa: E402
 from .mutual_classifier import MutualClassifier  # noqa: E402
 from .rand_augment import RandAugment  # noqa: E402
-from .soft_label_hook import SoftLabelHook  # noqa: E402
+from .soft_labeler import SoftLabeler  # noqa: E402
 from .stages import ClassificationStageConfigBuilder  # noqa: E402
 from .wide_resnet import WideResNet  # noqa: E402
 
@@ -25,10 +24,9 @@ __all__ = [
     'ClassificationStageConfigBuilder',
     'EMAModel',
     'Identity',
-    'ListCheckHook',
     'ListedDataset',
     'MutualClassifier',
     'RandAugment',
-    'SoftLabelHook',
+    'SoftLabeler',
     'WideResNet',
 ]

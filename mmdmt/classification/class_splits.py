@@ -10,12 +10,7 @@ VALIDATION_SEED = 1
 
 
 class ClassSplits(NamedTuple):
-    """Result of :func:`per_class_splits`.
-
-    Attributes:
-        val (list[str]): Validation images, the same for all seeds.
-        splits (dict): ``{(labeled images in all, seed): (labeled, unlabeled)}``.
-    """
+    """Validation ids, the same for all seeds; lists by (labeled images in all, seed)."""
 
     val: list[str]
     splits: dict[tuple[int, int], Split]
@@ -29,11 +24,10 @@ def per_class_splits(
 ) -> ClassSplits:
     """Draw nested lists with equally many labeled images of each class.
 
-    The procedure published with DMT for CIFAR-10: the images of each class are shuffled, the last
-    20 of the draw with seed 1 are the validation images, and labeled are the first 4, 25, 100 or
-    400 of the others, so that larger sets of a seed contain the smaller ones. The images of each
-    class start in the order of their names, classes in the order of their numbers, one random
-    stream for each seed; the published lists themselves were not at hand to compare with.
+    The procedure published with DMT for CIFAR-10: the images of each class, in the order of their
+    names, are shuffled with one random stream a seed. The last 20 of the draw with seed 1 are the
+    validation images, and labeled are the first 4, 25, 100 or 400 of the others. The published
+    lists themselves were not at hand to compare with.
 
     Args:
         labels (Mapping[str, int]): Class of each image by name.
@@ -41,21 +35,17 @@ def per_class_splits(
         seeds (Iterable[int]): One draw for each.
         val_per_class (int): Validation images of each class; 0 for none.
 
-    Returns:
-        ClassSplits: The validation images, and the lists by number of labels and seed.
-
     Raises:
         ValueError: If there are no images, or a class has too few.
     """
-    by_class = _by_class(labels)
-    _check_sizes(by_class, per_class, val_per_class)
+    _check_sizes(labels, per_class, val_per_class)
     val: set[str] = set()
     if val_per_class:
-        for names in _shuffled(by_class, VALIDATION_SEED):
+        for names in _shuffled(labels, VALIDATION_SEED):
             val.update(names[-val_per_class:])
     splits = {}
     for seed in seeds:
-        drawn = [[name for name in names if name not in val] for names in _shuffled(by_class, seed)]
+        drawn = [[name for name in names if name not in val] for names in _shuffled(labels, seed)]
         for count in per_class:
             labeled = [name for names in drawn for name in names[:count]]
             unlabeled = [name for names in drawn for name in names[count:]]
@@ -63,34 +53,34 @@ def per_class_splits(
     return ClassSplits(sorted(val), splits)
 
 
-def _by_class(labels: Mapping[str, int]) -> list[list[str]]:
-    """Sorted names of each class, in the order of the classes."""
-    names: dict[int, list[str]] = {}
-    for name in sorted(labels):
-        names.setdefault(labels[name], []).append(name)
-    if not names:
-        raise ValueError('there are no images to split: the data set or folder is empty')
-    return [names[label] for label in sorted(names)]
-
-
-def _check_sizes(by_class: list[list[str]], per_class: Sequence[int], val_per_class: int) -> None:
+def _check_sizes(labels: Mapping[str, int], per_class: Sequence[int], val_per_class: int) -> None:
+    if not labels:
+        raise ValueError('there are no images to split: the dataset or folder is empty')
     if not per_class or min(per_class) < 1 or val_per_class < 0:
         raise ValueError(
             f'at least one labeled image of each class is needed, got {list(per_class)} and '
             f'{val_per_class} for validation'
         )
-    least, wanted = min(map(len, by_class)), max(per_class) + val_per_class
-    if wanted > least:
+    least = min(map(len, _by_class(labels)))
+    if max(per_class) + val_per_class > least:
         raise ValueError(
             f'a class has {least} images, but {max(per_class)} labeled and {val_per_class} '
             'validation images of each class are wanted'
         )
 
 
-def _shuffled(by_class: list[list[str]], seed: int) -> list[list[str]]:
+def _by_class(labels: Mapping[str, int]) -> list[list[str]]:
+    """Sorted names of each class, in the order of the classes."""
+    names: dict[int, list[str]] = {label: [] for label in sorted(set(labels.values()))}
+    for name in sorted(labels):
+        names[labels[name]].append(name)
+    return list(names.values())
+
+
+def _shuffled(labels: Mapping[str, int], seed: int) -> list[list[str]]:
     """The names of each class in random order, from one stream."""
     rng = random.Random(seed)
-    drawn = [list(names) for names in by_class]
+    drawn = _by_class(labels)
     for names in drawn:
         rng.shuffle(names)
     return drawn

@@ -7,15 +7,13 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from mmdmt.checkpoint import load_checkpoint_file, save_atomically
-from mmdmt.export.segmentor import (
+from mmdmt.export.plain import (
     PathLike,
-    _check_fit,
-    _dicts,
-    _forget_pretrained,
-    _imports,
-    _read_config,
     foreign_types,
+    forget_pretrained,
+    read_trained,
+    with_imports,
+    write_plain,
 )
 
 _RUNTIME_KEYS = ('default_scope', 'env_cfg', 'visualizer', 'log_processor', 'log_level')
@@ -51,23 +49,13 @@ def export_classifier(
     Raises:
         ValueError: No config, one of another model, or weights that do not fit it.
     """
-    loaded = load_checkpoint_file(checkpoint, trusted=trusted)
-    cfg = _read_config(checkpoint, loaded, config)
+    loaded, cfg = read_trained(checkpoint, config, trusted)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     plain = plain_classifier_config(cfg)
-    weights = {key: value.detach().clone() for key, value in loaded['state_dict'].items()}
-    weights = _check_fit(plain, weights, f'{checkpoint}')
-
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    config_file, checkpoint_file = out_dir / 'classifier.py', out_dir / 'classifier.pth'
-    meta = {
-        'dataset_meta': dict(loaded.get('meta', {}).get('dataset_meta') or {}),
-        'cfg': plain.pretty_text,
-    }
-    save_atomically({'meta': meta, 'state_dict': weights}, checkpoint_file)
-    plain.dump(config_file)
-    return ExportedClassifier(config_file, checkpoint_file, foreign_types(plain))
+    meta = dict(loaded.get('meta', {}).get('dataset_meta') or {})
+    stem = Path(out_dir) / 'classifier'
+    files = write_plain(stem, plain, loaded['state_dict'], meta, f'{checkpoint}')
+    return ExportedClassifier(*files, foreign_types(plain))
 
 
 def plain_classifier_config(cfg: Config) -> Config:
@@ -95,13 +83,8 @@ def plain_classifier_config(cfg: Config) -> Config:
             test_evaluator=cfg.get('test_evaluator', dict(type='Accuracy', topk=(1,))),
             test_cfg=dict(type='TestLoop'),
         )
-    plain = Config(plain)
-    imports = [name for name in _imports(cfg) if not name.startswith('mmdmt')]
-    if foreign_types(plain):
-        imports.append('mmdmt.classification')  # registers data sets and transforms, too
-    if imports:
-        plain.custom_imports = dict(imports=imports, allow_failed_imports=False)
-    return plain
+    # The import registers datasets and transforms, too.
+    return with_imports(plain, cfg, 'mmdmt.classification')
 
 
 def _plain_model(model: Dict[str, Any]) -> Dict[str, Any]:
@@ -114,8 +97,7 @@ def _plain_model(model: Dict[str, Any]) -> Dict[str, Any]:
     for key in _TRAINING_ONLY:
         model.pop(key, None)
     model['type'] = 'ImageClassifier'
-    for part in _dicts(model):
-        _forget_pretrained(part)
+    forget_pretrained(model)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Part of a classification data set, by a list of names."""
+"""Part of a classification dataset, by a list of names."""
 
 import copy
 import os.path as osp
@@ -7,7 +7,7 @@ from typing import Any, Dict, Iterator, List, Sequence
 from mmpretrain.datasets import BaseDataset
 
 from mmdmt.classification.soft_labels import SoftLabelStore
-from mmdmt.datasets.splits.draws import read_list
+from mmdmt.datasets.splits.files import read_list
 from mmdmt.registry import DATASETS
 
 MAX_NAMES_IN_ERRORS = 5
@@ -15,7 +15,7 @@ MAX_NAMES_IN_ERRORS = 5
 
 @DATASETS.register_module()
 class ListedDataset(BaseDataset):
-    """The images of any mmpretrain data set that a list names, with or without their labels.
+    """The images of any mmpretrain dataset that a list names, with or without their labels.
 
     Every data info has a ``name``: the path below the image folder (``cat/001.png``), or, where
     images are not files (CIFAR), the number of the image in five digits (``00042``).
@@ -24,7 +24,7 @@ class ListedDataset(BaseDataset):
     class probabilities as ``soft_label`` and the most probable class as ``gt_label``.
 
     Args:
-        dataset (dict): Config of the data set, such as
+        dataset (dict): Config of the dataset, such as
             ``dict(type='mmpretrain.CIFAR10', data_root=..., split='train')`` or
             ``dict(type='mmpretrain.CustomDataset', data_prefix=...)``, without a pipeline.
         ann_file (str): Text file with one name a line, inside ``data_root``. Empty to take all.
@@ -35,7 +35,7 @@ class ListedDataset(BaseDataset):
 
     Raises:
         FileNotFoundError: If the list does not exist.
-        ValueError: If the list names an image that the data set does not have, or one twice, or
+        ValueError: If the list names an image that the dataset does not have, or one twice, or
             an image has no stored soft label.
     """
 
@@ -56,7 +56,7 @@ class ListedDataset(BaseDataset):
         """Find the listed images.
 
         Returns:
-            list[dict]: What the data set says of each, with ``name``, in the order of the list.
+            list[dict]: What the dataset says of each, with ``name``, in the order of the list.
         """
         infos = {info['name']: info for info in self._all_infos()}
         infos = [infos[name] for name in self._listed(list(infos))]
@@ -67,7 +67,7 @@ class ListedDataset(BaseDataset):
         return infos
 
     def _all_infos(self) -> Iterator[Dict[str, Any]]:
-        """Data infos of the whole data set, with names."""
+        """Data infos of the whole dataset, with names."""
         config = dict(copy.deepcopy(self.dataset_cfg), pipeline=[], serialize_data=False)
         dataset = DATASETS.build(config)
         self._metainfo = {**dataset.metainfo, **self._metainfo}

@@ -1,7 +1,7 @@
 """Dynamic mutual training for image classification."""
 
 import contextlib
-from typing import Dict, Iterator, List, NamedTuple, Tuple
+from typing import Dict, List, NamedTuple, Tuple
 
 import numpy as np
 import torch
@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from mmengine.logging import MessageHub
 from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from mmdmt.models.losses.functional import mixup_loss, mixup_weights, sigmoid_ramp
+from mmdmt.models.modes import untracked_statistics
 from mmdmt.registry import MODELS
 
 
@@ -28,19 +28,6 @@ class Mix(NamedTuple):
     perm: Tensor
 
 
-@contextlib.contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Let batch norms normalize by the batch without updating their running statistics."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
-
-
 @MODELS.register_module()
 class MutualClassifier(ImageClassifier):
     r"""An ordinary image classifier that learns from labels and weighted soft pseudo-labels.
@@ -51,8 +38,8 @@ class MutualClassifier(ImageClassifier):
     1. Weights: the network sees the images of the batch, without gradient. With the stored label
        :math:`y`, its confidence :math:`c` and the softmax :math:`p` of the network, a
        pseudo-labeled image has the weight :math:`p_y^{\gamma_1}` where the network agrees,
-       :math:`p_y^{\gamma_2}` where it does not and the label is surer, and 0 where the network is
-       surer; a labeled image has the weight 1.
+       :math:`p_y^{\gamma_2}` where it does not and the label is more confident, and 0 where the
+       network is more confident; a labeled image has the weight 1.
     2. Mixup: one :math:`\lambda` of a Beta distribution for the batch, replaced by
        :math:`\max(\lambda, 1 - \lambda)`, mixes images and weights.
     3. Loss: :math:`\frac{1}{N} \sum_i w_i (\lambda\,CE(p_i, y_i) +
@@ -157,7 +144,7 @@ class MutualClassifier(ImageClassifier):
         if not self.gamma1 and not self.gamma2:
             return soft_label.new_ones(len(soft_label)), {}
         ramp = self._ramp()
-        keep = contextlib.nullcontext() if self.update_bn_twice else frozen_statistics(self)
+        keep = contextlib.nullcontext() if self.update_bn_twice else untracked_statistics(self)
         with torch.no_grad(), keep:
             logits = self._logits(inputs)
         weight, stats = mixup_weights(

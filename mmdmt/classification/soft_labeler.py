@@ -1,30 +1,26 @@
 """Labels images with a trained classifier: class probabilities into one file."""
 
-import copy
 import hashlib
 import logging
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 import torch
-from mmengine.device import get_device
-from mmengine.dist import (
-    all_gather_object,
-    get_rank,
-    get_world_size,
-)
+from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
+from torch import Tensor, nn
 
-from mmdmt.checkpoint import load_checkpoint_file
-from mmdmt.classification.soft_labels import SoftLabelStore, select_by_confidence
+from mmdmt.checks import check_choice
+from mmdmt.classification.soft_labels import SELECTIONS, SoftLabelStore, select_by_confidence
 from mmdmt.distributed import from_main
-from mmdmt.pseudo.labeler import checkpoint_identity
-from mmdmt.pseudo.loading import image_loader
+from mmdmt.pseudo.base_labeler import BaseLabeler, Predict, own_share
+from mmdmt.pseudo.report import class_rows
 from mmdmt.pseudo.store import StoreMismatchError
-from mmdmt.registry import DATASETS, MODELS
+from mmdmt.registry import TASK_UTILS
 
 
-class SoftLabeler:
+@TASK_UTILS.register_module()
+class SoftLabeler(BaseLabeler):
     """One forward per image; probabilities and the selection go into a :class:`SoftLabelStore`.
 
     The images are split over the ranks and gathered on the first. The file of the same checkpoint,
@@ -32,75 +28,59 @@ class SoftLabeler:
     again: nothing is left of it, and images of classification are quickly labeled.
 
     Args:
-        path (str): The file.
-        model (dict): Config of an ordinary mmpretrain classifier.
-        dataset (dict): Config of the images with a test pipeline; its data infos have ``name``.
-        batch_size (int): Images per forward. Defaults to 256.
-        num_workers (int): Loader workers. Defaults to 2.
+        store (str): The file.
+        model, dataset, batch_size, num_workers: See :class:`~mmdmt.pseudo.BaseLabeler`.
         selection (str): Rule of :func:`select_by_confidence`. Defaults to 'strict', as published.
     """
 
     def __init__(
         self,
-        path: str,
+        store: str,
         model: dict,
         dataset: dict,
+        *,
         batch_size: int = 256,
         num_workers: int = 2,
         selection: str = 'strict',
     ) -> None:
-        self.store = SoftLabelStore(path)
-        self.model_cfg = model
-        self.dataset_cfg = dataset
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+        super().__init__(model, dataset, batch_size, num_workers)
+        check_choice('labeling.selection', selection, SELECTIONS)
+        self.store = SoftLabelStore(store)
         self.selection = selection
 
-    def run(self, checkpoint: str, ratio: float, trusted: Sequence[str] = ()) -> Dict[str, Any]:
-        """Label all images, unless the file is there.
+    def settings(self, model: nn.Module, names: List[str]) -> Dict[str, Any]:
+        """The rule, and which images they are."""
+        digest = hashlib.sha256('\n'.join(names).encode()).hexdigest()
+        return dict(selection=self.selection, names_sha256=digest)
 
-        Args:
-            checkpoint (str): Weights of the network that labels.
-            ratio (float): Share of the images that is selected, in (0, 1].
-            trusted (Sequence[str]): Checkpoints that may hold more than tensors.
+    def predict_batch(self, model: nn.Module, batch: Dict[str, list]) -> List[Tensor]:
+        """Class probabilities (C,) of each image."""
+        data = model.data_preprocessor(batch, False)
+        samples = model.predict(data['inputs'], data['data_samples'])
+        return [sample.pred_score.float() for sample in samples]
 
-        Returns:
-            dict: The manifest of the file.
-
-        Raises:
-            UnreadableImageError: If an image cannot be loaded.
-        """
-        dataset = DATASETS.build(copy.deepcopy(self.dataset_cfg))
-        names = [dataset.get_data_info(index)['name'] for index in range(len(dataset))]
-        meta = from_main(lambda: self._meta(checkpoint, ratio, names))
+    def label(self, names: List[str], meta: Dict[str, Any], predict: Predict) -> Dict[str, Any]:
+        """Label all images, unless the file is there; see :meth:`BaseLabeler.label`."""
         finished = from_main(lambda: self._finished(meta))
         if finished is not None:
             return finished
-        model = MODELS.build(copy.deepcopy(self.model_cfg))
-        content = load_checkpoint_file(checkpoint, trusted=trusted)
-        model.load_state_dict(content.get('state_dict', content))
-        own = list(range(get_rank(), len(names), get_world_size()))
-        parts = all_gather_object(self._predict(model.to(get_device()).eval(), dataset, own))
-        return from_main(lambda: self._write(names, parts, ratio, meta))
+        found = [prob.cpu() for _, prob in predict(own_share(range(len(names))))]
+        parts = all_gather_object(torch.stack(found).numpy() if found else None)
+        return from_main(lambda: self._write(names, parts, meta))
 
     def summary(self, manifest: Dict[str, Any]) -> str:
         """One line about a finished file."""
         return (
             f'Soft labels: {manifest["num_images"]} images by {manifest["checkpoint"]["file"]}, '
-            f'ratio {manifest["ratio"]:g}, {manifest["num_selected"]} selected (per class '
-            f'{manifest["kept"]}), mean confidence {manifest["mean_confidence"]:.3f}, in '
-            f'{self.store.path}'
+            f'ratio {manifest["ratio"]:g}, {manifest["num_selected"]} selected, mean confidence '
+            f'{manifest["mean_confidence"]:.3f}, in {self.store.path}'
         )
+
+    def class_rows(self, manifest: Dict[str, Any]) -> List[Dict[str, float]]:
+        """Of how many images each class is the label, and how many of them were selected."""
+        return class_rows(manifest['predicted'], manifest['kept'])
 
     # ------------------------------------------------------------------ parts
-
-    def _meta(self, checkpoint: str, ratio: float, names: Sequence[str]) -> Dict[str, Any]:
-        return dict(
-            checkpoint=checkpoint_identity(checkpoint),
-            ratio=ratio,
-            selection=self.selection,
-            names_sha256=hashlib.sha256('\n'.join(names).encode()).hexdigest(),
-        )
 
     def _finished(self, meta: Dict[str, Any]) -> Optional[Dict[str, Any]]:
         """Manifest of the file if it is of this checkpoint, ratio and images."""
@@ -113,25 +93,13 @@ class SoftLabeler:
             return None
         return manifest if all(manifest.get(key) == meta[key] for key in meta) else None
 
-    @torch.no_grad()
-    def _predict(self, model: torch.nn.Module, dataset, indices: List[int]) -> np.ndarray:
-        """Class probabilities of some of the images, (n, C) float32."""
-        loader = image_loader(dataset, indices, self.batch_size, self.num_workers)
-        found = []
-        for batch in loader:
-            data = model.data_preprocessor(batch, False)
-            samples = model.predict(data['inputs'], data['data_samples'])
-            found.append(torch.stack([sample.pred_score for sample in samples]).float().cpu())
-        return torch.cat(found).numpy() if found else np.zeros((0, 1), np.float32)
-
     def _write(
-        self, names: List[str], parts: List[np.ndarray], ratio: float, meta: Dict[str, Any]
+        self, names: List[str], parts: List[Optional[np.ndarray]], meta: Dict[str, Any]
     ) -> Dict[str, Any]:
         """Put the parts of the ranks together, select, and write the file."""
-        classes = max(part.shape[1] for part in parts)
-        probabilities = np.zeros((len(names), classes), np.float32)
+        probabilities = np.zeros((len(names), parts[0].shape[1]), np.float32)
         for rank, part in enumerate(parts):
-            if len(part):
+            if part is not None:
                 probabilities[rank :: len(parts)] = part
-        selected = select_by_confidence(probabilities.max(1), ratio, self.selection)
+        selected = select_by_confidence(probabilities.max(1), meta['ratio'], self.selection)
         return self.store.write(names, probabilities, selected, meta)

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Union
 
 import numpy as np
 
+from mmdmt.checks import check_choice
 from mmdmt.files import atomic_path
 from mmdmt.pseudo.store import StoreIncompleteError, StoreMismatchError
 
@@ -33,7 +34,7 @@ class SoftLabels(NamedTuple):
 
 
 def select_by_confidence(confidence: np.ndarray, ratio: float, rule: str = 'strict') -> np.ndarray:
-    """Which images are among the surest, over all classes together.
+    """The most confident images, over all classes together.
 
     Args:
         confidence (np.ndarray): (N,) largest class probability of each image.
@@ -51,15 +52,14 @@ def select_by_confidence(confidence: np.ndarray, ratio: float, rule: str = 'stri
     """
     if not 0 < ratio <= 1:
         raise ValueError(f'`ratio` must be in (0, 1], got {ratio}')
-    if rule not in SELECTIONS:
-        raise ValueError(f'the selection must be one of {SELECTIONS}, got {rule!r}')
+    check_choice('selection', rule, SELECTIONS)
     count = len(confidence)
     if rule == 'rank':
         order = np.argsort(-confidence, kind='stable')
         selected = np.zeros(count, bool)
         selected[order[: round(ratio * count)]] = True
     else:
-        # int(-ratio N + 1) counts from the end; at 0 it would be the least sure image.
+        # int(-ratio N + 1) counts from the end; at 0 it would be the least confident image.
         position = int(-ratio * count + 1)
         threshold = np.sort(confidence)[position] if position else np.inf
         selected = confidence > threshold

@@ -2,22 +2,20 @@
 
 import copy
 import os.path as osp
-from typing import Dict, List, Optional, Sequence
+from typing import List, Sequence
 
 import numpy as np
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
-from mmdmt.checks import refuse_unknown_keys
-from mmdmt.classification.soft_labels import SELECTIONS, select_by_confidence
-from mmdmt.datasets.splits.draws import read_list
+from mmdmt.checks import check_range, refuse_unknown_keys
+from mmdmt.classification.soft_labels import select_by_confidence
+from mmdmt.datasets.splits.files import read_list
 from mmdmt.engine.mutual import BUILDERS
-from mmdmt.engine.mutual.plan import Stage
-from mmdmt.engine.mutual.stage_config import StageConfigBuilder, _flatten, test_pipeline
+from mmdmt.engine.mutual.stage_config import StageConfigBuilder
 
-SOFT_LABELS = 'soft_labels.npz'
 #: What ``mmdmt.MutualClassifier`` has beside the arguments of an ``ImageClassifier``.
 PSEUDO_LOSS_KEYS = frozenset({'gamma1', 'gamma2', 'ramp', 'mixup_alpha', 'update_bn_twice'})
-NOT_NEGATIVE = ('gamma1', 'gamma2', 'mixup_alpha')
+DEFAULT_LOSS = dict(gamma1=4.0, gamma2=4.0)
 
 
 class ClassificationStageConfigBuilder(StageConfigBuilder):
@@ -28,8 +26,8 @@ class ClassificationStageConfigBuilder(StageConfigBuilder):
     - The model is a ``mmdmt.MutualClassifier``; ``mutual.pseudo_loss`` holds what is different in
       the rounds: ``gamma1``, ``gamma2``, ...
     - A round starts from random weights (``round.from_scratch``, True by default, as published).
-    - The surest ``ratio`` of the images is used, over all classes together; soft labels lie in
-      ``soft_labels.npz`` of the stage.
+    - The most confident ``ratio`` of the images is used, over all classes together; soft labels
+      lie in ``soft_labels.npz`` of the stage.
     - ``PackInputs`` of the unlabeled images hands the soft labels on, whether or not its
       ``algorithm_keys`` say so.
 
@@ -44,9 +42,9 @@ class ClassificationStageConfigBuilder(StageConfigBuilder):
     """
 
     model_types = ('mmdmt.MutualClassifier', 'MutualClassifier')
-    labeling_keys = frozenset({'batch_size', 'num_workers', 'selection', 'pipeline'})
     default_metric = 'accuracy/top1'
-    default_loss = dict(gamma1=4.0, gamma2=4.0)
+    labeler = 'mmdmt.SoftLabeler'
+    store = 'soft_labels.npz'
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
@@ -55,55 +53,18 @@ class ClassificationStageConfigBuilder(StageConfigBuilder):
         _check_pseudo_loss(self.mutual.get('pseudo_loss', {}))
         labeled, unlabeled = cfg.train_dataloader.dataset.datasets
         _check_sources(labeled, unlabeled)
-        _check_selection(self.plan.ratios, self.mutual.get('labeling', {}), unlabeled)
+        rule = self.mutual.get('labeling', {}).get('selection', 'strict')
+        _check_ratios(self.plan.ratios, rule, unlabeled)
         self.mutual.setdefault('round', {}).setdefault('from_scratch', True)
 
-    def comparable(self, cfg: Config) -> Dict[str, str]:
-        """Flat view of the values that decide the outcome of a stage, with the averaging."""
-        flat = super().comparable(cfg)
-        for hook in cfg.get('custom_hooks', []):
-            if hook.type == 'EMAHook':
-                _flatten('ema', hook, flat)
-        return flat
+    def _read_labels(self, source: ConfigDict, store: str) -> None:
+        """Let the unlabeled source give the soft labels of a file."""
+        source.soft_labels = store
+        source.pipeline = _with_soft_labels(source.pipeline)
 
-    def _set_data(self, cfg: Config, stage: Stage, settings: dict, stage_dir: str) -> None:
-        """One labeled source in round 0, labeled and soft-labeled later."""
-        loader = cfg.train_dataloader
-        labeled, unlabeled = loader.dataset.datasets
-        member = self.plan.member(stage.member)
-        if stage.round == 0 and member.get('labeled_list'):
-            labeled.ann_file = member['labeled_list']
-        if stage.round:
-            unlabeled.soft_labels = f'{stage_dir}/{SOFT_LABELS}'
-            unlabeled.pipeline = _with_soft_labels(unlabeled.pipeline)
-        loader.dataset.datasets = [labeled, unlabeled] if stage.round else [labeled]
-        ratio = settings.get('source_ratio', loader.sampler.get('source_ratio'))
-        loader.batch_size = settings.get('batch_size', loader.batch_size)
-        loader.sampler.batch_size = loader.batch_size
-        loader.sampler.source_ratio = ratio if stage.round else [1]
-
-    def _set_pseudo_labels(
-        self, cfg: Config, stage: Stage, stage_dir: str, teacher_checkpoint: Optional[str]
-    ) -> None:
-        """The weights of the rounds, and the hook that labels before training."""
-        cfg.model.update(self.mutual.get('pseudo_loss', self.default_loss))
-        labeling = dict(self.mutual.get('labeling', {}))
-        pipeline = labeling.pop('pipeline', None) or test_pipeline(self.cfg)
-        dataset = copy.deepcopy(self.cfg.train_dataloader.dataset.datasets[1])
-        dataset['pipeline'] = copy.deepcopy(pipeline)
-        hook = dict(
-            type='mmdmt.SoftLabelHook',
-            path=f'{stage_dir}/{SOFT_LABELS}',
-            model=self.member_model(stage.teacher),
-            checkpoint=teacher_checkpoint,
-            dataset=dataset,
-            ratio=stage.ratio,
-            **labeling,
-        )
-        cfg.custom_hooks = [*cfg.get('custom_hooks', []), hook]
-        cfg.labeling = dict(
-            teacher=stage.labeled_by, ratio=stage.ratio, dataset=dataset, **labeling
-        )
+    def _set_loss(self, model: ConfigDict) -> None:
+        """Weigh the soft labels."""
+        model.update(self.mutual.get('pseudo_loss', DEFAULT_LOSS))
 
 
 BUILDERS['classification'] = ClassificationStageConfigBuilder
@@ -111,11 +72,8 @@ BUILDERS['classification'] = ClassificationStageConfigBuilder
 
 def _check_pseudo_loss(pseudo_loss: dict) -> None:
     refuse_unknown_keys('mutual.pseudo_loss', pseudo_loss, PSEUDO_LOSS_KEYS)
-    for key in NOT_NEGATIVE:
-        if pseudo_loss.get(key, 0) < 0:
-            raise ValueError(
-                f'`mutual.pseudo_loss.{key}` must not be negative, got {pseudo_loss[key]}'
-            )
+    for key in ('gamma1', 'gamma2', 'mixup_alpha'):
+        check_range(f'mutual.pseudo_loss.{key}', pseudo_loss.get(key, 0), 0)
 
 
 def _check_sources(labeled: dict, unlabeled: dict) -> None:
@@ -133,11 +91,8 @@ def _check_sources(labeled: dict, unlabeled: dict) -> None:
             )
 
 
-def _check_selection(ratios: Sequence[float], labeling: dict, unlabeled: dict) -> None:
-    """Refuse an unknown rule, and a ratio of so few images that none would be selected."""
-    rule = labeling.get('selection', 'strict')
-    if rule not in SELECTIONS:
-        raise ValueError(f'`mutual.labeling.selection` must be one of {SELECTIONS}, got {rule!r}')
+def _check_ratios(ratios: Sequence[float], rule: str, unlabeled: dict) -> None:
+    """Refuse a ratio of so few images that none would be selected."""
     path = unlabeled.get('ann_file')
     path = osp.join(unlabeled.get('data_root') or '', path) if path else ''
     if not osp.isfile(path):  # all images of a folder, or a list that the data check will miss

@@ -1,4 +1,4 @@
-"""Data sets, samplers and transforms."""
+"""Datasets, samplers and transforms."""
 
 from mmdmt.datasets.samplers import MultiSourceSampler, SeededIndex
 from mmdmt.datasets.semi_dataset import SemiDataset

@@ -1,15 +1,15 @@
-"""What the data set converters share: masks written atomically, in parallel, once."""
+"""What the dataset converters share: masks written atomically, in parallel, once."""
 
 import multiprocessing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Union
+from typing import Callable, NamedTuple, Union
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mmdmt.files import atomic_path, remove_stale_temporaries, write_text_atomically
+from mmdmt.files import atomic_path, remove_stale_temporaries
 
 
 class ConversionError(RuntimeError):
@@ -103,23 +103,6 @@ def read_ids(path: Union[str, Path]) -> np.ndarray:
         if image.mode not in ('L', 'P'):
             raise ConversionError(f'{path} has the mode {image.mode}, class ids need L or P')
         return np.array(image, dtype=np.uint8)
-
-
-def read_lines(path: Union[str, Path]) -> list[str]:
-    """Lines of a text file without blank ones.
-
-    Raises:
-        ConversionError: If the file does not exist.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConversionError(f'{path} does not exist')
-    return [line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
-
-
-def write_list(path: Union[str, Path], names: Sequence[Any]) -> None:
-    """Write one name a line."""
-    write_text_atomically(path, ''.join(f'{name}\n' for name in names))
 
 
 def require_folder(path: Union[str, Path], what: str) -> Path:

@@ -3,6 +3,7 @@
 from typing import Any, Dict, List, Optional, Sequence, Union
 
 import numpy as np
+from prettytable import PrettyTable
 from torch import Tensor
 
 Map = Union[np.ndarray, Tensor]
@@ -11,8 +12,8 @@ Map = Union[np.ndarray, Tensor]
 class PseudoLabelQuality:
     """Counts over images, from which shares, accuracies, IoU and calibration are computed.
 
-    Every statistic is a sum over pixels, so images can be added in any order, and objects that saw
-    different images can be merged. Nothing grows with the number of images.
+    Every statistic is a sum over pixels: images can be added in any order, and nothing grows with
+    their number.
 
     Args:
         num_classes: Number of classes C.
@@ -48,15 +49,13 @@ class PseudoLabelQuality:
         kept: Map,
         ground_truth: Optional[Map] = None,
     ) -> None:
-        """Add an image.
+        """Add an image; without ground truth it counts for the shares alone.
 
         Args:
-            label: (H, W) pseudo-labels before any threshold, of an integer type; pixels of
-                ``ignore_index`` have none.
+            label: (H, W) pseudo-labels before any threshold, ``ignore_index`` where there are none.
             confidence: (H, W) in [0, 1].
             kept: (H, W) bool, pixels that training uses.
-            ground_truth: (H, W) true classes; ``ignore_index`` where unknown. Without it the
-                image counts for the shares alone.
+            ground_truth: (H, W) true classes; ``ignore_index`` where unknown.
 
         Raises:
             ValueError: If the shapes differ, or a label is neither a class nor ``ignore_index``.
@@ -82,22 +81,6 @@ class PseudoLabelQuality:
             confusion += self._cross(truth[part], column[part])
             part = part & has_label
             self.bins[key].add(confidence[part], (label == truth)[part])
-
-    def merge(self, other: 'PseudoLabelQuality') -> None:
-        """Add the images of another object.
-
-        Raises:
-            ValueError: If it was made with other arguments.
-        """
-        for key in ('num_classes', 'num_bins', 'ignore_index'):
-            if getattr(self, key) != getattr(other, key):
-                raise ValueError(
-                    f'cannot merge {key}={getattr(self, key)} and {key}={getattr(other, key)}'
-                )
-        for key in ('num_images', 'num_pixels', 'predicted', 'kept', 'confusion', 'confusion_kept'):
-            setattr(self, key, getattr(self, key) + getattr(other, key))
-        for key, bins in self.bins.items():
-            bins.merge(other.bins[key])
 
     def compute(self) -> Dict[str, Any]:
         """All statistics.
@@ -189,11 +172,6 @@ class _Bins:
         self.correct += np.bincount(index[correct], minlength=count)
         self.confidence += np.bincount(index, confidence, minlength=count)
 
-    def merge(self, other: '_Bins') -> None:
-        self.pixels = self.pixels + other.pixels
-        self.correct = self.correct + other.correct
-        self.confidence = self.confidence + other.confidence
-
     def error(self) -> Optional[float]:
         """Expected calibration error: mean gap of a bin, weighted by its pixels."""
         return _share(np.abs(self.correct - self.confidence).sum(), self.pixels.sum())
@@ -233,32 +211,27 @@ def quality_table(quality: Dict[str, Any], classes: Sequence[str]) -> str:
             for name, suffix in (('all pixels ', ''), ('kept pixels', '_kept'))
         )
         keys += ('true_share', 'precision', 'precision_kept', 'iou', 'iou_kept')
-        titles += ['truth %', 'correct %', 'of kept %', 'IoU', 'of kept']
+        titles += ['truth %', 'correct %', 'correct of kept %', 'IoU', 'IoU of kept']
     rows = [
         [name, *(_percent(values[key]) for key in keys)]
         for name, values in zip(classes, quality['classes'])
     ]
-    parts = [head, _text_table([titles, *rows])]
+    parts = [head, _text_table(titles, rows)]
     if quality['num_true_pixels']:
         rows = [
             [f'{row["low"]:.2f} - {row["high"]:.2f}', str(row['pixels'])]
             + [_percent(row[key]) for key in ('confidence', 'accuracy')]
             for row in quality['reliability']
         ]
-        parts.append(_text_table([['confidence', 'pixels', 'confidence %', 'correct %'], *rows]))
+        parts.append(_text_table(['confidence', 'pixels', 'mean %', 'correct %'], rows))
     return '\n\n'.join(parts)
 
 
-def _text_table(rows: List[List[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        '  '.join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths))
-        )
-        for row in rows
-    ]
-    return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+def _text_table(titles: List[str], rows: List[List[str]]) -> str:
+    table = PrettyTable(titles, align='r')
+    table.align[titles[0]] = 'l'
+    table.add_rows(rows)
+    return table.get_string()
 
 
 def _percent(share: Optional[float]) -> str:

@@ -28,18 +28,10 @@ def colorize_label(
         label: (H, W) integer labels.
         palette: RGB color of each class, as in ``dataset.metainfo['palette']``.
         ignore_color: RGB color of every label that is no class (255 among them).
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-
-    Raises:
-        ValueError: If the label map is not two-dimensional or not of integers.
     """
     label = np.asarray(label)
     if label.ndim != 2 or label.dtype.kind not in 'iub':
-        raise ValueError(
-            f'colorize_label needs integer labels (H, W), got {label.dtype} {label.shape}'
-        )
+        raise ValueError(f'labels must be integers (H, W), got {label.dtype} {label.shape}')
     colors = np.array([*palette, ignore_color], dtype=np.uint8).reshape(-1, 3)
     last = len(colors) - 1
     label = label.astype(np.int64)
@@ -52,16 +44,9 @@ def overlay_label(
     palette: Sequence[Sequence[int]],
     alpha: float = 0.6,
 ) -> np.ndarray:
-    """Blend a label map over an image; labels that are no class leave the image as it is.
+    """Blend a label map (H, W) over an image; labels that are no class leave it as it is.
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        label: (H, W) integer labels.
-        palette: RGB color of each class.
-        alpha: Weight of the label's color, 0 to 1.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
+    ``alpha``, 0 to 1, is the weight of the label's color.
     """
     label = np.asarray(label)
     _check_same_size(image, label)
@@ -77,9 +62,6 @@ def confidence_heatmap(confidence: np.ndarray, valid: Optional[np.ndarray] = Non
     Args:
         confidence: (H, W) floats in [0, 1], or uint8 where 255 stands for 1.
         valid: (H, W) bool; pixels where it is False become white.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
     """
     confidence = np.asarray(confidence)
     if confidence.dtype != np.uint8:
@@ -93,14 +75,7 @@ def confidence_heatmap(confidence: np.ndarray, valid: Optional[np.ndarray] = Non
 
 
 def to_uint8_image(image) -> np.ndarray:
-    """Convert a tensor (3, H, W), RGB in [0, 1], to an image.
-
-    Args:
-        image: Tensor on any device.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-    """
+    """Convert a tensor (3, H, W), RGB in [0, 1] on any device, to an image."""
     array = image.detach().float().clamp(0, 1).mul(255).round().byte().cpu().numpy()
     return np.ascontiguousarray(array.transpose(1, 2, 0))
 
@@ -119,9 +94,6 @@ def tile_images(
         row_titles: Text above each row's first image, one line of its own.
         cell_size: Height and width of a cell; by default the largest of all images. Images that
             are larger are scaled down, none is scaled up.
-
-    Returns:
-        (H, W, 3) uint8 RGB sheet on white.
 
     Raises:
         ValueError: If there is no image at all, or the number of row titles differs from that of
@@ -146,16 +118,7 @@ def tile_images(
 def class_legend(
     classes: Sequence[str], palette: Sequence[Sequence[int]], width: int = 640
 ) -> np.ndarray:
-    """Draw class names beside their colors, in as many lines as needed.
-
-    Args:
-        classes: Class names.
-        palette: RGB color of each class.
-        width: Width of the legend in pixels.
-
-    Returns:
-        (H, width, 3) uint8 RGB.
-    """
+    """Draw class names beside their colors, in as many lines of ``width`` pixels as needed."""
     box, line = FONT_SIZE, FONT_SIZE + 2 * MARGIN
     font = _font()
     places: List[Tuple[int, int]] = []
@@ -175,34 +138,14 @@ def class_legend(
 
 
 def stack_sheets(sheets: Sequence[np.ndarray]) -> np.ndarray:
-    """Put sheets of different widths below each other on white.
-
-    Args:
-        sheets: (H, W, 3) uint8 RGB images.
-
-    Returns:
-        (sum of H, largest W, 3) uint8 RGB.
-    """
+    """Put sheets of different widths below each other on white."""
     width = max(sheet.shape[1] for sheet in sheets)
-    padded = [
-        np.pad(
-            sheet, ((0, 0), (0, width - sheet.shape[1]), (0, 0)), constant_values=IGNORE_COLOR[0]
-        )
-        for sheet in sheets
-    ]
-    return np.concatenate(padded)
+    gaps = [((0, 0), (0, width - sheet.shape[1]), (0, 0)) for sheet in sheets]
+    return np.concatenate([np.pad(*pair, constant_values=255) for pair in zip(sheets, gaps)])
 
 
 def save_image(path: Union[str, Path], image: np.ndarray) -> Path:
-    """Write an image, creating its folder.
-
-    Args:
-        path: File to write; the ending decides the format.
-        image: (H, W, 3) uint8 RGB.
-
-    Returns:
-        The path.
-    """
+    """Write an image, creating its folder; the ending of the path decides the format."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.ascontiguousarray(image)).save(path)
@@ -233,15 +176,11 @@ def _shorten(text: str, width: int) -> str:
     font = _font()
     if font.getlength(text) <= width:
         return text
-    keep = len(text) - 1
-    while keep > 1 and font.getlength(_cut(text, keep)) > width:
-        keep -= 1
-    return _cut(text, keep)
-
-
-def _cut(text: str, keep: int) -> str:
-    tail = keep // 2
-    return f'{text[: keep - tail]}...{text[len(text) - tail :]}'
+    for keep in range(len(text) - 1, 0, -1):
+        cut = f'{text[: keep - keep // 2]}...{text[len(text) - keep // 2 :]}'
+        if font.getlength(cut) <= width:
+            break
+    return cut
 
 
 def _band(

@@ -2,20 +2,25 @@
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Union
+from typing import Dict, List, NamedTuple, Optional
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.models import SegDataPreProcessor
 from torch import Tensor
 
-from mmdmt.checkpoint import load_checkpoint_file, read_stored_config, save_atomically
-from mmdmt.config import resolve_config
+from mmdmt.export.plain import (
+    PathLike,
+    dicts_in,
+    foreign_types,
+    forget_pretrained,
+    read_trained,
+    with_imports,
+    write_plain,
+)
 from mmdmt.registry import MODELS
-
-PathLike = Union[str, Path]
 
 # What a config needs to be tested and to predict, beside model and data.
 _RUNTIME_KEYS = (
@@ -27,9 +32,16 @@ _RUNTIME_KEYS = (
     'log_level',
     'tta_model',
 )
+_HOOKS = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='CheckpointHook', by_epoch=False),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    visualization=dict(type='SegVisualizationHook'),
+)
 _PLAIN_TYPES = {
     'mmdmt.PseudoLabelSegmentor': 'EncoderDecoder',
-    'mmdmt.SemiDataPreprocessor': 'SegDataPreProcessor',
     'mmdmt.PackSemiInputs': 'PackSegInputs',
 }
 # Parts of a segmentor, by which its keys in a checkpoint are known.
@@ -65,7 +77,7 @@ def export_segmentor(
         out_dir: Folder to write to.
         config: Config file the checkpoint was trained with. Defaults to the text stored in it.
         network: Name of the network (``student``, ``teacher``, ...), or ``auto``: the one that
-            predicts (``semi_test_cfg.predict_on``, of several the first; else the first teacher).
+            predicts (``predict_on``, of several the first; else the first teacher).
         trusted: Checkpoints that may be unpickled without restrictions.
 
     Returns:
@@ -74,33 +86,21 @@ def export_segmentor(
     Raises:
         ValueError: No such network, no config, or weights that do not fit the config.
     """
-    loaded = load_checkpoint_file(checkpoint, trusted=trusted)
-    cfg = _read_config(checkpoint, loaded, config)
+    loaded, cfg = read_trained(checkpoint, config, trusted)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     network = select_network(loaded['state_dict'], cfg.model, network)
     plain = plain_config(cfg, network)
-    weights = _weights_of(loaded['state_dict'], network)
-    weights = _check_fit(plain, weights, f'network {network!r} of {checkpoint}')
-
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    config_file, checkpoint_file = out_dir / 'segmentor.py', out_dir / 'segmentor.pth'
-    meta = {'dataset_meta': _dataset_meta(loaded, plain), 'cfg': plain.pretty_text}
-    save_atomically({'meta': meta, 'state_dict': weights}, checkpoint_file)
-    plain.dump(config_file)
-    return ExportedSegmentor(config_file, checkpoint_file, network, foreign_types(plain))
-
-
-def _read_config(checkpoint: PathLike, loaded: dict, config: Optional[PathLike]) -> Config:
-    """The config file, or the text stored in the checkpoint, which is not executed."""
-    if 'state_dict' not in loaded:
-        raise ValueError(f'{checkpoint} has no state_dict: it was not written by a runner')
-    if config is not None:
-        return resolve_config(Config.fromfile(config))
-    text = loaded.get('meta', {}).get('cfg')
-    if not text:
-        raise ValueError(f'{checkpoint} stores no config: name the config file')
-    return read_stored_config(text)
+    prefix = f'{network}.' if network else ''
+    weights = {
+        key[len(prefix) :]: value
+        for key, value in loaded['state_dict'].items()
+        if key.startswith(prefix)
+    }
+    meta = loaded.get('meta', {}).get('dataset_meta')
+    meta = meta or plain.get('test_dataloader', {}).get('dataset', {}).get('metainfo', {})
+    what = f'network {network!r} of {checkpoint}'
+    files = write_plain(Path(out_dir) / 'segmentor', plain, weights, dict(meta), what)
+    return ExportedSegmentor(*files, network, foreign_types(plain))
 
 
 def select_network(state_dict: Dict[str, Tensor], model: dict, network: str = 'auto') -> str:
@@ -133,46 +133,14 @@ def select_network(state_dict: Dict[str, Tensor], model: dict, network: str = 'a
 
 
 def _predicting_network(names: List[str], model: dict) -> str:
-    """The network that ``semi_test_cfg.predict_on`` names; the first of an average."""
+    """The network that ``predict_on`` names; the first of an average."""
     teacher = next((name for name in names if name.startswith('teacher')), names[0])
     averages = dict(average=names[0], teacher_average=teacher)
-    default = getattr(MODELS.get(str(model.get('type'))), 'default_predict_on', None) or teacher
-    predict_on = (model.get('semi_test_cfg') or {}).get('predict_on', default)
+    default = getattr(MODELS.get(str(model.get('type'))), 'default_predict_on', None)
+    predict_on = model.get('predict_on') or default or teacher
     if not isinstance(predict_on, str):
         predict_on = predict_on[0]
     return averages.get(predict_on, predict_on)
-
-
-def _weights_of(state_dict: Dict[str, Tensor], network: str) -> Dict[str, Tensor]:
-    """Weights of one network under plain names, in storages of their own."""
-    prefix = f'{network}.' if network else ''
-    return {
-        key[len(prefix) :]: value.detach().clone()
-        for key, value in state_dict.items()
-        if key.startswith(prefix)
-    }
-
-
-def _check_fit(plain: Config, weights: Dict[str, Tensor], what: str) -> Dict[str, Tensor]:
-    """Build the plain model; return the weights it has, refuse if it misses one."""
-    model = MODELS.build(copy.deepcopy(plain.model))
-    expected = model.state_dict()
-    missing = [key for key in expected if key not in weights]
-    differing = [
-        key for key in expected if key in weights and weights[key].shape != expected[key].shape
-    ]
-    if missing or differing:
-        raise ValueError(
-            f'{what} does not fit the config: {len(missing)} weights are missing '
-            f'{missing[:3]}, {len(differing)} have another shape {differing[:3]}'
-        )
-    return {key: weights[key] for key in expected}
-
-
-def _dataset_meta(loaded: dict, plain: Config) -> dict:
-    """Classes and palette, which inferencers read from the checkpoint."""
-    stored = loaded.get('meta', {}).get('dataset_meta')
-    return dict(stored or plain.get('test_dataloader', {}).get('dataset', {}).get('metainfo', {}))
 
 
 # --- Config --------------------------------------------------------------------------------------
@@ -186,78 +154,38 @@ def plain_config(cfg: Config, network: str = '') -> Config:
         network: Name of the network, for a method whose networks have configs of their own.
 
     Returns:
-        A flat config. It imports mmdmt only if :func:`foreign_types` are left.
+        A flat config. It imports mmdmt only if types of it are left.
     """
     cfg = copy.deepcopy(cfg.to_dict())
     plain = {key: cfg[key] for key in _RUNTIME_KEYS if key in cfg}
-    plain.update(
-        model=_plain_model(cfg, network),
-        default_hooks=dict(
-            timer=dict(type='IterTimerHook'),
-            logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
-            param_scheduler=dict(type='ParamSchedulerHook'),
-            checkpoint=dict(type='CheckpointHook', by_epoch=False),
-            sampler_seed=dict(type='DistSamplerSeedHook'),
-            visualization=dict(type='SegVisualizationHook'),
-        ),
-        **_plain_data(cfg),
-    )
-    plain = Config(_replace_types(plain))
-    imports = [name for name in _imports(cfg) if name != 'mmdmt']
-    if foreign_types(plain):
-        imports.append('mmdmt')
-    if imports:
-        plain.custom_imports = dict(imports=imports, allow_failed_imports=False)
-    return plain
-
-
-def foreign_types(cfg: Union[Config, dict]) -> List[str]:
-    """Types of mmdmt in a config."""
-    cfg = cfg.to_dict() if isinstance(cfg, Config) else cfg
-    kinds = (str(part.get('type', '')) for part in _dicts(cfg))
-    return sorted({kind for kind in kinds if kind.startswith('mmdmt.')})
-
-
-def _imports(cfg: dict) -> List[str]:
-    imports = (cfg.get('custom_imports') or {}).get('imports', [])
-    return [imports] if isinstance(imports, str) else list(imports)
+    plain.update(model=_plain_model(cfg, network), default_hooks=_HOOKS, **_plain_data(cfg))
+    for part in dicts_in(plain):
+        if isinstance(part.get('type'), str):
+            part['type'] = _PLAIN_TYPES.get(part['type'], part['type'])
+    return with_imports(plain, cfg, 'mmdmt')
 
 
 def _plain_model(cfg: dict, network: str) -> dict:
     """The segmentor without what only training needs."""
     outer = cfg['model']
-    model = copy.deepcopy(outer.get('segmentor', outer))
+    model = first = copy.deepcopy(outer.get('segmentor', outer))
     if 'type' not in model:  # one config for each side: dict(l=..., r=...)
+        first = next(iter(model.values()))
         model = model[network.rsplit('_', 1)[-1]]
-    preprocessor = outer.get('data_preprocessor') or cfg.get('data_preprocessor')
-    preprocessor = preprocessor or model.get('data_preprocessor')
-    for key in ('pseudo_loss', 'ignore_index'):
-        if model.get('type') == 'mmdmt.PseudoLabelSegmentor':
+    if model['type'] == 'mmdmt.PseudoLabelSegmentor':
+        for key in ('pseudo_loss', 'ignore_index'):
             model.pop(key, None)
-    model['data_preprocessor'] = _plain_preprocessor(preprocessor)
-    for part in _dicts(model):
-        _forget_pretrained(part)
+    given = (part.get('data_preprocessor') for part in (first, outer, cfg))
+    given = next(filter(None, given))
+    known = inspect.signature(SegDataPreProcessor.__init__).parameters
+    kept = {key: value for key, value in given.items() if key in known}
+    model['data_preprocessor'] = dict(kept, type='SegDataPreProcessor')
+    forget_pretrained(model)
+    for part in dicts_in(model):
         loss = part.get('loss_decode')
         if isinstance(loss, dict) and str(loss.get('type')).startswith('mmdmt.'):
             part['loss_decode'] = dict(type='CrossEntropyLoss', avg_non_ignore=True)
     return model
-
-
-def _plain_preprocessor(preprocessor: dict) -> dict:
-    """The arguments that mmseg's data preprocessor has too."""
-    known = inspect.signature(SegDataPreProcessor.__init__).parameters
-    kept = {key: value for key, value in preprocessor.items() if key in known}
-    return dict(kept, type='SegDataPreProcessor')
-
-
-def _forget_pretrained(part: dict) -> None:
-    """Do not load initial weights that the checkpoint replaces."""
-    if 'pretrained' in part:
-        part['pretrained'] = False if isinstance(part['pretrained'], bool) else None
-    init_cfg = part.get('init_cfg')
-    steps = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
-    if any(isinstance(step, dict) and step.get('type') == 'Pretrained' for step in steps):
-        part['init_cfg'] = None
 
 
 def _plain_data(cfg: dict) -> dict:
@@ -277,22 +205,3 @@ def _plain_data(cfg: dict) -> dict:
         test_evaluator=stock[0] if len(stock) == 1 else stock,
         test_cfg=dict(type='TestLoop'),
     )
-
-
-def _replace_types(value: Any) -> Any:
-    """Replace types of mmdmt that have a counterpart in mmseg."""
-    for part in _dicts(value):
-        if isinstance(part.get('type'), str):
-            part['type'] = _PLAIN_TYPES.get(part['type'], part['type'])
-    return value
-
-
-def _dicts(value: Any) -> Iterator[dict]:
-    """All dicts in nested dicts, lists and tuples, the outermost first."""
-    if isinstance(value, dict):
-        yield value
-        children = list(value.values())
-    else:
-        children = list(value) if isinstance(value, (list, tuple)) else []
-    for child in children:
-        yield from _dicts(child)

@@ -1,12 +1,13 @@
 """How alike a teacher and its student are."""
 
-from typing import Dict, Optional
+from typing import Dict
 
 import torch
 from mmseg.models.segmentors import BaseSegmentor
 from torch import Tensor, nn
 
 from mmdmt.models.forward import dense_logits
+from mmdmt.models.modes import in_mode
 
 
 @torch.no_grad()
@@ -25,11 +26,8 @@ def parameter_distance(teacher: nn.Module, student: nn.Module) -> Tensor:
     differences = torch._foreach_norm(torch._foreach_sub(ours, theirs))
     sizes = torch._foreach_norm(theirs)
     smallest = torch.finfo(torch.float32).tiny
-    return _norm(differences) / _norm(sizes).clamp(min=smallest)
-
-
-def _norm(norms) -> Tensor:
-    return torch.stack([norm.float() for norm in norms]).norm()
+    distance, size = (torch.stack(norms).float().norm() for norms in (differences, sizes))
+    return distance / size.clamp(min=smallest)
 
 
 @torch.no_grad()
@@ -43,30 +41,22 @@ def predicted_classes(network: BaseSegmentor, images: Tensor) -> Tensor:
     Returns:
         Tensor: (N, H, W), long.
     """
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
+    with in_mode(network, training=False):
         return dense_logits(network, images).argmax(dim=1)
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
-def disagreement(first: Tensor, second: Tensor, valid: Optional[Tensor] = None) -> Tensor:
+def disagreement(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
     """Share of pixels on which two predictions differ.
 
     Args:
         first (Tensor): Classes, (N, H, W).
         second (Tensor): Classes, (N, H, W).
-        valid (Tensor, optional): (N, H, W) bool, False on padding. Defaults to all pixels.
+        valid (Tensor): (N, H, W) bool, False on padding.
 
     Returns:
         Tensor: A scalar in [0, 1].
     """
-    differs = first != second
-    if valid is None:
-        return differs.float().mean()
-    return (differs & valid).sum() / valid.sum().clamp(min=1)
+    return ((first != second) & valid).sum() / valid.sum().clamp(min=1)
 
 
 def coupling(model, inputs: Dict[str, Tensor]) -> Dict[str, Dict[str, Tensor]]:
@@ -81,11 +71,11 @@ def coupling(model, inputs: Dict[str, Tensor]) -> Dict[str, Dict[str, Tensor]]:
         ``disagreement`` of the predictions on the weak view, all networks in eval mode.
     """
     images, valid = inputs['unsup_weak'], inputs['unsup_valid']
-    said = {name: predicted_classes(model.network(name), images) for name in model.network_names}
+    classes = {name: predicted_classes(model.network(name), images) for name in model.network_names}
     return {
         teacher: dict(
             distance=parameter_distance(model.network(teacher), model.network(student)),
-            disagreement=disagreement(said[teacher], said[student], valid),
+            disagreement=disagreement(classes[teacher], classes[student], valid),
         )
         for teacher, student in model.student_of.items()
     }

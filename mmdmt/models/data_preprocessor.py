@@ -111,6 +111,11 @@ class SemiDataPreprocessor(SegDataPreProcessor):
         """Turn RGB images in [0, 1], (N, 3, H, W), into what the network takes."""
         return self._normalize(rgb * 255, is_rgb=True)
 
+    def denormalize(self, images: Tensor) -> Tensor:
+        """Inverse of :meth:`normalize`."""
+        images = images * self.std + self.mean if self._enable_normalize else images
+        return (images if self._network_rgb else images.flip(1)) / 255
+
     def _normalize(self, images: Tensor, is_rgb: bool) -> Tensor:
         """Normalize images from 0 to 255, of which is known whether they are RGB or BGR."""
         images = images if is_rgb == self._network_rgb else images.flip(1)

@@ -4,6 +4,7 @@ import logging
 from typing import Dict, List
 
 import torch
+import torch.nn.functional as F
 from mmengine.logging import print_log
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import CrossEntropyLoss
@@ -98,8 +99,8 @@ class PseudoLabelSegmentor(EncoderDecoder):
         is_pseudo = torch.tensor(
             [bool(sample.metainfo.get('is_pseudo', False)) for sample in samples]
         ).to(inputs.device, non_blocking=True)
-        certain = torch.ones_like(label[0], dtype=torch.float32)
-        confidence = torch.stack([_confidence(sample, certain) for sample in samples])
+        ones = torch.ones_like(label[0], dtype=torch.float32)
+        confidence = torch.stack([_confidence(sample, ones) for sample in samples])
         return label, confidence, is_pseudo
 
     def _head_loss(self, head, feats, label, confidence, is_pseudo):
@@ -126,7 +127,7 @@ class PseudoLabelSegmentor(EncoderDecoder):
             return dict(pseudo_keep_ratio=stats['keep_ratio'])
         pseudo = is_pseudo[:, None, None]
         learned = (self._without_ignored(label, self.decode_head) != self.ignore_index) & pseudo
-        # Padding has the confidence 0 of the preprocessor, or the 255 of a transform.
+        # Padding has the confidence 0 (see `_confidence`), or the 255 of a transform.
         inside = (confidence > 0) & (confidence <= 1) & pseudo
         kept, pixels = learned.sum(), (inside | learned).sum()
         health = dict(pseudo_keep_ratio=kept / pixels.clamp(min=1))
@@ -185,7 +186,13 @@ def _replaced_settings(head: BaseDecodeHead) -> List[str]:
 
 
 def _confidence(sample: SegDataSample, default: Tensor) -> Tensor:
-    """Stored confidence (H, W) of a sample in [0, 1]; that of ground truth is not read."""
+    """Stored confidence (H, W) of a sample in [0, 1]; that of ground truth is not read.
+
+    The data preprocessor has padded image and label at the bottom and right. There it is 0, so
+    that padding is no pixel with a pseudo-label.
+    """
     if 'pseudo_confidence' not in sample:
         return default
-    return sample.pseudo_confidence.data.squeeze(0)
+    confidence = sample.pseudo_confidence.data.squeeze(0)
+    height, width = (full - own for full, own in zip(default.shape, confidence.shape))
+    return F.pad(confidence, (0, width, 0, height))

@@ -1,12 +1,14 @@
 """Sub-networks of a network by random skipping of its residual blocks."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, List, Sequence
+from typing import Any, List
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmdmt.checks import check_choice
 
 RULES = ('linear', 'constant')
 # How implementations say that a block adds its input to its output: mmseg's, mmcv's and
@@ -51,29 +53,46 @@ class StochasticDepth:
     ) -> None:
         if not 0 <= drop_rate < 1:
             raise ValueError(f'StochasticDepth: drop_rate={drop_rate} is not in [0, 1)')
-        if rule not in RULES:
-            raise ValueError(f'StochasticDepth: unknown rule={rule!r}; use one of {RULES}')
+        check_choice('StochasticDepth.rule', rule, RULES)
         self.uses_drop_path = any(drop_paths(network))
         self.blocks = [] if self.uses_drop_path else residual_blocks(network, block_types)
+        if drop_rate and not self.blocks and not self.uses_drop_path:
+            warnings.warn(
+                f'{type(network).__name__} has no residual block with an identity shortcut and no '
+                'active DropPath: its only sub-model is itself. Name its blocks in '
+                '`sub_model.block_types`, or set `sub_model=None`',
+                stacklevel=2,
+            )
         count = len(self.blocks)
-        if rule == 'linear' and count > 1:
-            self.drop_probs = torch.linspace(0, drop_rate, count, device='cpu')
-        else:
-            self.drop_probs = torch.full((count,), drop_rate, device='cpu')
+        first = 0 if rule == 'linear' and count > 1 else drop_rate
+        self.drop_probs = torch.linspace(first, drop_rate, count, device='cpu')
 
-    def draw(self) -> List[nn.Module]:
-        """Draw the blocks to skip, from torch's global CPU generator; nothing waits for a GPU."""
-        skipped = torch.rand(len(self.blocks), device='cpu') < self.drop_probs
-        return [block for block, skip in zip(self.blocks, skipped.tolist()) if skip]
+    def draw(self, step: int) -> List[nn.Module]:
+        """Draw the blocks to skip in a step.
+
+        The draw depends on the step alone and neither reads nor moves the global generators: all
+        processes skip the same blocks. Synchronized batch norm needs that, whose reductions would
+        not match otherwise.
+
+        Args:
+            step (int): Number of the step.
+
+        Returns:
+            list[nn.Module]: Some of :attr:`blocks`.
+        """
+        generator = torch.Generator('cpu').manual_seed(step)
+        uniform = torch.rand(len(self.blocks), generator=generator, device='cpu')
+        skipped = (uniform < self.drop_probs).tolist()
+        return [block for block, skip in zip(self.blocks, skipped) if skip]
 
     @contextmanager
-    def sampled(self) -> Iterator[List[nn.Module]]:
-        """Turn the network into a random sub-network inside the ``with`` block.
+    def sampled(self, step: int) -> Iterator[List[nn.Module]]:
+        """Turn the network into the sub-network of a step inside the ``with`` block.
 
         Yields:
             list[nn.Module]: The skipped blocks.
         """
-        skipped = self.draw()
+        skipped = self.draw(step)
         for block in skipped:
             # An attribute of the instance hides the method of the class, and only that.
             block.forward = _pass_through
@@ -141,23 +160,3 @@ def disable_drop_path(network: nn.Module) -> nn.Module:
     for module in drop_paths(network):
         module.drop_prob = 0.0
     return network
-
-
-@contextmanager
-def untracked_statistics(network: nn.Module) -> Iterator[None]:
-    """Normalize by batch statistics without moving the running ones, inside the ``with`` block.
-
-    Only for a network in training mode; in eval mode the running statistics are what is used.
-    """
-    layers = [
-        module
-        for module in network.modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats and module.training
-    ]
-    for layer in layers:
-        layer.track_running_stats = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.track_running_stats = True

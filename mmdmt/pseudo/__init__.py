@@ -1,28 +1,24 @@
-"""Pseudo-labels: class-balanced thresholds and the store on disk."""
+"""Pseudo-labels: how they are made, selected and stored."""
 
+from mmdmt.pseudo.base_labeler import BaseLabeler
 from mmdmt.pseudo.codec import DamagedMapError, PseudoLabelError
-from mmdmt.pseudo.store import (
-    PseudoLabelStats,
-    PseudoLabelStore,
-    StoreIncompleteError,
-    StoreMismatchError,
-)
+from mmdmt.pseudo.labeler import PseudoLabeler
+from mmdmt.pseudo.store import PseudoLabelStore, StoreIncompleteError, StoreMismatchError
 from mmdmt.pseudo.thresholds import (
     ClassBalancedThreshold,
-    apply_threshold_ratio,
     apply_thresholds,
     ratio_rule_thresholds,
 )
 
 __all__ = [
+    'BaseLabeler',
     'ClassBalancedThreshold',
     'DamagedMapError',
     'PseudoLabelError',
-    'PseudoLabelStats',
     'PseudoLabelStore',
+    'PseudoLabeler',
     'StoreIncompleteError',
     'StoreMismatchError',
-    'apply_threshold_ratio',
     'apply_thresholds',
     'ratio_rule_thresholds',
 ]

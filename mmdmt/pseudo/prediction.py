@@ -11,24 +11,14 @@ from torch import Tensor
 
 from mmdmt.checks import refuse_unknown_keys
 
-TTA_KEYS = {'flip', 'scales'}
-
 Batch = Dict[str, list]
 
 
-def check_tta(tta: Optional[Dict[str, Any]], key: str = 'tta') -> None:
-    """Refuse settings of test-time augmentation that mean nothing.
-
-    Args:
-        tta: ``flip`` (bool) and ``scales`` (list of positive factors), or None.
-        key: What to call it in errors.
-
-    Raises:
-        ValueError: On unknown keys or bad scales.
-    """
+def check_tta(tta: Optional[Dict[str, Any]], key: str) -> None:
+    """Raise a ``ValueError`` for test-time augmentation with unknown keys or bad scales."""
     if tta is None:
         return
-    refuse_unknown_keys(key, tta, TTA_KEYS)
+    refuse_unknown_keys(key, tta, {'flip', 'scales'})
     scales = tta.get('scales', [1.0])
     if not scales or min(scales) <= 0:
         raise ValueError(f'`{key}.scales` must be positive factors, got {scales}')

@@ -16,14 +16,7 @@ _LOG_RANGE = 24 * np.log(2)
 
 
 def compand(confidence: np.ndarray) -> np.ndarray:
-    """Position of confidences on the scale.
-
-    Args:
-        confidence: Any shape, in [0, 1].
-
-    Returns:
-        Positions in [0, 1] in float32, increasing with confidence; those of 0 and 1 are 0 and 1.
-    """
+    """Positions in [0, 1] of confidences in [0, 1], increasing; those of 0 and 1 are 0 and 1."""
     confidence = np.clip(confidence, 0, _LARGEST_BELOW_ONE).astype(np.float32)
     doubt = np.log1p(-confidence)
     position = 0.5 * confidence - np.float32(0.5 / _LOG_RANGE) * doubt
@@ -31,14 +24,7 @@ def compand(confidence: np.ndarray) -> np.ndarray:
 
 
 def expand(position: Union[np.ndarray, float]) -> np.ndarray:
-    """Confidences at positions of the scale, the inverse of :func:`compand`.
-
-    Args:
-        position: Any shape, in [0, 1].
-
-    Returns:
-        Confidences in [0, 1] in float32.
-    """
+    """Confidences (float32) at positions of the scale, the inverse of :func:`compand`."""
     position = np.asarray(position, np.float64)
     low, high = np.zeros_like(position), np.full_like(position, _LARGEST_BELOW_ONE)
     for _ in range(60):  # there is no closed form; tables are small
@@ -49,29 +35,8 @@ def expand(position: Union[np.ndarray, float]) -> np.ndarray:
 
 
 def quantize(confidence: np.ndarray, levels: int) -> np.ndarray:
-    """Nearest of ``levels`` steps that are equal on the scale.
-
-    Args:
-        confidence: Any shape, in [0, 1].
-        levels: Number of steps, 2 to 65536.
-
-    Returns:
-        Steps in 0..levels-1, uint16.
-    """
+    """Nearest of ``levels`` (2 to 65536) steps that are equal on the scale: 0..levels-1, uint16."""
     return np.rint(compand(confidence) * (levels - 1)).astype(np.uint16)
-
-
-def dequantize(step: np.ndarray, levels: int) -> np.ndarray:
-    """Confidences of steps made by :func:`quantize`.
-
-    Args:
-        step: Any shape, in 0..levels-1.
-        levels: Number of steps.
-
-    Returns:
-        Confidences in float32; the first and last step give exactly 0 and 1.
-    """
-    return expansion_table(levels)[step]
 
 
 @cache

@@ -1,19 +1,17 @@
-"""What finished pseudo-labels are like, class by class, from the manifest of their store."""
+"""What finished pseudo-labels are like, class by class, from their manifest."""
 
-from typing import Any, Dict, Iterable, List
+from typing import Any, Dict, Iterable, List, Sequence
+
+from prettytable import PrettyTable
 
 from mmdmt.registry import DATASETS
 
-_HEAD = ('class', 'share %', 'kept %', 'confidence', 'threshold')
+_TITLES = dict(share='share %', kept='kept %', confidence='mean confidence', threshold='threshold')
+_FORMATS = dict(share='{:.2%}', kept='{:.1%}', confidence='{:.3f}', threshold='{:.4f}')
 
 
 def class_names(datasets: Iterable[Dict[str, Any]], num_classes: int) -> List[str]:
-    """Class names by the first data set config that has them; their numbers if none has.
-
-    Args:
-        datasets (Iterable[dict]): Configs with ``metainfo``, or of types that have class names.
-        num_classes (int): Number of classes of the labels.
-    """
+    """Class names by the first dataset config, or its type, that has as many; else numbers."""
     for dataset in datasets:
         classes = (dataset.get('metainfo') or {}).get('classes')
         if not classes:
@@ -24,49 +22,50 @@ def class_names(datasets: Iterable[Dict[str, Any]], num_classes: int) -> List[st
     return [str(index) for index in range(num_classes)]
 
 
-def class_rows(manifest: Dict[str, Any]) -> List[Dict[str, float]]:
-    """Per class: ``share`` of all labeled pixels, ``kept`` share of its own, ``confidence``.
+def class_rows(
+    predicted: Sequence[int], kept: Sequence[int], **more: Sequence[float]
+) -> List[Dict[str, float]]:
+    """What the labels of each class are like.
 
     Args:
-        manifest (dict): Of :class:`~mmdmt.pseudo.PseudoLabelStore`.
+        predicted (Sequence[int]): (C,) pixels, or images, that each class was predicted for.
+        kept (Sequence[int]): (C,) those of them that are trained on.
+        **more (Sequence[float]): (C,) each: ``confidence``, ``threshold``.
 
     Returns:
-        list[dict[str, float]]: Shares in [0, 1]; a class that was not predicted has zeros.
+        list[dict[str, float]]: Per class ``share`` of all that was predicted, ``kept`` share of
+        its own, and ``more``. Shares are in [0, 1]; a class that was not predicted has zeros.
     """
-    total = max(1, manifest['num_pixels'])
-    columns = (manifest[key] for key in ('predicted_pixels', 'kept_pixels', 'class_confidence'))
-    return [
-        dict(share=predicted / total, kept=kept / max(1, predicted), confidence=confidence)
-        for predicted, kept, confidence in zip(*columns)
-    ]
+    total = max(1, sum(predicted))
+    rows = [dict(share=p / total, kept=k / max(1, p)) for p, k in zip(predicted, kept)]
+    for name, values in more.items():
+        for row, value in zip(rows, values):
+            row[name] = value
+    return rows
 
 
-def class_table(manifest: Dict[str, Any], names: List[str]) -> str:
-    """A plain-text table of :func:`class_rows` with the thresholds, largest class first."""
-    if 'class_confidence' not in manifest:
-        return '(labeled before statistics per class were kept)'
-    rows = list(zip(names, class_rows(manifest), manifest['thresholds']))
-    rows.sort(key=lambda row: -row[1]['share'])
-    width = max(len(name) for name in (*names, 'class'))
-    lines = [f'{_HEAD[0]:<{width}}' + ''.join(f'  {title:>10}' for title in _HEAD[1:])]
-    for name, row, threshold in rows:
-        values = (f'{100 * row["share"]:.2f}', f'{100 * row["kept"]:.1f}')
-        values += (f'{row["confidence"]:.3f}', f'{threshold:.4f}')
-        lines.append(f'{name:<{width}}' + ''.join(f'  {value:>10}' for value in values))
-    return '\n'.join(lines)
+def class_table(rows: Sequence[Dict[str, float]], names: Sequence[str]) -> str:
+    """A plain-text table of :func:`class_rows`, largest class first."""
+    table = PrettyTable(['class', *(_TITLES[key] for key in rows[0])], align='r')
+    table.align['class'] = 'l'
+    for name, row in sorted(zip(names, rows), key=lambda pair: -pair[1]['share']):
+        table.add_row([name, *(_FORMATS[key].format(row[key]).rstrip('%') for key in row)])
+    return table.get_string()
 
 
-def label_scalars(manifest: Dict[str, Any], names: List[str]) -> Dict[str, float]:
+def label_scalars(
+    manifest: Dict[str, Any], rows: Sequence[Dict[str, float]], names: Sequence[str]
+) -> Dict[str, float]:
     """The same for visualization backends, under names without ``loss``.
 
-    Returns:
-        dict[str, float]: ``pseudo_labels/kept_share``, ``pseudo_labels/mean_confidence``, and
-        ``pseudo_labels/<share|kept|confidence>/<class>``.
+    They are ``pseudo_labels/kept_share``, ``pseudo_labels/mean_confidence``, and
+    ``pseudo_labels/<share|kept|confidence>/<class>``.
     """
     scalars = {
-        f'pseudo_labels/{key}': float(manifest[key]) for key in ('kept_share', 'mean_confidence')
+        'pseudo_labels/kept_share': sum(row['share'] * row['kept'] for row in rows),
+        'pseudo_labels/mean_confidence': float(manifest['mean_confidence']),
     }
-    if 'class_confidence' in manifest:
-        for name, row in zip(names, class_rows(manifest)):
-            scalars.update({f'pseudo_labels/{key}/{name}': row[key] for key in row})
+    for name, row in zip(names, rows):
+        keys = [key for key in row if key != 'threshold']
+        scalars.update({f'pseudo_labels/{key}/{name}': row[key] for key in keys})
     return scalars

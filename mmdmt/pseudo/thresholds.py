@@ -1,12 +1,13 @@
 """Class-balanced selection of pseudo-labels."""
 
-from typing import List, Optional, Tuple, TypeVar, Union
+from typing import Any, Dict, List, Optional, Tuple, TypeVar, Union
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmdmt.pseudo.quantization import compand, expand
+from mmdmt.checks import check_choice
+from mmdmt.pseudo.quantization import compand, expansion_table
 
 #: Threshold of a class with too few pixels to have a rank: below any softmax maximum.
 KEEP_ALL = 1e-5
@@ -20,12 +21,17 @@ RULES = ('argmax', 'threshold_ratio')
 #: Whether a share of the pixels is kept of every class, or of all classes together.
 BALANCES = ('class', 'global')
 
+# Steps of the companded scale for each of `bins`; confidences kept before they are counted.
+_STEPS_PER_BIN = 8
+_MAX_RECENT = 1 << 22
+
 Map = Union[Tensor, np.ndarray]
 MapT = TypeVar('MapT', Tensor, np.ndarray)
+Table = Tuple[np.ndarray, np.ndarray]
 
 
 class ClassBalancedThreshold:
-    """Confidence, per class, that the most certain share of its pixels reaches.
+    """Confidence, per class, that the most confident share of its pixels reaches.
 
     Zou et al., "Unsupervised Domain Adaptation for Semantic Segmentation via Class-Balanced
     Self-Training" (CBST), ECCV 2018, as in DMT (Feng et al., Pattern Recognition 2022): of the
@@ -34,23 +40,21 @@ class ClassBalancedThreshold:
     (``ratio * n < 1``) keeps everything it has, so that a rare class does not vanish.
 
     Feed every image to one object, or each rank's images to its own and :meth:`merge` them; the
-    result does not depend on the order. The objects can be pickled.
+    result does not depend on the order. What is kept, and pickled, is how often each value
+    occurred: little where confidences are quantized, as stored ones are.
 
     Args:
         num_classes: Number of classes C.
         pixel_stride: Every n-th pixel of the flattened map is used; 16 as published.
-        bins: None keeps every sampled confidence (5 bytes each) and gives exact ranks. A number
-            keeps a histogram of constant size; the threshold is then within ``1 / bins`` of the
+        bins: None tells all values apart and gives exact ranks. A number rounds them down to a
+            histogram of bounded size; the threshold is then less than ``1 / bins`` below the
             exact one, and much closer near 1, where confidences crowd.
-
-    Raises:
-        ValueError: If a number is not positive.
     """
 
     def __init__(
         self, num_classes: int, pixel_stride: int = 16, bins: Optional[int] = None
     ) -> None:
-        if num_classes < 1 or pixel_stride < 1 or (bins is not None and bins < 1):
+        if min(num_classes, pixel_stride, 1 if bins is None else bins) < 1:
             raise ValueError(
                 '`num_classes`, `pixel_stride` and `bins` must be positive, got '
                 f'{num_classes}, {pixel_stride} and {bins}'
@@ -58,15 +62,14 @@ class ClassBalancedThreshold:
         self.num_classes = num_classes
         self.pixel_stride = pixel_stride
         self.bins = bins
-        make = _ExactRanks if bins is None else _Histogram
-        self._samples = make(num_classes, bins)
+        self._tables: List[Table] = [(np.zeros(0, np.float32), np.zeros(0, np.int64))] * num_classes
+        self._recent: List[List[np.ndarray]] = [[] for _ in range(num_classes)]
+        self._num_recent = 0
 
     def update(self, label: Map, confidence: Map) -> None:
-        """Add the predictions of one image.
+        """Add the predictions of one image: classes (H, W) and their confidence (H, W).
 
-        Args:
-            label: (H, W) predicted classes of any integer type. Others than 0..C-1 are left out.
-            confidence: (H, W) their softmax values.
+        Labels other than 0..C-1 are left out.
 
         Raises:
             ValueError: If the shapes differ or a confidence is not finite.
@@ -78,26 +81,28 @@ class ClassBalancedThreshold:
             )
         label, confidence = (self._sample(values) for values in (label, confidence))
         known = (label >= 0) & (label < self.num_classes)
-        label, confidence = label[known], confidence[known].astype(np.float32)
+        label, confidence = label[known].astype(np.int64), confidence[known].astype(np.float32)
         if not np.isfinite(confidence).all():
             raise ValueError(
                 '`confidence` has NaN or infinite values: the network that labels has diverged'
             )
-        self._samples.add(label, confidence)
+        confidence = confidence if self.bins is None else self._rounded(confidence)
+        for index in np.unique(label):
+            self._recent[index].append(confidence[label == index])
+        self._num_recent += len(label)
+        if self._num_recent > _MAX_RECENT:
+            self._count_recent()
 
     def merge(self, other: 'ClassBalancedThreshold') -> None:
-        """Add what another object has seen.
-
-        Raises:
-            ValueError: If the other object was made with other arguments.
-        """
+        """Add what another object has seen, which was made with the same arguments."""
         for key in ('num_classes', 'pixel_stride', 'bins'):
             if getattr(self, key) != getattr(other, key):
                 raise ValueError(
                     f'cannot merge thresholds with {key}={getattr(self, key)} and '
                     f'{key}={getattr(other, key)}'
                 )
-        self._samples.merge(other._samples)
+        pairs = zip(self._count_recent(), other._count_recent())
+        self._tables = [_joined(*pair) for pair in pairs]
 
     def compute(self, ratio: float, balance: str = 'class') -> Tensor:
         """Thresholds that keep ``ratio`` of the pixels.
@@ -111,18 +116,14 @@ class ClassBalancedThreshold:
 
         Returns:
             (C,) float32 on the CPU, for :func:`apply_thresholds`.
-
-        Raises:
-            ValueError: If ``ratio`` is outside (0, 1] or ``balance`` is unknown.
         """
         if not 0 < ratio <= 1 + 1e-6:  # 5 * 0.2 may be a little above 1
             raise ValueError(f'`ratio` must be in (0, 1], got {ratio}')
-        if balance not in BALANCES:
-            raise ValueError(f'`balance` must be one of {BALANCES}, got {balance!r}')
+        check_choice('balance', balance, BALANCES)
+        tables = self._count_recent()
         if balance == 'global':
-            (value,) = _ranked(self._samples.pooled(), ratio)
-            return torch.full((self.num_classes,), value)
-        return torch.tensor(_ranked(self._samples, ratio), dtype=torch.float32)
+            tables = [_joined(*tables)] * self.num_classes
+        return torch.tensor([_ranked(table, ratio) for table in tables], dtype=torch.float32)
 
     def _sample(self, values: Map) -> np.ndarray:
         """Every n-th value, on the host."""
@@ -131,6 +132,26 @@ class ClassBalancedThreshold:
             values = values.float() if values.is_floating_point() else values  # numpy has no bf16
             values = values.detach().cpu().numpy()
         return values
+
+    def _rounded(self, confidence: np.ndarray) -> np.ndarray:
+        """Confidences rounded down to a step of the scale."""
+        table = expansion_table(_STEPS_PER_BIN * self.bins + 1)
+        step = (compand(confidence) * (len(table) - 1)).astype(np.int64)
+        return table[step - (table[step] > confidence)]
+
+    def _count_recent(self) -> List[Table]:
+        """Bring the tables of all classes up to date."""
+        for index, parts in enumerate(self._recent):
+            if parts:
+                new = np.unique(np.concatenate(parts), return_counts=True)
+                self._tables[index] = _joined(self._tables[index], new)
+                parts.clear()
+        self._num_recent = 0
+        return self._tables
+
+    def __getstate__(self) -> Dict[str, Any]:
+        self._count_recent()  # what other ranks get is small
+        return self.__dict__
 
 
 def apply_thresholds(
@@ -164,18 +185,6 @@ def apply_thresholds(
     return np.where(kept, label, np.asarray(ignore_index, label.dtype))
 
 
-def _ranked(samples: 'Samples', ratio: float) -> List[float]:
-    """Confidence that ``ratio`` of the pixels of each class reach."""
-    thresholds = []
-    for index, count in enumerate(samples.counts()):
-        if count > 0 and (ratio >= 1 or count * ratio >= 1):
-            rank = min(int(count * ratio), count - 1)
-            thresholds.append(float(samples.from_top(index, rank)))
-        else:
-            thresholds.append(KEEP_ALL)
-    return thresholds
-
-
 def ratio_rule_thresholds(thresholds: Tensor, ratio: float) -> Tensor:
     """Thresholds fit for dividing by them, from those of :class:`ClassBalancedThreshold`.
 
@@ -196,14 +205,23 @@ def ratio_rule_thresholds(thresholds: Tensor, ratio: float) -> Tensor:
 
 
 def threshold_ratio_labels(prob: Tensor, thresholds: Map) -> Tuple[Tensor, Tensor]:
-    """The class that is furthest above its threshold, and its probability, before any selection.
+    r"""The class that is furthest above its threshold, and its probability, before any selection.
+
+    With :func:`apply_thresholds` after it, this is the rule of CRST (Zou et al., "Confidence
+    Regularized Self-Training", ICCV 2019) and DST-CBC (Feng et al., arXiv 2004.08514v1):
+
+    .. math::
+        \hat y = \arg\max_c p_c / k_c, \quad \text{ignored where } \max_c p_c / k_c < 1
+
+    A class with a low threshold, of which the network is not confident, takes pixels from classes
+    that are more probable. :func:`apply_thresholds` alone (DMT) never changes the class.
 
     Args:
-        prob: Class probabilities, (C, *).
+        prob: Class probabilities, (C, \*).
         thresholds: (C,), positive.
 
     Returns:
-        Label (*), long, ``argmax_c p_c / k_c``, and the probability of that class (*), which
+        Label (\*), long, and the probability of that class (\*), which
         need not be the largest.
     """
     limits = torch.as_tensor(thresholds).to(prob).reshape(-1, *[1] * (prob.ndim - 1))
@@ -211,107 +229,19 @@ def threshold_ratio_labels(prob: Tensor, thresholds: Map) -> Tuple[Tensor, Tenso
     return label, prob.gather(0, label[None])[0]
 
 
-def apply_threshold_ratio(
-    prob: Tensor, thresholds: Map, ignore_index: int = 255
-) -> Tuple[Tensor, Tensor]:
-    r"""The selection rule of CRST and DST-CBC: normalize by the thresholds, then select.
-
-    Zou et al., "Confidence Regularized Self-Training", ICCV 2019; Feng et al., arXiv 2004.08514v1.
-
-    .. math::
-        \hat y = \arg\max_c p_c / k_c, \quad \text{ignored where } \max_c p_c / k_c < 1
-
-    A class with a low threshold, which is a class the network is unsure of, takes pixels from
-    classes that are more probable. :func:`apply_thresholds` (DMT) never changes the class.
-
-    Args:
-        prob: Class probabilities, (C, \*).
-        thresholds: (C,), positive; see :func:`ratio_rule_thresholds`.
-        ignore_index: Label of pixels that are not learned.
-
-    Returns:
-        Label (\*), long, and the probability of the chosen class (\*).
-
-    Raises:
-        ValueError: If there is not one positive threshold per class.
-    """
-    values = torch.as_tensor(thresholds)
-    if values.shape != prob.shape[:1] or not bool((values > 0).all()):
-        raise ValueError(
-            f'`thresholds` must be {prob.shape[0]} positive numbers, one per class of `prob`, got '
-            f'{values.tolist()}'
-        )
-    label, confidence = threshold_ratio_labels(prob, values)
-    # p_c / k_c >= 1 as p_c >= k_c, which is how a stored map is read too.
-    return apply_thresholds(label, confidence, values.to(prob), ignore_index), confidence
+def _joined(*tables: Table) -> Table:
+    """Values of several tables, sorted, and how often each occurred."""
+    values, place = np.unique(np.concatenate([table[0] for table in tables]), return_inverse=True)
+    counts = np.zeros(len(values), np.int64)
+    np.add.at(counts, place, np.concatenate([table[1] for table in tables]))
+    return values, counts
 
 
-class _ExactRanks:
-    """All confidences, per class."""
-
-    def __init__(self, num_classes: int, bins: None) -> None:
-        self.values: List[List[np.ndarray]] = [[] for _ in range(num_classes)]
-
-    def add(self, label: np.ndarray, confidence: np.ndarray) -> None:
-        for index in np.unique(label):
-            self.values[index].append(confidence[label == index])
-
-    def merge(self, other: '_ExactRanks') -> None:
-        for own, others in zip(self.values, other.values):
-            own.extend(others)
-
-    def pooled(self) -> '_ExactRanks':
-        """All classes as one."""
-        pool = _ExactRanks(1, None)
-        pool.values[0] = [part for values in self.values for part in values]
-        return pool
-
-    def counts(self) -> List[int]:
-        return [sum(map(len, values)) for values in self.values]
-
-    def from_top(self, index: int, rank: int) -> float:
-        values = np.concatenate(self.values[index])
-        position = len(values) - 1 - rank
-        return np.partition(values, position)[position]
-
-
-class _Histogram:
-    """Counts per class and confidence, in steps that are equal on the scale of ``compand``.
-
-    That scale gives half its range to equal steps of the confidence, so twice as many steps as
-    ``bins`` are needed for a resolution of ``1 / bins`` everywhere.
-    """
-
-    def __init__(self, num_classes: int, bins: int) -> None:
-        self.table = np.zeros((num_classes, 2 * bins), np.int64)
-
-    def add(self, label: np.ndarray, confidence: np.ndarray) -> None:
-        steps = self.table.shape[1]
-        step = np.minimum((compand(confidence) * steps).astype(np.int64), steps - 1)
-        flat = np.bincount(label.astype(np.int64) * steps + step, minlength=self.table.size)
-        self.table += flat.reshape(self.table.shape)
-
-    def merge(self, other: '_Histogram') -> None:
-        self.table += other.table
-
-    def pooled(self) -> '_Histogram':
-        """All classes as one."""
-        pool = _Histogram(1, self.table.shape[1] // 2)
-        pool.table = self.table.sum(axis=0, keepdims=True)
-        return pool
-
-    def counts(self) -> List[int]:
-        return self.table.sum(axis=1).tolist()
-
-    def from_top(self, index: int, rank: int) -> float:
-        """Value at a rank, as if the values of a step were spread evenly over it."""
-        counts = self.table[index]
-        reached = np.cumsum(counts[::-1])[::-1]  # values in this step or above
-        step = int(np.flatnonzero(reached > rank)[-1])
-        low, high = expand(np.array([step, step + 1]) / len(counts))
-        is_last = rank == reached[0] - 1
-        share = 1 if is_last else (rank - (reached[step] - counts[step]) + 0.5) / counts[step]
-        return high - share * (high - low)
-
-
-Samples = Union[_ExactRanks, _Histogram]
+def _ranked(table: Table, ratio: float) -> float:
+    """Confidence that ``ratio`` of the pixels of a table reach."""
+    values, counts = table
+    total = int(counts.sum())
+    if total == 0 or (ratio < 1 and total * ratio < 1):
+        return KEEP_ALL
+    rank = min(int(total * ratio), total - 1)
+    return float(values[::-1][np.searchsorted(np.cumsum(counts[::-1]), rank, side='right')])

@@ -97,7 +97,7 @@ def test_each_round_starts_from_a_fresh_network(finished, tree):
         cfg = builder.build(
             stage, '/work_dir/stage', load_from='old.pth', teacher_checkpoint='old.pth'
         )
-        assert cfg.load_from == ('old.pth' if stage.round == 0 else None)
+        assert cfg.load_from is None
         seeds.add(cfg.randomness.seed)
     assert len(seeds) == 3
 
@@ -222,7 +222,7 @@ def test_an_unknown_task_is_refused(tree, tmp_path):
 def test_the_model_must_be_a_mutual_classifier(tree, tmp_path):
     cfg = chain(tree, tmp_path)
     cfg.model.type = 'ImageClassifier'
-    with pytest.raises(ValueError, match=r'model\.type. must be mmdmt\.MutualClassifier'):
+    with pytest.raises(ValueError, match=r'model\.type. must be one of .*mmdmt\.MutualClassifier'):
         build_stage_config_builder(cfg)
 
 

@@ -5,7 +5,7 @@ from tiny_classification import listed, make_folders, tiny_classifier
 
 import mmdmt.classification  # noqa: F401
 from mmdmt.classification.soft_labeler import SoftLabeler
-from mmdmt.pseudo.loading import UnreadableImageError
+from mmdmt.pseudo.base_labeler import UnreadableImageError
 from mmdmt.registry import MODELS
 
 PIPELINE = [dict(type='LoadImageFromFile'), dict(type='mmpretrain.PackInputs')]
@@ -55,29 +55,6 @@ def test_a_finished_file_is_used_and_another_ratio_or_network_is_labeled_anew(
     content['state_dict']['head.fc.bias'] += 1
     torch.save(content, tmp_path / 'other.pth')
     assert maker.run(str(tmp_path / 'other.pth'), 1.0)['checkpoint'] != first['checkpoint']
-
-
-def test_shares_of_ranks_are_put_together_in_order(tree, checkpoint, tmp_path, monkeypatch):
-    alone = labeler(tree, tmp_path / 'alone.npz')
-    alone.run(checkpoint, 0.5)
-    module = 'mmdmt.classification.soft_labeler.'
-    shares = []
-    for rank in range(3):
-        monkeypatch.setattr(module + 'get_rank', lambda rank=rank: rank)
-        monkeypatch.setattr(module + 'get_world_size', lambda: 3)
-        monkeypatch.setattr(
-            module + 'all_gather_object', lambda part: shares.append(part) or shares
-        )
-        monkeypatch.setattr(SoftLabeler, '_write', lambda self, *args: None)
-        labeler(tree, tmp_path / 'shared.npz').run(checkpoint, 0.5)
-    monkeypatch.undo()
-    shared = labeler(tree, tmp_path / 'shared.npz')
-    shared._write(alone.store.read().names, shares, 0.5, dict(ratio=0.5))
-    for one, two in zip(alone.store.read()[:3], shared.store.read()[:3]):
-        if isinstance(one, list):
-            assert one == two
-        else:
-            np.testing.assert_allclose(one, two, atol=1e-3)
 
 
 def test_an_error_of_the_first_rank_is_raised(tree, checkpoint, tmp_path):

@@ -84,7 +84,10 @@ def test_a_pipeline_that_packs_otherwise_is_refused(tree, last):
     'settings, message',
     [
         (dict(pseudo_loss=dict(gamma=1.0)), r"mutual\.pseudo_loss. has unknown keys .'gamma'."),
-        (dict(pseudo_loss=dict(gamma2=-1.0)), r'mutual\.pseudo_loss\.gamma2. must not be negative'),
+        (
+            dict(pseudo_loss=dict(gamma2=-1.0)),
+            r'mutual\.pseudo_loss\.gamma2. must be in .*, got -1',
+        ),
         (dict(labeling=dict(selection='top')), r"selection. must be one of .*, got 'top'"),
         (dict(ratios=[0.05, 1.0]), r'mutual\.ratios.=\[0\.05, 1\.0\] .*selects none of 24 images'),
         (

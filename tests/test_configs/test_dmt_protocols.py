@@ -54,6 +54,10 @@ def stages(name):
     }
 
 
+def labeler_of(stage):
+    return stage.default_hooks.pseudo_labels.labeler
+
+
 def preprocessing(model):
     return {key: model.data_preprocessor[key] for key in COCO}
 
@@ -157,9 +161,9 @@ def test_one_member_from_coco_and_one_from_imagenet_with_their_own_preprocessing
         assert preprocessing(imagenet.model) == IMAGENET
         assert imagenet.model.backbone.init_cfg.checkpoint == 'torchvision://resnet101'
     # The network that labels is fed as it was trained.
-    hook = built['stage_1_imagenet'].custom_hooks[-1]
+    hook = labeler_of(built['stage_1_imagenet'])
     assert preprocessing(hook.model) == COCO
-    assert preprocessing(built['stage_1_coco'].custom_hooks[-1].model) == IMAGENET
+    assert preprocessing(labeler_of(built['stage_1_coco']).model) == IMAGENET
     assert [member.get('load_from', '')[:11] for member in members] == ['pretrained/', '']
 
 
@@ -182,7 +186,7 @@ def test_published_cityscapes(labels, folder):
                 assert source.pipeline[1].type == 'mmdmt.LoadPseudoLabels'
         if not first:
             assert (stage.model.pseudo_loss.gamma1, stage.model.pseudo_loss.gamma2) == (3, 3)
-            labeling = stage.custom_hooks[-1].dataset.pipeline
+            labeling = labeler_of(stage).dataset.pipeline
             assert [step.type for step in labeling] == ['mmdmt.LoadImageAtSize', 'PackSegInputs']
     assert cfg.model.decode_head.num_classes == 19
     assert tuple(cfg.model.data_preprocessor.size) == (256, 512)
@@ -201,7 +205,7 @@ def test_half_size_cityscapes_can_be_scored_at_full_size_without_changing_its_la
         'Resize',
     ]
     before = stages(CITYSCAPES.format('1_8'))['stage_1_coco']
-    assert stage.custom_hooks[-1].dataset == before.custom_hooks[-1].dataset
+    assert labeler_of(stage).dataset == labeler_of(before).dataset
 
 
 # ---------------------------------------------------------------- DST-CBC and ablations
@@ -235,7 +239,7 @@ def test_published_dst_cbc(name, dataset, labels, gamma):
             assert crop_of(source.pipeline) == crop
         if not first:
             assert stage.model.pseudo_loss == dict(type='mmdmt.DynamicSelfLoss', gamma=gamma)
-            hook = stage.custom_hooks[-1]
+            hook = labeler_of(stage)
             assert hook.rule == 'threshold_ratio'
             resize = next(step for step in hook.dataset.pipeline if step.type == 'Resize')
             assert tuple(resize.scale)[::-1] == crop  # labels are made at the training size
@@ -274,7 +278,7 @@ def test_an_ablation_differs_in_what_its_name_says(method, members, loss, labeli
         type=kinds.get(method, 'mmdmt.DynamicMutualLoss'), **loss
     )
     assert len(cfg.mutual.members) == members
-    hook = stage.custom_hooks[-1]
+    hook = labeler_of(stage)
     found = {key: hook[key] for key in ('rule', 'balance', 'threshold') if key in hook}
     assert found == labeling
     total = sum(stage.train_cfg.max_iters for stage in built.values() if 'coco' in stage.work_dir)
@@ -322,7 +326,7 @@ def test_a_cnn_and_a_transformer_keep_their_network_and_optimizer_in_every_round
         assert stage.optim_wrapper.optimizer.type == ('AdamW' if transformer else 'SGD')
         assert ('momentum' in stage.optim_wrapper.optimizer) != transformer
         if not stage_name.startswith('stage_0'):
-            assert stage.custom_hooks[-1].model.backbone.type == kinds[not transformer]
+            assert labeler_of(stage).model.backbone.type == kinds[not transformer]
 
 
 # ---------------------------------------------------------------- all of them

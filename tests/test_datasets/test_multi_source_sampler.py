@@ -5,7 +5,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import DataLoader
@@ -48,7 +48,7 @@ sizes_strategy = st.lists(st.integers(1, 23), min_size=1, max_size=4)
 @st.composite
 def settings_strategy(draw):
     sizes = draw(sizes_strategy)
-    ratio = draw(st.lists(st.integers(1, 5), min_size=len(sizes), max_size=len(sizes)))
+    ratio = draw(st.lists(st.integers(0, 5), min_size=len(sizes), max_size=len(sizes)).filter(any))
     batch_size = sum(ratio) * draw(st.integers(1, 3))
     return dict(sizes=sizes, batch_size=batch_size, ratio=ratio, seed=draw(st.integers(0, 2**31)))
 
@@ -69,6 +69,8 @@ def test_every_batch_has_the_exact_ratio_in_the_order_of_the_sources(config, fir
 def test_each_source_is_a_permutation_per_pass_over_all_ranks(config, world):
     samplers = [make(**config, rank=rank, world=world) for rank in range(world)]
     for source, size in enumerate(config['sizes']):
+        if not config['ratio'][source]:
+            continue
         batches = samplers[0].batches_per_pass(source) * 2
         per_rank = [
             [i for i in take(s, batches * config['batch_size']) if source_of(s, i) == source]
@@ -135,6 +137,7 @@ FROZEN_INDICES = [4, 0, 1, 6, 3, 2, 3, 7]
 FROZEN_SEEDS = [6635463128224577688, 17357714451022602486]
 
 
+@settings(max_examples=20)
 @given(st.integers(0, 2**63), st.integers(1, 3))
 def test_seeds_of_draws_are_distinct_over_ranks_and_draws(seed, batch_size):
     draws = [
@@ -161,6 +164,8 @@ def test_iterating_again_starts_at_the_skipped_position():
         (5, [0.5, 0.25, 0.25], [3, 1, 1]),
         (4, [3], [4]),
         (10, [1, 1, 1], [4, 3, 3]),
+        (4, [1, 0], [4, 0]),
+        (5, [0, 1, 1], [0, 3, 2]),
     ],
 )
 def test_split_of_the_batch(batch_size, ratio, expected):
@@ -172,13 +177,28 @@ def test_a_source_left_out_of_the_batch_is_refused():
         make([10, 10], batch_size=2, ratio=[4, 1])
 
 
+def test_a_source_with_the_ratio_0_is_not_drawn():
+    """Training on labeled images alone: the same stream as without the other source."""
+    both = make([7, 5], batch_size=2, ratio=[1, 0], rank=1, world=2)
+    alone = make([7], batch_size=2, ratio=[1], rank=1, world=2)
+    for sampler in (both, alone):
+        sampler.skip(9)
+    assert take(both, 20) == take(alone, 20)
+    assert (len(both), both.batches_per_pass(0)) == (12, 2)
+    with pytest.raises(ValueError, match=r'source 1 is not drawn.*\[1, 0\]'):
+        both.batches_per_pass(1)
+    assert take(make([3, 0], ratio=[1, 0]), 3) == take(make([3], ratio=[1]), 3)
+
+
 @pytest.mark.parametrize(
     ('sizes', 'kwargs', 'message'),
     [
         ([3, 0], {}, r'sources \[1\] are empty'),
         ([3, 3], dict(ratio=[1]), 'has 1 numbers.*2 sources'),
-        ([3, 3], dict(ratio=[1, 0]), 'must be positive'),
-        ([3, 3], dict(ratio=[1, float('nan')]), 'must be positive'),
+        ([3, 3], dict(ratio=[0, 0]), 'at least one of them positive'),
+        ([3, 3], dict(ratio=[2, -1]), 'must be numbers from 0 up'),
+        ([3, 3], dict(ratio=[1, float('nan')]), 'must be numbers from 0 up'),
+        ([3, 3, 3], dict(batch_size=2, ratio=[4, 1, 0]), 'leaves source 1 out'),
         ([3], dict(batch_size=0), 'at least 1'),
     ],
 )

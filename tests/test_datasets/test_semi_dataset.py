@@ -102,10 +102,15 @@ def loader(root, workers=0, seed=0, datasets=None, **kwargs):
 
 def batches(data_loader, number):
     found = []
-    for batch in islice(data_loader, number):
-        for image, sample in zip(batch['inputs'], batch['data_samples']):
-            mask = sample.gt_sem_seg.data if 'gt_sem_seg' in sample else None
-            found.append((sample.img_path, image, mask))
+    iterator = iter(data_loader)
+    try:
+        for batch in islice(iterator, number):
+            for image, sample in zip(batch['inputs'], batch['data_samples']):
+                mask = sample.gt_sem_seg.data if 'gt_sem_seg' in sample else None
+                found.append((sample.img_path, image, mask))
+    finally:
+        # Workers that end only with the traceback of an error are waited for, 5 seconds each.
+        getattr(iterator, '_shutdown_workers', lambda: None)()
     return found
 
 

@@ -20,7 +20,7 @@ from mmengine.registry import HOOKS
 def hold(where):
     if os.environ.get('HOLD_AT') == where:
         Path(os.environ['HOLD_FILE']).touch()
-        time.sleep(600)
+        time.sleep(3600)
 
 @HOOKS.register_module()
 class HoldHook(Hook):

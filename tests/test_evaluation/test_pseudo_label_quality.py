@@ -104,19 +104,6 @@ def test_shares_count_every_image_also_those_without_truth():
         assert row['kept_share'] == pytest.approx(kept.count(index) / predicted)
 
 
-def test_merging_is_as_if_one_object_had_seen_all():
-    scenes = [scene(seed) for seed in range(4)]
-    left, right = quality_of(scenes[:1]), quality_of(scenes[1:])
-    left.merge(right)
-    whole = quality_of(scenes).compute()
-    merged = left.compute()
-    assert merged['classes'] == whole['classes']
-    for one, other in zip(merged['reliability'], whole['reliability']):
-        assert one == pytest.approx(other)
-    with pytest.raises(ValueError, match='cannot merge num_bins=15 and num_bins=10'):
-        left.merge(PseudoLabelQuality(CLASSES, num_bins=10))
-
-
 def test_tensors_give_what_arrays_give():
     maps = scene(0)
     tensors = [torch.from_numpy(values) for values in maps]

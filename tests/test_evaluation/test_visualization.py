@@ -29,9 +29,9 @@ def test_colorize_label(dtype):
 
 
 def test_colorize_label_refuses_other_arrays():
-    with pytest.raises(ValueError, match='integer labels'):
+    with pytest.raises(ValueError, match='must be integers'):
         colorize_label(np.zeros((2, 2)), PALETTE)
-    with pytest.raises(ValueError, match='integer labels'):
+    with pytest.raises(ValueError, match='must be integers'):
         colorize_label(np.zeros((1, 2, 2), np.uint8), PALETTE)
 
 

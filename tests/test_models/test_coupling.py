@@ -35,7 +35,8 @@ def test_distance_counts_all_parameters_together():
 
 def test_disagreement_leaves_padding_out():
     first, second = torch.tensor([[[0, 1, 2, 3]]]), torch.tensor([[[0, 1, 0, 0]]])
-    assert disagreement(first, second).item() == 0.5
+    everywhere = torch.ones(1, 1, 4, dtype=torch.bool)
+    assert disagreement(first, second, everywhere).item() == 0.5
     valid = torch.tensor([[[True, True, True, False]]])
     torch.testing.assert_close(disagreement(first, second, valid), torch.tensor(1 / 3))
     assert disagreement(first, second, valid & False).item() == 0
@@ -55,12 +56,12 @@ def test_predictions_are_made_in_eval_mode_and_leave_no_trace():
 
 def test_every_teacher_is_compared_with_its_student():
     torch.manual_seed(0)
-    model = DualTeacher(tiny_segmentor())
+    model = DualTeacher(tiny_segmentor(), shift_length=1)
     model.reset_teachers()
     with torch.no_grad():
         for parameter in model.student.parameters():
             parameter.add_(torch.randn_like(parameter))
-    model.update_teachers()  # teacher_0 becomes the student
+    model.after_step()  # teacher_0 becomes the student
     found = coupling(model, semi_batch()[0])
     assert set(found) == {'teacher_0', 'teacher_1'}
     assert found['teacher_0']['distance'].item() == found['teacher_0']['disagreement'].item() == 0

@@ -3,6 +3,7 @@ import logging
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.logging import MMLogger
 from mmengine.structures import PixelData
 from mmseg.models.decode_heads import DAHead, EncHead, FCNHead, PIDHead, PointHead
@@ -87,21 +88,25 @@ def test_health_of_a_batch_without_pseudo_labels_has_the_same_keys_and_no_nan(na
 def test_padding_is_no_pseudo_labeled_pixel():
     """All of two small images is kept: of the padding around them nothing could be."""
     model = build().eval()
-    preprocessor = MODELS.build(
-        dict(type='mmdmt.SemiDataPreprocessor', branches=False, size=(64, 64), **NORMALIZE)
-    )
+    preprocessor = MODELS.build(dict(type='mmseg.SegDataPreProcessor', size=(64, 64), **NORMALIZE))
     _, samples, labels, _ = batch()
     for sample in samples[1:]:
         sample.gt_sem_seg.data = labels[:1].clone()
         sample.pseudo_confidence.data.clamp_(min=0.1)
+    whole = [F.pad(sample.pseudo_confidence.data, (0, 32, 0, 32)) for sample in samples[1:]]
     images = [torch.zeros(3, 32, 32, dtype=torch.uint8) for _ in samples]
     data = preprocessor(dict(inputs=images, data_samples=samples), training=True)
     assert data['inputs'].shape[2:] == (64, 64)
     losses = model.loss(data['inputs'], data['data_samples'])
     assert losses['pseudo_keep_ratio'] == 1
+    for sample, padded in zip(samples[1:], whole):
+        sample.pseudo_confidence = PixelData(data=padded.clone())
+    same = model.loss(data['inputs'], samples)
+    torch.testing.assert_close(same['decode.loss_pseudo'], losses['decode.loss_pseudo'])
     # A pipeline pads the confidence like a label, with 255.
     for sample in samples[1:]:
         sample.pseudo_confidence.data[:, 32:] = 255
+        sample.pseudo_confidence.data[:, :, 32:] = 255
     assert model.loss(data['inputs'], samples)['pseudo_keep_ratio'] == 1
     samples[1].gt_sem_seg.data[:, :16] = 255  # below the threshold
     assert model.loss(data['inputs'], samples)['pseudo_keep_ratio'] == 0.75
@@ -120,7 +125,7 @@ def test_health_of_labels_made_on_the_fly_is_theirs():
 
 
 def test_padding_is_not_learned_by_labels_made_on_the_fly():
-    """The preprocessor pads stored confidence with 0; whatever lies there must not count."""
+    """Stored confidence is padded with 0; whatever lies there must not count."""
     model = build(pseudo_loss=dict(type='mmdmt.OnlinePseudoLoss', threshold=0.0)).eval()
     images, samples, *_ = batch()
     for sample in samples[1:]:
@@ -130,7 +135,7 @@ def test_padding_is_not_learned_by_labels_made_on_the_fly():
     own = logits.argmax(1)
     own[1:, 20:] = 255
     own[0] = samples[0].gt_sem_seg.data[0]
-    expected = torch.nn.functional.cross_entropy(logits, own, ignore_index=255)
+    expected = F.cross_entropy(logits, own, ignore_index=255)
     torch.testing.assert_close(loss, expected)
 
 

@@ -13,7 +13,6 @@ from mmdmt.models.stochastic_depth import (
     disable_drop_path,
     drop_paths,
     residual_blocks,
-    untracked_statistics,
 )
 
 
@@ -87,8 +86,7 @@ def test_a_sub_model_is_the_network_without_the_skipped_blocks():
     sub_model = StochasticDepth(network, drop_rate=0.5, rule='constant')
     images = torch.randn(2, 3, 32, 32)
     whole = network(images)
-    torch.manual_seed(1)
-    with sub_model.sampled() as skipped:
+    with sub_model.sampled(1) as skipped:
         found = network(images)
     assert 0 < len(skipped) < len(sub_model.blocks)
     for value, expected, full in zip(found, without(network, skipped)(images), whole):
@@ -101,7 +99,7 @@ def test_a_sub_model_is_the_network_without_the_skipped_blocks():
 def test_the_network_is_restored_after_an_error():
     network = small_resnet()
     sub_model = StochasticDepth(network, drop_rate=0.99, rule='constant')
-    with pytest.raises(RuntimeError, match='out of memory'), sub_model.sampled():
+    with pytest.raises(RuntimeError, match='out of memory'), sub_model.sampled(0):
         raise RuntimeError('out of memory')
     assert not any('forward' in vars(module) for module in network.modules())
 
@@ -109,7 +107,7 @@ def test_the_network_is_restored_after_an_error():
 def test_state_dict_and_keys_stay_the_same_inside():
     network = small_resnet()
     keys = list(network.state_dict())
-    with StochasticDepth(network, drop_rate=0.99).sampled():
+    with StochasticDepth(network, drop_rate=0.99).sampled(0):
         assert list(network.state_dict()) == keys
 
 
@@ -118,24 +116,38 @@ def test_state_dict_and_keys_stay_the_same_inside():
 )
 def test_blocks_are_skipped_as_often_as_the_rule_says(rule, expected):
     sub_model = StochasticDepth(small_resnet(), drop_rate=0.4, rule=rule)
-    torch.manual_seed(0)
     counts = dict.fromkeys(map(id, sub_model.blocks), 0)
-    for _ in range(2000):
-        for block in sub_model.draw():
+    for step in range(2000):
+        for block in sub_model.draw(step):
             counts[id(block)] += 1
     found = torch.tensor(list(counts.values())) / 2000
     torch.testing.assert_close(found, torch.tensor(expected, dtype=found.dtype), atol=0.05, rtol=0)
 
 
-def test_draws_follow_the_global_seed():
+def test_draws_depend_on_the_step_alone_and_take_no_random_numbers():
+    """So that all processes, which are seeded differently, skip the same blocks."""
     sub_model = StochasticDepth(small_resnet(), drop_rate=0.5, rule='constant')
+    draws, following = [], []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        draws.append([[id(block) for block in sub_model.draw(step)] for step in range(8)])
+        following.append(torch.rand(1))
+        torch.manual_seed(seed)
+        assert torch.equal(torch.rand(1), following[-1])
+    assert draws[0] == draws[1] and len({tuple(draw) for draw in draws[0]}) > 2
 
-    def draws():
-        torch.manual_seed(3)
-        return [[id(block) for block in sub_model.draw()] for _ in range(5)]
 
-    first = draws()
-    assert first == draws() and len({tuple(draw) for draw in first}) > 1
+def test_blocks_are_skipped_independently_of_each_other_and_of_the_last_step():
+    sub_model = StochasticDepth(small_resnet(), drop_rate=0.5, rule='constant')
+    skipped = torch.zeros(2001, len(sub_model.blocks))
+    for step, row in enumerate(skipped):
+        drawn = sub_model.draw(step)
+        row.copy_(
+            torch.tensor([any(block is each for each in drawn) for block in sub_model.blocks])
+        )
+    pairs = torch.cat([skipped[1:], skipped[:-1]], dim=1)
+    correlation = torch.corrcoef(pairs.T).fill_diagonal_(0)
+    assert correlation.abs().max() < 0.1
 
 
 class PreNormBlock(nn.Module):
@@ -152,11 +164,12 @@ class PreNormBlock(nn.Module):
 def test_blocks_of_other_classes_can_be_named():
     network = nn.Sequential(PreNormBlock(), nn.ReLU(), PreNormBlock())
     assert residual_blocks(network) == []
+    with pytest.warns(UserWarning, match=r'Sequential has no residual block.*block_types'):
+        StochasticDepth(network)
     sub_model = StochasticDepth(network, 0.9, 'constant', block_types=['PreNormBlock'])
     assert sub_model.blocks == [network[0], network[2]]
-    torch.manual_seed(0)
     x = torch.randn(3, 4)
-    with sub_model.sampled() as skipped:
+    with sub_model.sampled(0) as skipped:
         assert len(skipped) == 2
         assert torch.equal(network(x), x.relu())
 
@@ -192,9 +205,9 @@ def mit(rate):
 def test_drop_path_is_left_to_work_by_itself():
     sub_model = StochasticDepth(mit(0.3), drop_rate=0.5)
     assert sub_model.uses_drop_path and sub_model.blocks == []
-    with sub_model.sampled() as skipped:
+    with sub_model.sampled(0) as skipped:
         assert skipped == []
-    assert not StochasticDepth(mit(0.0)).uses_drop_path
+    assert not StochasticDepth(mit(0.0), drop_rate=0).uses_drop_path
 
 
 @pytest.mark.parametrize(
@@ -215,31 +228,3 @@ def test_disabled_drop_path_makes_training_passes_equal(build):
     if isinstance(first, torch.Tensor):
         first, second = [first], [second]
     assert all(torch.equal(a, b) for a, b in zip(first, second))
-
-
-# ------------------------------------------------------------------------------ running statistics
-
-
-@pytest.mark.parametrize('norm', [nn.BatchNorm2d, nn.SyncBatchNorm])
-def test_untracked_statistics_normalize_by_the_batch_and_stay(norm):
-    layer = norm(3)
-    layer.running_mean.fill_(5.0)
-    network = nn.Sequential(layer).train()
-    images = torch.randn(4, 3, 8, 8)
-    before = copy.deepcopy(layer.state_dict())
-    with untracked_statistics(network):
-        assert not layer.track_running_stats
-        if norm is nn.BatchNorm2d:  # the other one runs on GPUs only
-            expected = nn.BatchNorm2d(3)(images)
-            torch.testing.assert_close(network(images), expected)
-    assert layer.track_running_stats
-    for key, value in layer.state_dict().items():
-        assert torch.equal(value, before[key])
-
-
-def test_layers_in_eval_mode_keep_using_their_statistics():
-    layer = nn.BatchNorm2d(3).eval()
-    layer.running_mean.fill_(5.0)
-    images = torch.randn(4, 3, 8, 8)
-    with untracked_statistics(layer):
-        torch.testing.assert_close(layer(images), images - 5.0, atol=1e-4, rtol=1e-4)

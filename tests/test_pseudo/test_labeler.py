@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +13,14 @@ from mmdmt.pseudo import (
     ClassBalancedThreshold,
     PseudoLabelStore,
     StoreMismatchError,
-    apply_threshold_ratio,
     apply_thresholds,
     codec,
-    labeler,
     ratio_rule_thresholds,
 )
+from mmdmt.pseudo.base_labeler import Progress, UnreadableImageError
 from mmdmt.pseudo.labeler import PseudoLabeler
-from mmdmt.pseudo.loading import UnreadableImageError
 from mmdmt.pseudo.prediction import predict_probabilities
+from mmdmt.pseudo.thresholds import threshold_ratio_labels
 from mmdmt.registry import DATASETS
 
 
@@ -53,11 +51,11 @@ def run(setting, store_dir, ratio=0.5):
 
 def count_forwards(monkeypatch):
     calls = []
-    original = labeler.PseudoLabeler._put
+    original = PseudoLabelStore.put
     monkeypatch.setattr(
-        labeler.PseudoLabeler,
-        '_put',
-        lambda self, store, name, *maps: calls.append(name) or original(self, store, name, *maps),
+        PseudoLabelStore,
+        'put',
+        lambda self, name, *maps: calls.append(name) or original(self, name, *maps),
     )
     return calls
 
@@ -87,11 +85,11 @@ def test_each_image_is_labeled_once_and_a_finished_store_is_kept(setting, tmp_pa
 def test_an_interrupted_pass_goes_on_and_ends_the_same(setting, tmp_path, monkeypatch):
     whole = run(setting, tmp_path / 'whole')
     calls = count_forwards(monkeypatch)
-    monkeypatch.setattr(labeler._Progress, 'step', interrupt_after(2))
+    monkeypatch.setattr(Progress, 'step', interrupt_after(2))
     with pytest.raises(KeyboardInterrupt):
         run(setting, tmp_path / 'cut')
     assert not PseudoLabelStore(tmp_path / 'cut').is_complete
-    monkeypatch.setattr(labeler._Progress, 'step', lambda *_: None)
+    monkeypatch.setattr(Progress, 'step', lambda *_: None)
     assert run(setting, tmp_path / 'cut') == whole
     assert len(calls) == 6, 'an image was labeled twice'
 
@@ -114,36 +112,6 @@ def test_a_damaged_map_is_labeled_again(setting, tmp_path, monkeypatch):
     calls = count_forwards(monkeypatch)
     assert run(setting, tmp_path / 'store') == whole
     assert calls == ['unlabeled_2']
-
-
-def test_maps_that_were_exchanged_are_labeled_again(setting, tmp_path, monkeypatch):
-    """Also if the second pass is cut off after the first of them."""
-    whole = run(setting, tmp_path / 'store')
-    one, two = (tmp_path / 'store' / 'maps' / f'unlabeled_{i}.plc' for i in (1, 4))
-    content = one.read_bytes()
-    one.write_bytes(two.read_bytes())
-    two.write_bytes(content)
-    calls = count_forwards(monkeypatch)
-    monkeypatch.setattr(labeler._Progress, 'step', interrupt_after(1))
-    with pytest.raises(KeyboardInterrupt):
-        run(setting, tmp_path / 'store')
-    monkeypatch.setattr(labeler._Progress, 'step', lambda *_: None)
-    assert run(setting, tmp_path / 'store') == whole
-    assert calls == ['unlabeled_1', 'unlabeled_4']
-    assert one.read_bytes() == content != two.read_bytes()
-
-
-@pytest.mark.parametrize('name', ['manifest.json', 'meta.json'])
-def test_a_truncated_manifest_or_meta_is_written_again(setting, tmp_path, monkeypatch, name):
-    whole = run(setting, tmp_path / 'store')
-    path = tmp_path / 'store' / name
-    content = path.read_bytes()
-    calls = count_forwards(monkeypatch)
-    for length in (0, len(content) // 2):
-        path.write_bytes(content[:length])
-        assert run(setting, tmp_path / 'store') == whole
-        assert path.read_bytes() == content
-    assert calls == [], 'nothing but the file was damaged'
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -174,43 +142,6 @@ def test_a_list_that_changed_is_counted_again(setting, tmp_path, monkeypatch):
     assert calls == ['unlabeled_4', 'unlabeled_5']
     fewer = labeled_with(setting, tmp_path / 'store', dataset=dict(arguments['dataset'], indices=3))
     assert fewer['num_images'] == 3 and len(calls) == 2
-
-
-def test_two_ranks_share_the_images_and_agree_with_one(setting, tmp_path, monkeypatch):
-    """Rank 1 labels first; rank 0 then finds only its own share to do and finishes for both."""
-    whole = run(setting, tmp_path / 'whole')
-    calls = count_forwards(monkeypatch)
-    monkeypatch.setattr(labeler, 'get_world_size', lambda: 2)
-    thresholds, shares = [], []
-
-    def as_rank(rank, gather):
-        monkeypatch.setattr(labeler, 'get_rank', lambda: rank)
-        monkeypatch.setattr(labeler, 'all_gather_object', gather)
-        return run(setting, tmp_path / 'shared')
-
-    PseudoLabelStore(tmp_path / 'shared').begin(json.loads(json.dumps(meta_of(tmp_path / 'whole'))))
-
-    def remember(value):
-        (thresholds if not thresholds else shares).append(value)
-        raise StopIteration
-
-    with pytest.raises(StopIteration):
-        as_rank(1, remember)
-    assert sorted(calls) == ['unlabeled_1', 'unlabeled_3', 'unlabeled_5']
-    own_store = PseudoLabelStore(tmp_path / 'shared')
-
-    def gather(value):
-        if isinstance(value, type(thresholds[0])):
-            return [value, thresholds[0]]
-        odd = [f'unlabeled_{i}' for i in (1, 3, 5)]
-        return [value, own_store.measure(odd, whole['thresholds'])]
-
-    assert as_rank(0, gather) == whole
-    assert len(calls) == 6
-
-
-def meta_of(store_dir):
-    return json.loads((store_dir / 'meta.json').read_text())
 
 
 def test_another_ratio_keeps_the_maps(setting, tmp_path, monkeypatch):
@@ -303,7 +234,7 @@ def test_threshold_ratio_takes_a_second_pass_and_gives_that_rules_labels(
     assert manifest['thresholds'] == pytest.approx(limits.tolist())
     store, same, pixels, moved = PseudoLabelStore(tmp_path / 'store'), 0, 0, 0
     for name, prob in float_maps(setting).items():
-        expected, _ = apply_threshold_ratio(prob, limits)
+        expected = apply_thresholds(*threshold_ratio_labels(prob, limits), limits)
         got = torch.from_numpy(store.get_thresholded(name)[0]).long()
         same += (got == expected).sum().item()
         pixels += got.numel()
@@ -319,10 +250,10 @@ def test_threshold_ratio_takes_a_second_pass_and_gives_that_rules_labels(
 def test_threshold_ratio_goes_on_in_either_pass(setting, tmp_path, monkeypatch, after):
     whole = labeled_with(setting, tmp_path / 'whole', rule='threshold_ratio')
     calls = count_forwards(monkeypatch)
-    monkeypatch.setattr(labeler._Progress, 'step', interrupt_after(after))
+    monkeypatch.setattr(Progress, 'step', interrupt_after(after))
     with pytest.raises(KeyboardInterrupt):
         labeled_with(setting, tmp_path / 'cut', rule='threshold_ratio')
-    monkeypatch.setattr(labeler._Progress, 'step', lambda *_: None)
+    monkeypatch.setattr(Progress, 'step', lambda *_: None)
     assert labeled_with(setting, tmp_path / 'cut', rule='threshold_ratio') == whole
     assert len(calls) == 12, 'an image was labeled twice'
 

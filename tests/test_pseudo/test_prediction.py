@@ -110,4 +110,4 @@ def test_half_precision_is_near_and_comes_out_in_float32(model):
 def test_settings_that_mean_nothing_are_refused(tta):
     with pytest.raises(ValueError, match=r'labeling\.tta'):
         check_tta(tta, 'mutual.labeling.tta')
-    check_tta(None)
+    check_tta(None, 'tta')

@@ -78,9 +78,8 @@ def test_a_store_is_used_only_when_it_is_complete(tmp_path):
     for read in (lambda: store.manifest, lambda: store.get_thresholded(NAMES[0])):
         with pytest.raises(StoreIncompleteError, match=r'manifest\.json'):
             read()
-    with pytest.raises(StoreIncompleteError, match='2007_000032') as caught:
+    with pytest.raises(StoreIncompleteError, match=f'{NAMES[2]}, {NAMES[3]}'):
         store.finish(NAMES, np.zeros(4))
-    assert caught.value.names == NAMES[2:]
     assert not store.is_complete
 
 
@@ -91,21 +90,18 @@ def test_missing_and_damaged_maps_are_named(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     assert store.missing(NAMES) == [NAMES[1], NAMES[3]]
-    assert not store.has(NAMES[1])
     with pytest.raises(DamagedMapError, match='aachen_000002'):
         store.get(NAMES[1])
     with pytest.raises(StoreIncompleteError, match=NAMES[3]):
         store.get(NAMES[3])
-    with pytest.raises(StoreIncompleteError, match='2 image') as caught:
+    with pytest.raises(StoreIncompleteError, match=f'2 image.*{NAMES[1]}, {NAMES[3]}'):
         store.finish(NAMES, np.zeros(4))
-    assert caught.value.names == [NAMES[1], NAMES[3]]
 
 
 def test_an_error_about_many_images_stays_short(tmp_path):
     store = write(tmp_path, [])
-    with pytest.raises(StoreIncompleteError, match='and 95 more') as caught:
+    with pytest.raises(StoreIncompleteError, match='and 95 more'):
         store.finish([f'image_{index}' for index in range(100)], np.zeros(4))
-    assert len(caught.value.names) == 100
 
 
 def test_an_interrupted_pass_ends_with_the_same_manifest(tmp_path):
@@ -154,9 +150,7 @@ def test_manifest_says_what_is_in_the_store(tmp_path):
     assert manifest['mean_confidence'] == pytest.approx(sure.mean(), rel=1e-6)
     for key, values in (('predicted_pixels', labels), ('kept_pixels', kept)):
         assert manifest[key] == [(values == index).sum() for index in range(4)]
-    for name, facts in manifest['files'].items():
-        content = (tmp_path / 'maps' / f'{name}.plc').read_bytes()
-        assert facts == dict(bytes=len(content), crc32=zlib.crc32(content))
+    assert manifest['files'] == NAMES
 
 
 def test_thresholds_are_applied_when_labels_are_read(tmp_path):
@@ -169,8 +163,6 @@ def test_thresholds_are_applied_when_labels_are_read(tmp_path):
     np.testing.assert_array_equal(got, expected)
     np.testing.assert_array_equal(got_confidence, confidence)
     assert got.dtype == np.uint8
-    other, _ = store.get_thresholded(NAMES[0], [2, 2, 2, 2])
-    assert (other == 255).all()
 
 
 def test_pixels_without_a_class_stay_so(tmp_path):
@@ -188,9 +180,8 @@ def test_pixels_without_a_class_stay_so(tmp_path):
 def test_ranks_may_share_the_counting(tmp_path):
     store, expected = finished(tmp_path)
     thresholds = thresholds_of(store, NAMES)
-    stats = store.measure(NAMES[1::2], thresholds)
-    stats.merge(store.measure(NAMES[::2], thresholds))
-    assert store.finish(NAMES, thresholds, stats) == expected
+    shares = [store.measure(NAMES[rank::2], thresholds) for rank in (1, 0)]
+    assert store.finish(NAMES, thresholds, sum(shares)) == expected
 
 
 def put_share(root, names):
@@ -228,12 +219,9 @@ def test_maps_of_another_network_are_refused(tmp_path):
     with pytest.raises(StoreMismatchError, match=r'checkpoint.*ab.*cd'):
         store.begin(other)
     assert store.is_complete  # nothing was touched
-    store.begin(other, restart=True)
-    assert store.missing(NAMES) == NAMES
-    assert not store.is_complete
 
 
-DAMAGE = [b'', b'{"num_cla', b'[]', b'\xff\xfe', None]  # None: lost
+DAMAGE = [b'', b'{"num_cla', None]  # None: lost
 
 
 def damage(path, content):
@@ -246,54 +234,20 @@ def test_a_damaged_manifest_counts_as_not_finished(tmp_path, content):
     damage(tmp_path / 'manifest.json', content)
     store = PseudoLabelStore(tmp_path)
     assert not store.is_complete
-    with pytest.raises(StoreIncompleteError, match=r'manifest\.json is .*goes on where it was'):
+    with pytest.raises(StoreIncompleteError, match=r'manifest\.json is not .*goes on where it was'):
         store.get_thresholded(NAMES[0])
     store.begin(META)
     assert store.missing(NAMES) == [], 'no map was damaged'
     assert store.finish(NAMES, thresholds_of(store, NAMES)) == expected
 
 
-def test_a_manifest_that_lost_a_key_is_damaged(tmp_path):
-    _, manifest = finished(tmp_path)
-    assert PseudoLabelStore(tmp_path).is_complete
-    for key in manifest.keys() - META.keys():
-        rest = {other: value for other, value in manifest.items() if other != key}
-        (tmp_path / 'manifest.json').write_text(json.dumps(rest))
-        assert not PseudoLabelStore(tmp_path).is_complete, key
-
-
 @pytest.mark.parametrize('content', DAMAGE)
-def test_the_meta_of_a_finished_store_is_restored(tmp_path, content):
-    _, expected = finished(tmp_path)
-    whole = (tmp_path / 'meta.json').read_bytes()
-    damage(tmp_path / 'meta.json', content)
-    store = PseudoLabelStore(tmp_path)
-    store.begin(META)
-    assert store.manifest == json.loads(json.dumps(expected))
-    assert (tmp_path / 'meta.json').read_bytes() == whole
-
-
-@pytest.mark.parametrize('content', DAMAGE)
-def test_a_damaged_meta_is_no_way_to_take_maps_of_another_network(tmp_path, content):
-    finished(tmp_path)
-    damage(tmp_path / 'meta.json', content)
-    other = dict(META, checkpoint=dict(META['checkpoint'], sha256='cd'))
-    for meta in (other, dict(META, rule='x'), {k: v for k, v in META.items() if k != 'checkpoint'}):
-        with pytest.raises(StoreMismatchError, match='of another origin'):
-            PseudoLabelStore(tmp_path).begin(meta)
-
-
-@pytest.mark.parametrize('content', DAMAGE)
-def test_maps_without_meta_and_manifest_are_not_trusted(tmp_path, content):
+def test_maps_without_meta_are_not_trusted(tmp_path, content):
     write(tmp_path)
     damage(tmp_path / 'meta.json', content)
     store = PseudoLabelStore(tmp_path)
-    with pytest.raises(StoreMismatchError, match=r'meta\.json is lost or damaged.*Delete'):
+    with pytest.raises(StoreMismatchError, match=r'another origin.*Delete'):
         store.begin(META)
-    with pytest.raises(RuntimeError, match=r'meta\.json is missing or damaged'):
-        store.put('x', *maps('x'))
-    store.begin(META, restart=True)
-    assert store.missing(NAMES) == NAMES
 
 
 @pytest.mark.parametrize('content', DAMAGE)
@@ -302,71 +256,6 @@ def test_a_damaged_meta_without_maps_is_written_again(tmp_path, content):
     damage(tmp_path / 'meta.json', content)
     write(tmp_path)
     assert PseudoLabelStore(tmp_path).missing(NAMES) == []
-
-
-def swap(root, one, other):
-    """Exchange the files of two images."""
-    paths = [root / 'maps' / f'{name}.plc' for name in (one, other)]
-    contents = [path.read_bytes() for path in paths]
-    for path, content in zip(paths, reversed(contents)):
-        path.write_bytes(content)
-
-
-def test_maps_of_a_finished_store_that_were_exchanged_are_found_by_name(tmp_path, monkeypatch):
-    warnings = []
-    monkeypatch.setattr('mmdmt.pseudo.store.print_log', lambda text, **_: warnings.append(text))
-    finished(tmp_path)
-    swap(tmp_path, NAMES[0], NAMES[2])
-    store = PseudoLabelStore(tmp_path)
-    assert store.missing(NAMES) == [NAMES[0], NAMES[2]]
-    (warning,) = warnings
-    assert warning.startswith(f'2 pseudo-label(s) in {tmp_path} are damaged')
-    assert NAMES[0] in warning and NAMES[2] in warning
-    assert not store.has(NAMES[0]) and store.has(NAMES[1])
-    with pytest.raises(DamagedMapError, match=r'aachen_000001\.plc .*checksum .* manifest\.json'):
-        store.get_thresholded(NAMES[0])
-    store.get_thresholded(NAMES[1])
-
-
-def test_another_ratio_does_not_keep_maps_that_were_exchanged(tmp_path):
-    finished(tmp_path)
-    swap(tmp_path, NAMES[0], NAMES[2])
-    store = PseudoLabelStore(tmp_path)
-    store.begin(dict(META, ratio=0.8))
-    assert store.missing(NAMES) == [NAMES[0], NAMES[2]]
-
-
-def test_what_is_discarded_is_missing_and_the_rest_stays(tmp_path):
-    store, _ = finished(tmp_path)
-    store.discard([NAMES[0], 'was never there'])
-    assert not store.is_complete
-    assert store.missing(NAMES) == [NAMES[0]]
-
-
-def test_a_folder_in_the_place_of_a_map_is_a_damaged_map(tmp_path):
-    store, _ = finished(tmp_path)
-    path = tmp_path / 'maps' / f'{NAMES[3]}.plc'
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(DamagedMapError, match=r'2007_000032\.plc .*is a folder'):
-        store.get(NAMES[3])
-    assert store.missing(NAMES) == [NAMES[3]]
-    store.put(NAMES[3], *maps(NAMES[3]))
-    assert store.missing(NAMES) == []
-
-
-def test_a_folder_with_files_in_the_place_of_a_map_is_not_removed(tmp_path):
-    store, _ = finished(tmp_path)
-    path = tmp_path / 'maps' / f'{NAMES[3]}.plc'
-    path.unlink()
-    store.put(f'{NAMES[3]}.plc/other', *maps('other'))
-    for redo in (
-        lambda: store.discard([NAMES[3]]),
-        lambda: store.put(NAMES[3], *maps(NAMES[3])),
-    ):
-        with pytest.raises(RuntimeError, match=r'2007_000032\.plc is a folder .* move it away'):
-            redo()
-    assert store.has(f'{NAMES[3]}.plc/other')
 
 
 def test_every_error_of_stored_labels_is_of_one_kind():
@@ -383,20 +272,13 @@ def test_writing_opens_a_finished_store_again(tmp_path):
 
 def test_bad_input_is_refused(tmp_path):
     store = PseudoLabelStore(tmp_path / 'new')
-    with pytest.raises(RuntimeError, match='begin'):
-        store.put('x', *maps('x'))
     for num_classes in (None, 0, 256):
         with pytest.raises(ValueError, match='num_classes'):
             store.begin(dict(num_classes=num_classes))
     store.begin(META)
     label, confidence = maps('x')
-    with pytest.raises(ValueError, match=r"'x' has class 7.*num_classes=4"):
-        store.put('x', label + 5, confidence)
     with pytest.raises(ValueError, match=r"'x'.*diverged"):
         store.put('x', label, confidence * np.nan)
-    store.put('x', label, confidence)
-    with pytest.raises(ValueError, match='one threshold for each of the 4 classes'):
-        store.finish(['x'], np.zeros(3))
 
 
 def test_a_manifest_of_another_format_is_refused(tmp_path):

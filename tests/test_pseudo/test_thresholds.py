@@ -132,9 +132,23 @@ def test_histogram_is_close_to_the_exact_threshold(scale, ratio):
     assert kept[0] == pytest.approx(kept[1], abs=0.01)
 
 
-def test_histogram_has_constant_size():
-    sizes = [len(pickle.dumps(fed(random_images(n), 4, bins=64))) for n in (1, 20)]
-    assert sizes[0] == sizes[1]
+def test_what_other_ranks_get_is_small():
+    """Not the pixels, but how often each value occurred: bounded where values are quantized."""
+    images = [(label, (4096 * conf).round() / 4096) for label, conf in random_images(100)]
+    pixels = sum(label.numel() for label, _ in images)
+    for bins, values in ((None, 4096), (64, 8 * 64)):
+        small = len(pickle.dumps(fed(images, 4, pixel_stride=1, bins=bins)))
+        assert small < 4 * values * 12 + 2000 < 4 * pixels
+        assert small < 4 * pixels
+
+
+def test_values_are_counted_while_images_come(monkeypatch):
+    images = random_images(6)
+    expected = fed(images, 4, pixel_stride=1).compute(0.3)
+    monkeypatch.setattr('mmdmt.pseudo.thresholds._MAX_RECENT', 1000)
+    counter = fed(images, 4, pixel_stride=1)
+    assert counter._num_recent < 2000
+    assert torch.equal(counter.compute(0.3), expected)
 
 
 @pytest.mark.parametrize('bins', [None, 64])

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mmengine.config import Config
-from tiny_data_tree import NUM_CLASSES, DataTree
+from tiny_data_tree import LABELED, NUM_CLASSES, DataTree
 
 TOOL = Path(__file__).parents[2] / 'tools/misc/check_dataset.py'
 spec = importlib.util.spec_from_file_location('check_dataset_tool', TOOL)
@@ -20,14 +19,11 @@ def tree(tmp_path):
 
 @pytest.fixture
 def config(tree, tmp_path):
-    config = Config(
-        dict(
-            default_scope='mmseg',
-            train_dataloader=dict(dataset=tree.train_config()),
-            val_dataloader=dict(dataset=tree.config('val')),
-        )
+    (tmp_path / 'config.py').write_text(
+        f'default_scope = "mmseg"\n'
+        f'train_dataloader = dict(dataset={tree.train_config()})\n'
+        f'val_dataloader = dict(dataset={tree.config("val")})\n'
     )
-    config.dump(tmp_path / 'config.py')
     return str(tmp_path / 'config.py')
 
 
@@ -42,8 +38,21 @@ def test_sound_data(config, tree, capsys):
     assert tool.main(folder_arguments(tree)) == 0
     captured = capsys.readouterr()
     assert captured.out == 'no problems in the data\n' * 2
-    assert 'decoding images and masks: 6 files' in captured.err
+    assert 'decoding images and masks: 100%' in captured.err
     assert '6/6' in captured.err
+
+
+def test_folders_without_lists_or_masks(tree, capsys):
+    images, masks = folder_arguments(tree)[:2]
+    assert tool.main([images]) == 0
+    assert tool.main([images, masks, f'--num-classes={NUM_CLASSES}']) == 0
+    tree.mask('d').unlink()
+    capsys.readouterr()
+    assert tool.main([images, masks]) == 1  # every image is labeled now, and no list names it
+    assert f'missing mask  {tree.image("d")}  {tree.mask("d")}' in capsys.readouterr().out
+    labeled = f'--labeled={tree.list("labeled")}'
+    assert tool.main([images, masks, labeled, '--num-classes=1']) == 1
+    assert f'(label id: {len(LABELED)})' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('by_config', [True, False])

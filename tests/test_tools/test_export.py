@@ -15,7 +15,8 @@ from tiny_models import tiny_segmentor
 from tiny_project import SIZE, base_config, environment, make_tree, mean_teacher
 
 from mmdmt.checkpoint import UntrustedCheckpointError, save_atomically
-from mmdmt.export.segmentor import export_segmentor, foreign_types, plain_config, select_network
+from mmdmt.export.plain import foreign_types
+from mmdmt.export.segmentor import export_segmentor, plain_config, select_network
 from mmdmt.registry import MODELS
 
 DATASET_META = dict(classes=list('abcd'), palette=[[i, i, i] for i in range(4)])
@@ -88,7 +89,6 @@ def offline_config(tree):
         type='mmdmt.PseudoLabelSegmentor',
         pseudo_loss=dict(type='mmdmt.DynamicMutualLoss', gamma1=5.0, gamma2=5.0),
     )
-    cfg['model']['data_preprocessor'].update(type='mmdmt.SemiDataPreprocessor', branches=False)
     cfg['model']['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint='absent.pth')
     return Config(dict(cfg, default_scope='mmseg', custom_imports=dict(imports=['mmdmt'])))
 
@@ -216,7 +216,7 @@ def test_the_network_that_predicts_is_the_default():
     assert select_network(weights, {}) == 'teacher'
     assert select_network(weights, dict(type='mmdmt.MeanTeacher')) == 'teacher'
     assert select_network(weights, dict(type='mmdmt.DualTeacher')) == 'student'
-    assert select_network(weights, dict(semi_test_cfg=dict(predict_on='student'))) == 'student'
+    assert select_network(weights, dict(predict_on='student')) == 'student'
     assert select_network(weights, {}, 'student') == 'student'
     assert select_network({'backbone.a': 0, 'decode_head.b': 0}, {}) == ''
     for predict_on, network in (
@@ -224,8 +224,7 @@ def test_the_network_that_predicts_is_the_default():
         ('teacher_average', 'teacher'),
         (['teacher', 'student'], 'teacher'),
     ):
-        model = dict(semi_test_cfg=dict(predict_on=predict_on))
-        assert select_network(weights, model) == network
+        assert select_network(weights, dict(predict_on=predict_on)) == network
     with pytest.raises(ValueError, match=r"holds \['student', 'teacher'\]"):
         select_network(weights, {}, 'peer')
     with pytest.raises(ValueError, match='holds a single one'):
@@ -233,16 +232,10 @@ def test_the_network_that_predicts_is_the_default():
 
 
 def test_networks_of_a_pair_have_configs_of_their_own(tree, tmp_path):
-    left, right = tiny_segmentor(), tiny_segmentor()
-    right['decode_head']['channels'] = 12
     cfg = Config(dict(base_config(tree, 'unused'), default_scope='mmseg'))
-    preprocessor = cfg.model.pop('data_preprocessor')
-    preprocessor.update(type='mmdmt.SemiDataPreprocessor', num_strong=2)
-    cfg.model = dict(
-        type='mmdmt.CrossTeacher',
-        segmentor=dict(l=left, r=right),
-        data_preprocessor=preprocessor,
-    )
+    left, right = cfg.model, tiny_segmentor()
+    right['decode_head']['channels'] = 12
+    cfg.model = dict(type='mmdmt.CrossTeacher', segmentor=dict(l=left, r=right))
     model = MODELS.build(cfg.model.copy())
     checkpoint = save(cfg, tmp_path / 'a.pth', model)
     for network, channels in (('student_l', 8), ('teacher_r', 12), ('auto', 8)):

@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmdmt.datasets.splits.draws import (
-    difference_maximized_splits,
-    list_digest,
-    nested_splits,
-    read_list,
-    write_list,
-)
+from mmdmt.datasets.splits import difference_maximized_subsets, nested_splits
+from mmdmt.datasets.splits.files import describe_list, read_list, write_list
 from mmdmt.version import __version__
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +36,10 @@ def written(tmp_path):
     return {str(path.relative_to(out)) for path in out.rglob('*') if path.is_file()}
 
 
+def digest(path):
+    return describe_list(read_list(path))['sha256']
+
+
 def read_manifest(tmp_path):
     return json.loads((tmp_path / 'out/manifest.json').read_text())['sets']
 
@@ -53,11 +52,11 @@ def test_published_lists_byte_for_byte(tmp_path):
     assert tool.main([*arguments, '--denominators', *denominators]) == 0
     for key, expected in GOLDEN['sets'].items():
         folder = tmp_path / 'out' / '1_{}/fold_{}'.format(*key.split('_'))
-        assert list_digest(read_list(folder / 'labeled.txt')) == expected['sha256']
+        assert digest(folder / 'labeled.txt') == expected['sha256']
         assert len(read_list(folder / 'unlabeled.txt')) == expected['n_unlabeled']
         subsets = GOLDEN['difference_maximized'][key]
-        assert list_digest(read_list(folder / 'left.txt')) == subsets['left_sha256']
-        assert list_digest(read_list(folder / 'right.txt')) == subsets['right_sha256']
+        assert digest(folder / 'left.txt') == subsets['left_sha256']
+        assert digest(folder / 'right.txt') == subsets['right_sha256']
 
 
 def test_what_is_written_and_said(name_list, tmp_path, capsys):
@@ -81,22 +80,16 @@ def test_manifest(name_list, tmp_path):
     arguments = ['--denominators=4', '--folds=1', '--seed=5', '--difference-maximized']
     assert tool.main([name_list, out_dir(tmp_path), *arguments]) == 0
     splits = nested_splits(NAMES, [4], 1, 5)
-    left, right = difference_maximized_splits(splits, seed=5)[4, 0]
-    lists = dict(zip(('labeled', 'unlabeled', 'left', 'right'), (*splits[4, 0], left, right)))
+    subsets = difference_maximized_subsets(splits[4, 0][0], rng=5)
+    lists = dict(zip(('labeled', 'unlabeled', 'left', 'right'), (*splits[4, 0], *subsets)))
     assert read_manifest(tmp_path) == {
         '1_4/fold_0': {
             'method': 'shuffled prefix',
             'seed': 5,
-            'parent': {
-                'source': str(tmp_path / 'all.txt'),
-                'size': 20,
-                'sha256': list_digest(NAMES),
-            },
+            'parent': dict(source=str(tmp_path / 'all.txt'), **describe_list(NAMES)),
             'common': 0.6,
             'tool_version': __version__,
-            'lists': {
-                kind: {'size': len(ids), 'sha256': list_digest(ids)} for kind, ids in lists.items()
-            },
+            'lists': {kind: describe_list(ids) for kind, ids in lists.items()},
         }
     }
 
@@ -147,6 +140,10 @@ def test_class_aware_refuses_foreign_ids(name_list, masks, tmp_path, capsys):
     assert 'has ids [2] outside the 2 classes' in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
     assert tool.main([*arguments, '--reduce-zero-label']) == 0
+    assert read_manifest(tmp_path)['count_2/fold_0']['missing_classes'] == []
+    (tmp_path / 'masks' / f'{NAMES[0]}_gt.png').unlink()
+    assert tool.main(arguments) == 1
+    assert 'img_00_gt.png cannot be read' in capsys.readouterr().err
 
 
 def test_other_lists_are_kept_unless_forced(name_list, tmp_path, capsys):
@@ -168,6 +165,7 @@ def test_other_lists_are_kept_unless_forced(name_list, tmp_path, capsys):
     [
         (['--counts=21'], 'count 21 is not a whole number from 1 to 20'),
         (['--fractions=0.01'], 'fraction 0.01 leaves no labeled image of 20'),
+        (['--fractions=1.5'], 'fraction 1.5 is outside (0, 1]'),
         (['--denominators=0.2'], 'denominator 0.2 is below 1'),
         (['--counts=2', '--folds=0'], 'folds=0'),
     ],

@@ -9,7 +9,7 @@ import mmseg
 import numpy as np
 import pytest
 import torch
-from forked_tool import ForkedTool
+from forked_tool import PATIENCE, ForkedTool, forked_ranks
 from PIL import Image
 from tiny_project import (
     ROOT,
@@ -160,7 +160,7 @@ def distributed(tree, tmp_path_factory):
     for part in ('backbone', 'decode_head'):
         cfg['model']['segmentor'][part]['norm_cfg'] = dict(type='SyncBN')
     cfg['custom_imports'] = dict(imports=['mmdmt', 'dump_hook'], allow_failed_imports=False)
-    cfg['custom_hooks'].append(dict(type='DumpHook'))
+    cfg['custom_hooks'] = [dict(type='DumpHook')]
     config = write_config(cfg, folder / 'tiny.py')
     done = launch('dist_train.sh', config, 2, cwd=folder, PYTHONPATH=str(tree))
     assert done.returncode == 0, done.stdout[-4000:]
@@ -178,7 +178,7 @@ def launch(script, *args, cwd, **extra):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
 
 
@@ -194,14 +194,15 @@ def test_processes_on_cpus_end_with_the_same_parameters(distributed):
 def test_two_processes_test_as_one_does(distributed, tree, tmp_path):
     config, work_dir, _ = distributed
     args, path = (config, work_dir / 'iter_3.pth'), str(tree)
-    several = launch('dist_test.sh', *args, 2, cwd=tmp_path, PYTHONPATH=path)
     single = ForkedTool('test.py', *args, log=tmp_path / 'test.log', PYTHONPATH=path).finish()
+    ranks = forked_ranks('test.py', *args, log=tmp_path / 'ranks.log', PYTHONPATH=path)
+    several = [tool.finish() for tool in ranks]
 
     def metrics(printed):
         return [line for line in printed.splitlines() if line.startswith('|')]
 
-    assert metrics(several.stdout)
-    assert metrics(several.stdout) == metrics(single)
+    assert metrics(single)
+    assert metrics(several[0]) == metrics(single)
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.models.segmentors import BaseSegmentor
 from mmseg.structures import SegDataSample
+from prettytable import PrettyTable, TableStyle
 from torch import nn
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
@@ -42,24 +43,20 @@ CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
 
 
 class Pass(NamedTuple):
-    """A pass of images through one network.
-
-    Attributes:
-        network: Name of the network.
-        images: Shape of the images, (N, 3, H, W).
-        gradient: Whether it is followed by a backward pass.
-        training: Whether the network is in training mode.
-    """
+    """A pass of images through one network."""
 
     network: str
-    images: Tuple[int, ...]
+    shape: Tuple[int, ...]
+    """Of the images, (N, 3, H, W)."""
     gradient: bool
+    """Whether it is followed by a backward pass."""
     training: bool
+    """Whether the network is in training mode."""
 
     def __str__(self) -> str:
         """Line of the table."""
         kind = 'forward, loss, backward' if self.gradient else 'forward'
-        return f'{self.network}, {self.images[0]} images: {kind}'
+        return f'{self.network}, {self.shape[0]} images: {kind}'
 
 
 class Stopwatch:
@@ -134,50 +131,47 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def read_config(args: argparse.Namespace) -> Config:
-    """The config with the size and batch size of the command line."""
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
-    cfg = resolve_config(cfg)
-    if args.size:
-        cfg.model.data_preprocessor.size = tuple(args.size)
-        cfg.model.data_preprocessor.pop('size_divisor', None)
-    if cfg.model.data_preprocessor.get('size') is None:
-        raise SystemExit('The config has no `model.data_preprocessor.size`: give --size H W')
-    cfg.train_dataloader.batch_size = args.batch_size or cfg.train_dataloader.batch_size
-    return cfg
-
-
-def build_model(cfg: Config, device: str) -> BaseSegmentor:
-    """The model with random weights, in training mode."""
+def build_model(cfg: Config, args: argparse.Namespace) -> BaseSegmentor:
+    """The model with random weights and the size of the command line, in training mode."""
     init_default_scope(cfg.get('default_scope', 'mmseg'))
-    model = build_segmentor(cfg.model).to(device)
+    model = build_segmentor(cfg.model).to(args.device)
     if cfg.get('channels_last', False):
         model = model.to(memory_format=torch.channels_last)
     if getattr(model, 'sub_model', None) is not None:
         model.sub_model.drop_probs.zero_()
-    model.teacher_hook_attached = model.switch_hook_attached = True  # the step below does it
+    if isinstance(model, SemiSegmentor):
+        model.start_run(args.warmup + args.rounds + 1, [1, 1])
+    if hasattr(model, 'shift_iters'):
+        model.shift_iters = 1  # so that all shifts are in the median
+    preprocessor = model.data_preprocessor
+    if args.size:
+        preprocessor.size, preprocessor.size_divisor = tuple(args.size), None
+    if preprocessor.size is None:
+        raise SystemExit('The config has no `data_preprocessor.size`: give --size H W')
     return model.train()
 
 
-def images_per_source(cfg: Config) -> List[int]:
+def images_per_source(cfg: Config) -> Tuple[int, int]:
     """Labeled and unlabeled images in a batch."""
-    sampler = cfg.train_dataloader.get('sampler') or {}
-    ratio = list(sampler.get('source_ratio', [1]))
+    ratio = list((cfg.train_dataloader.get('sampler') or {}).get('source_ratio', [1]))
     batch = cfg.train_dataloader.batch_size
     labeled = max(1, round(batch * ratio[0] / sum(ratio)))
-    return [labeled, batch - labeled]
+    return labeled, batch - labeled
 
 
-def make_batch(counts: List[int], size: Tuple[int, int], num_classes: int) -> dict:
+def make_sample(size: Tuple[int, int], num_classes: int = 0) -> SegDataSample:
+    """A sample of an image, with random labels if there are classes."""
+    sample = SegDataSample(metainfo=dict(ori_shape=size, img_shape=size))
+    if num_classes:
+        sample.gt_sem_seg = PixelData(data=torch.randint(0, num_classes, (1, *size)))
+    return sample
+
+
+def make_batch(counts: Tuple[int, int], size: Tuple[int, int], num_classes: int) -> dict:
     """Noise as a loader hands it over: uint8 images, labels for the labeled ones."""
-    images, samples = [], []
-    for index in range(sum(counts)):
-        images.append(torch.randint(0, 256, (3, *size), dtype=torch.uint8))
-        sample = SegDataSample(metainfo=dict(ori_shape=size, img_shape=size))
-        if index < counts[0]:
-            sample.gt_sem_seg = PixelData(data=torch.randint(0, num_classes, (1, *size)))
-        samples.append(sample)
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for _ in range(sum(counts))]
+    samples = [make_sample(size, num_classes) for _ in range(counts[0])]
+    samples += [make_sample(size) for _ in range(counts[1])]
     return dict(inputs=images, data_samples=samples)
 
 
@@ -191,7 +185,7 @@ def networks_of(model: BaseSegmentor) -> Dict[str, BaseSegmentor]:
 # ------------------------------------------------------------------------------------- measuring
 
 
-def record_passes(model: BaseSegmentor, step: Callable[[], None]) -> List[Pass]:
+def record_passes(model: BaseSegmentor, step: Callable[[], Any]) -> List[Pass]:
     """The passes that one step makes, in their order."""
     passes, handles = [], []
     for name, network in networks_of(model).items():
@@ -210,14 +204,8 @@ def record_passes(model: BaseSegmentor, step: Callable[[], None]) -> List[Pass]:
 def bare_pass(model: BaseSegmentor, one: Pass, device: str) -> Callable[[], None]:
     """A function that makes one pass and nothing else."""
     network = networks_of(model)[one.network]
-    images = torch.randn(one.images, device=device)
-    labels = torch.randint(0, network.num_classes, (len(images), *one.images[2:]), device=device)
-    samples = []
-    for label in labels:
-        shape = tuple(label.shape)
-        sample = SegDataSample(metainfo=dict(ori_shape=shape, img_shape=shape))
-        sample.gt_sem_seg = PixelData(data=label[None])
-        samples.append(sample)
+    images = torch.randn(one.shape, device=device)
+    samples = [make_sample(one.shape[2:], network.num_classes).to(device) for _ in images]
 
     def run() -> None:
         network.train(one.training)
@@ -233,7 +221,7 @@ def bare_pass(model: BaseSegmentor, one: Pass, device: str) -> Callable[[], None
 
 def watch_parts(model: BaseSegmentor, optim_wrapper: Any, watch: Stopwatch) -> None:
     """Time the parts of a step; forwards are those of backbones, necks and heads."""
-    watch.watch(model.data_preprocessor, 'forward', 'views: normalize, augment')
+    watch.watch(model.data_preprocessor, 'forward', 'preprocessor')
     watch.watch(model, 'loss', 'loss')
     for name, network in networks_of(model).items():
         for child in network.children():
@@ -241,112 +229,103 @@ def watch_parts(model: BaseSegmentor, optim_wrapper: Any, watch: Stopwatch) -> N
                 watch.watch(child, 'forward', f'forward: {name}')
     watch.watch(optim_wrapper, 'backward', 'backward')
     watch.watch(optim_wrapper, 'step', 'optimizer')
-    watch.watch(model, 'update_teachers', 'teachers follow')
+    watch.watch(model, 'after_step', 'teachers follow')
 
 
 def split_loss(parts: Dict[str, float]) -> Dict[str, float]:
     """Replace the time of the whole loss by what is not in a forward."""
     forwards = sum(value for name, value in parts.items() if name.startswith('forward: '))
-    parts = dict(parts)
-    parts['pseudo-labels, mixing, losses'] = parts.pop('loss', 0.0) - forwards
-    return parts
+    own = parts.pop('loss', 0.0) - forwards
+    return {**parts, 'views, pseudo-labels, losses': own}
 
 
-def median(rows: List[Dict[str, float]]) -> Dict[str, float]:
+def medians(rows: List[Dict[str, float]]) -> Dict[str, float]:
     """Median of each entry, in milliseconds."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: 1e3 * statistics.median(row.get(name, 0.0) for row in rows) for name in names}
 
 
 class Measured(NamedTuple):
-    """Medians in milliseconds.
-
-    Attributes:
-        passes: Time of each bare pass by its line of the table.
-        parts: Time of each part of a step.
-        step: Time of a step.
-        ratio: Step over the sum of its passes, median of the rounds.
-        ratios: Smallest and largest ratio of a round.
-    """
+    """Medians over the rounds, in milliseconds."""
 
     passes: Dict[str, float]
+    """Time of each bare pass by its line of the table."""
     parts: Dict[str, float]
+    """Time of each part of a step."""
     step: float
-    ratio: float
-    ratios: Tuple[float, float]
+    """Time of a step."""
+    ratios: List[float]
+    """Step over the sum of its passes, for each round, sorted."""
+
+    @property
+    def overhead(self) -> float:
+        """Median of what a step takes more than its passes, relative to them."""
+        return statistics.median(self.ratios) - 1
 
 
-def measure(cfg: Config, args: argparse.Namespace) -> Measured:
+def measure(model: BaseSegmentor, cfg: Config, args: argparse.Namespace) -> Measured:
     """Time step and passes in turns."""
-    model = build_model(cfg, args.device)
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    size = tuple(cfg.model.data_preprocessor.size)
-    counts = images_per_source(cfg)
     num_classes = next(iter(networks_of(model).values())).num_classes
     watch = Stopwatch(CLOCKS[args.clock], args.device)
 
     def step() -> float:
-        batch = make_batch(counts, size, num_classes)
+        size = tuple(model.data_preprocessor.size)
+        batch = make_batch(images_per_source(cfg), size, num_classes)
         model.train()
         start = watch.now()
         model.train_step(batch, optim_wrapper)
-        if hasattr(model, 'update_teachers'):
-            model.update_teachers()
-        seconds = watch.now() - start
-        if hasattr(model, 'switch_teacher'):
-            model.switch_teacher()  # so that all shifts are in the median
-        return seconds
+        if isinstance(model, SemiSegmentor):
+            model.after_step()
+        return watch.now() - start
 
     passes = record_passes(model, step)
-    bare = [bare_pass(model, one, args.device) for one in passes]
+    bare = {f'{i}. {one}': bare_pass(model, one, args.device) for i, one in enumerate(passes, 1)}
     watch_parts(model, optim_wrapper, watch)
-    rows, sums, steps, parts = [], [], [], []
-    for index in range(args.warmup + args.rounds):
+    rounds = []
+    for _ in range(args.warmup + args.rounds):
         watch.take()
         seconds = step()
-        found = split_loss(watch.take())
-        times = []
-        for run in bare:
-            start = watch.now()
-            run()
-            times.append(watch.now() - start)
+        parts = split_loss(watch.take())
+        for name, run in bare.items():
+            with watch.part(name):
+                run()
             optim_wrapper.zero_grad()
-        if index >= args.warmup:
-            steps.append(seconds)
-            parts.append(found)
-            sums.append(sum(times))
-            rows.append({f'{i + 1}. {one}': t for i, (one, t) in enumerate(zip(passes, times))})
-    ratios = [a / b for a, b in zip(steps, sums)]
-    return Measured(
-        median(rows),
-        median(parts),
-        1e3 * statistics.median(steps),
-        statistics.median(ratios),
-        (min(ratios), max(ratios)),
-    )
+        # The runs add to the watched parts, too.
+        rounds.append((seconds, parts, {name: watch.seconds[name] for name in bare}))
+    steps, parts, times = zip(*rounds[args.warmup :])
+    ratios = sorted(step / sum(row.values()) for step, row in zip(steps, times))
+    return Measured(medians(times), medians(parts), 1e3 * statistics.median(steps), ratios)
 
 
 # ---------------------------------------------------------------------------------------- report
 
 
-def table(measured: Measured) -> str:
+def table(titles: List[str], rows: List[list]) -> str:
+    """Markdown table of names and numbers."""
+    found = PrettyTable(titles, align='r')
+    found.set_style(TableStyle.MARKDOWN)
+    found.align[titles[0]] = 'l'
+    found.add_rows(rows)
+    return found.get_string()
+
+
+def report(measured: Measured) -> str:
     """The result as text."""
-    total = sum(measured.passes.values())
-    lines = [f'{"bare passes":<52}{"ms":>10}']
-    lines += [f'  {name:<50}{value:>10.1f}' for name, value in measured.passes.items()]
-    lines += [f'  {"sum":<50}{total:>10.1f}', '', f'{"step":<52}{"ms":>10}{"share":>9}']
-    lines += [
-        f'  {name:<50}{value:>10.1f}{value / measured.step:>9.1%}'
-        for name, value in measured.parts.items()
-    ]
-    low, high = (ratio - 1 for ratio in measured.ratios)
-    lines += [
-        f'  {"whole step":<50}{measured.step:>10.1f}{1:>9.1%}',
-        '',
-        f'overhead over the bare passes: {measured.ratio - 1:.1%} '
-        f'(median of rounds; {low:.1%} to {high:.1%})',
-    ]
-    return '\n'.join(lines)
+    passes = {**measured.passes, 'sum': sum(measured.passes.values())}
+    parts = {**measured.parts, 'whole step': measured.step}
+    low, high = measured.ratios[0] - 1, measured.ratios[-1] - 1
+    return '\n\n'.join(
+        [
+            table(['bare passes', 'ms'], [[name, f'{ms:.1f}'] for name, ms in passes.items()]),
+            table(
+                ['step', 'ms', 'share'],
+                [[name, f'{ms:.1f}', f'{ms / measured.step:.1%}'] for name, ms in parts.items()],
+            ),
+            f'overhead over the bare passes: {measured.overhead:.1%} '
+            f'(median of rounds; {low:.1%} to {high:.1%})',
+        ]
+    )
 
 
 def main() -> None:
@@ -354,17 +333,21 @@ def main() -> None:
     args = parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    cfg = read_config(args)
-    size = tuple(cfg.model.data_preprocessor.size)
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options or {})
+    cfg = resolve_config(cfg)
+    cfg.train_dataloader.batch_size = args.batch_size or cfg.train_dataloader.batch_size
+    model = build_model(cfg, args)
     labeled, unlabeled = images_per_source(cfg)
+    height, width = model.data_preprocessor.size
     print(
         f'{args.config}: {labeled} labeled and {unlabeled} unlabeled images of '
-        f'{size[0]}x{size[1]} on {args.device}, {torch.get_num_threads()} thread(s), '
-        f'{args.clock} clock, {args.rounds} rounds'
+        f'{height}x{width} on {args.device}, {torch.get_num_threads()} thread(s), '
+        f'{args.clock} clock, {args.rounds} rounds\n'
     )
-    measured = measure(cfg, args)
-    print(table(measured))
-    if args.max_overhead is not None and 100 * (measured.ratio - 1) > args.max_overhead:
+    measured = measure(model, cfg, args)
+    print(report(measured))
+    if args.max_overhead is not None and 100 * measured.overhead > args.max_overhead:
         raise SystemExit(f'The overhead is above {args.max_overhead} %')
 
 

@@ -198,7 +198,7 @@ def load_teacher(cfg: Config, checkpoint: str, trusted: bool) -> nn.Module:
 
 
 def batches(cfg: Config, seed: int) -> Tuple[Any, Iterator[dict]]:
-    """The training data set and its batches, loaded in this process."""
+    """The training dataset and its batches, loaded in this process."""
     settings = copy.deepcopy(cfg.train_dataloader)
     settings.update(num_workers=0, persistent_workers=False)
     settings.pop('prefetch_factor', None)
@@ -229,7 +229,7 @@ class SheetPainter:
 
     Args:
         preprocessor: The data preprocessor, which undoes its normalization.
-        metainfo: ``classes`` and ``palette`` of the data set.
+        metainfo: ``classes`` and ``palette`` of the dataset.
         mixes: Mixing views by title.
         teacher: Network that labels the unlabeled images, or None.
         cell: Largest side of an image on the sheet in pixels.

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Dict, List
 
+from prettytable import PrettyTable, TableStyle
+
 Curve = Dict[int, float]
 
 
@@ -47,14 +49,11 @@ def find_logs(work_dir: Path) -> List[Path]:
 
 
 def read_curves(logs: Sequence[Path], keys: Sequence[str]) -> Dict[str, Curve]:
-    """Values by iteration; a later log replaces what an earlier one says of the same iteration.
+    """Values of each key by iteration; a later log replaces values of an earlier one.
 
     Args:
         logs: Files of one JSON object a line, the oldest first.
         keys: Names of the values.
-
-    Returns:
-        For each key, its values by iteration.
 
     Raises:
         KeyError: If a key was never logged.
@@ -85,20 +84,14 @@ def thin_out(curve: Curve, every: int) -> Curve:
 
 
 def table(curves: Dict[str, Dict[str, Curve]]) -> str:
-    """Markdown table of all curves, one row for each iteration that any of them has.
-
-    Args:
-        curves: By run, then by key.
-    """
-    columns = [(run, key) for run in curves for key in curves[run]]
-    steps = sorted({step for run, key in columns for step in curves[run][key]})
-    rows = ['| iteration | ' + ' | '.join(f'{run}: {key}' for run, key in columns) + ' |']
-    rows.append('|---:' * (len(columns) + 1) + '|')
-    for step in steps:
-        values = (curves[run][key].get(step) for run, key in columns)
-        cells = ('' if value is None else f'{value:.4g}' for value in values)
-        rows.append(f'| {step} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(rows)
+    """Markdown table of curves by run and key, a row for each iteration that any of them has."""
+    columns = {f'{run}: {key}': curve for run in curves for key, curve in curves[run].items()}
+    found = PrettyTable(['iteration', *columns], align='r')
+    found.set_style(TableStyle.MARKDOWN)
+    for step in sorted({step for curve in columns.values() for step in curve}):
+        cells = (f'{curve[step]:.4g}' if step in curve else '' for curve in columns.values())
+        found.add_row([step, *cells])
+    return found.get_string()
 
 
 def draw(curves: Dict[str, Dict[str, Curve]], out: str) -> None:

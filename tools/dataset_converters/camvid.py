@@ -154,7 +154,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     except ConversionError as error:
         sys.exit(str(error))
     counts = {s: sum(job.output.parent.name == s for job in jobs) // 2 for s in SPLITS}
-    print(f'{counts} images in {args.out} (367, 101, 233 with the complete data set)')
+    print(f'{counts} images in {args.out} (367, 101, 233 with the complete dataset)')
 
 
 if __name__ == '__main__':

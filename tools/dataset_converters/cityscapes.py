@@ -17,14 +17,8 @@ from typing import Optional
 
 import numpy as np
 
-from mmdmt.datasets.conversion import (
-    ConversionError,
-    Job,
-    convert_all,
-    read_ids,
-    require_folder,
-    write_list,
-)
+from mmdmt.datasets.conversion import ConversionError, Job, convert_all, read_ids, require_folder
+from mmdmt.datasets.splits.files import write_list
 
 # Ids of the 19 classes, in the order of their training ids.
 TRAIN_CLASSES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -79,7 +73,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         for split in SPLITS:
             jobs = plan(args.root, split)
             convert_all(jobs.values(), args.workers, args.overwrite, split)
-            write_list(args.root / f'{split}.txt', list(jobs))
+            write_list(args.root / f'{split}.txt', jobs)
             print(f'{len(jobs)} images in {args.root / split}.txt')
     except ConversionError as error:
         sys.exit(str(error))

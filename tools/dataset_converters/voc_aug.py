@@ -5,8 +5,8 @@ Usage::
 python tools/dataset_converters/voc_aug.py data/VOCdevkit/VOC2012 data/benchmark_RELEASE/dataset
 
 writes ``SegmentationClassAug/*.png`` and ``ImageSets/Segmentation/trainaug.txt`` below the VOC
-folder: the images of VOC train and of SBD without those of VOC val, 10582 with the complete data
-sets, in sorted order. Where VOC has a mask of its own, that one is taken.
+folder: the images of VOC train and of SBD without those of VOC val, 10582 with the complete
+datasets, in sorted order. Where VOC has a mask of its own, that one is taken.
 """
 
 import argparse
@@ -17,15 +17,8 @@ from typing import Optional
 
 import numpy as np
 
-from mmdmt.datasets.conversion import (
-    ConversionError,
-    Job,
-    convert_all,
-    read_ids,
-    read_lines,
-    require_folder,
-    write_list,
-)
+from mmdmt.datasets.conversion import ConversionError, Job, convert_all, read_ids, require_folder
+from mmdmt.datasets.splits.files import read_list, write_list
 
 LISTS = Path('ImageSets') / 'Segmentation'
 
@@ -54,9 +47,9 @@ def plan(voc: Path, sbd: Path) -> Iterator[Job]:
     """One job per image of trainaug, in sorted order."""
     masks = require_folder(voc / 'SegmentationClass', 'the masks of VOC 2012')
     annotations = require_folder(sbd / 'cls', 'the annotations of SBD')
-    train = set(read_lines(voc / LISTS / 'train.txt'))
-    in_sbd = {name for part in ('train', 'val') for name in read_lines(sbd / f'{part}.txt')}
-    for name in sorted((train | in_sbd) - set(read_lines(voc / LISTS / 'val.txt'))):
+    train = set(read_list(voc / LISTS / 'train.txt'))
+    in_sbd = {name for part in ('train', 'val') for name in read_list(sbd / f'{part}.txt')}
+    for name in sorted((train | in_sbd) - set(read_list(voc / LISTS / 'val.txt'))):
         output = voc / 'SegmentationClassAug' / f'{name}.png'
         if name in train:
             yield Job(output, read_ids, (masks / f'{name}.png',))
@@ -74,11 +67,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     try:
         jobs = list(plan(args.voc, args.sbd))
         convert_all(jobs, args.workers, args.overwrite, 'masks')
-    except ConversionError as error:
+    except (ConversionError, FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
     path = args.voc / LISTS / 'trainaug.txt'
     write_list(path, [job.output.stem for job in jobs])
-    print(f'{len(jobs)} images in {path} (10582 with the complete data sets)')
+    print(f'{len(jobs)} images in {path} (10582 with the complete datasets)')
 
 
 if __name__ == '__main__':

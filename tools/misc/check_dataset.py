@@ -1,4 +1,4 @@
-"""Find everything that is wrong with a data set before training does.
+"""Find everything that is wrong with a dataset before training does.
 
 Usage::
 
@@ -23,13 +23,13 @@ from mmengine.registry import init_default_scope
 import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.config import resolve_config
 from mmdmt.datasets.checks.problems import Problem, format_problems
-from mmdmt.datasets.checks.validation import check_dataset, check_folders
+from mmdmt.datasets.checks.validation import check_dataset
 from mmdmt.files import write_text_atomically
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description='Find everything that is wrong with a data set')
+    parser = argparse.ArgumentParser(description='Find everything that is wrong with a dataset')
     parser.add_argument('config', nargs='?', help='config whose data to check')
     parser.add_argument(
         '--cfg-options',
@@ -76,48 +76,50 @@ def _add_folder_options(parser: argparse.ArgumentParser) -> None:
 
 
 def find_problems(args: argparse.Namespace) -> list[Problem]:
-    """Check what the command line names."""
-    options = dict(full=args.full, cache_file=args.cache, workers=args.workers)
-    if args.config:
-        return check_config(args.config, args.cfg_options, **options)
-    return check_folders(
-        args.img_dir,
-        args.mask_dir,
-        args.labeled,
-        args.unlabeled,
-        args.val,
-        args.num_classes,
-        args.ignore_index,
-        args.reduce_zero_label,
-        args.img_suffix,
-        args.mask_suffix,
-        **options,
-    )
-
-
-def check_config(path: str, overrides: Optional[dict], **options) -> list[Problem]:
-    """Check the training and validation data of a config.
-
-    Args:
-        path (str): Config file.
-        overrides (dict, optional): Settings to change.
-        **options: Of :func:`mmdmt.datasets.checks.validation.check_dataset`.
-
-    Returns:
-        list[Problem]: Everything that is wrong.
+    """Check what the command line names.
 
     Raises:
         SystemExit: If the config has no ``train_dataloader.dataset``.
     """
-    config = Config.fromfile(path)
-    config.merge_from_dict(overrides or {})
-    config = resolve_config(config)  # as the runner does: a new data_root reaches every data set
+    datasets = configured_datasets(args) if args.config else folder_datasets(args)
+    return check_dataset(**datasets, full=args.full, cache_file=args.cache, workers=args.workers)
+
+
+def configured_datasets(args: argparse.Namespace) -> dict:
+    """Datasets of the config's loaders, by part."""
+    config = Config.fromfile(args.config)
+    config.merge_from_dict(args.cfg_options or {})
+    config = resolve_config(config)  # as the runner does: a new data_root reaches every dataset
     init_default_scope(config.get('default_scope', 'mmseg'))
-    train = (config.get('train_dataloader') or {}).get('dataset')
-    if train is None:
-        raise SystemExit(f'{path} has no train_dataloader.dataset: there is nothing to check')
-    val = (config.get('val_dataloader') or {}).get('dataset')
-    return check_dataset(train, val, **options)
+    loaders = {part: config.get(f'{part}_dataloader') or {} for part in ('train', 'val', 'test')}
+    datasets = {part: loader.get('dataset') for part, loader in loaders.items()}
+    if datasets['train'] is None:
+        raise SystemExit(
+            f'{args.config} has no train_dataloader.dataset: there is nothing to check'
+        )
+    return datasets
+
+
+def folder_datasets(args: argparse.Namespace) -> dict:
+    """Datasets of the folders and lists, by part; every image is taken where there is no list."""
+    count = args.num_classes
+    common = dict(
+        type='mmseg.BaseSegDataset',
+        img_suffix=args.img_suffix,
+        seg_map_suffix=args.mask_suffix,
+        metainfo=None if count is None else dict(classes=[str(c) for c in range(count)]),
+        ignore_index=args.ignore_index,
+        reduce_zero_label=args.reduce_zero_label,
+    )
+    images = dict(img_path=args.img_dir)
+    both = dict(images, seg_map_path=args.mask_dir) if args.mask_dir else images
+    train = []
+    if args.labeled or not args.unlabeled:
+        train.append(dict(common, ann_file=args.labeled or '', data_prefix=both))
+    if args.unlabeled:
+        train.append(dict(common, ann_file=args.unlabeled, data_prefix=images))
+    val = dict(common, ann_file=args.val, data_prefix=both) if args.val else None
+    return dict(train=train, val=val)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -29,10 +29,10 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         description='Make lists of labeled and unlabeled images for classification'
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument('--dataset', help='a data set of mmpretrain, such as CIFAR10')
+    source.add_argument('--dataset', help='a dataset of mmpretrain, such as CIFAR10')
     source.add_argument('--img-dir', help='a folder with one folder of images for each class')
     parser.add_argument('--data-root', help='with --dataset: where it is')
-    parser.add_argument('--download', action='store_true', help='fetch the data set if missing')
+    parser.add_argument('--download', action='store_true', help='fetch the dataset if missing')
     parser.add_argument(
         '--per-class', nargs='+', type=int, default=[4, 25, 100, 400], metavar='N', help='labels'
     )

@@ -1,4 +1,4 @@
-"""Make lists of labeled and unlabeled images for any data set.
+"""Make lists of labeled and unlabeled images for any dataset.
 
 Usage::
 
@@ -13,28 +13,17 @@ Denominators reproduce the published lists of DMT and DST-CBC (seed 7777, sorted
 
 import argparse
 import os.path as osp
+import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Optional, Union
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.datasets.checks.file_facts import LabelRules, read_class_presence
-from mmdmt.datasets.splits.draws import (
-    PUBLISHED_SEED,
-    Splits,
-    checked_count,
-    class_aware_split,
-    count_split,
-    difference_maximized_splits,
-    fraction_size,
-    fraction_split,
-    missing_classes,
-    nested_splits,
-    published_size,
-    read_list,
-)
-from mmdmt.datasets.splits.files import describe_list, write_splits
+from mmdmt.datasets.checks.file_facts import LabelRules, map_in_threads, mask_facts
+from mmdmt.datasets.splits import difference_maximized_subsets
+from mmdmt.datasets.splits.draws import PUBLISHED_SEED, Splits, draw_splits, published_size
+from mmdmt.datasets.splits.files import describe_list, read_list, write_splits
 
 Presence = Mapping[str, frozenset]
 
@@ -42,7 +31,7 @@ Presence = Mapping[str, frozenset]
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description='Make lists of labeled and unlabeled images for any data set'
+        description='Make lists of labeled and unlabeled images for any dataset'
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('--list', metavar='FILE', help='all ids, one a line')
@@ -126,10 +115,49 @@ def read_ids(args: argparse.Namespace) -> list[str]:
 
 
 def read_presence(ids: Sequence[str], args: argparse.Namespace) -> Presence:
-    """Read which classes every mask shows."""
-    masks = {name: osp.join(args.mask_dir, name + args.mask_suffix) for name in ids}
+    """Read which classes every mask shows.
+
+    Raises:
+        ValueError: On a mask that cannot be read or has ids outside the classes, naming the file.
+    """
     rules = LabelRules(args.num_classes, args.ignore_index, args.reduce_zero_label)
-    return read_class_presence(masks, rules, args.workers)
+
+    def classes_of(name: str) -> frozenset:
+        path = osp.join(args.mask_dir, name + args.mask_suffix)
+        try:
+            found = mask_facts(path).ids
+        except Exception as error:  # Pillow raises nearly anything on broken files
+            raise ValueError(f'mask {path} cannot be read: {error}') from error
+        illegal = rules.illegal(found)
+        if illegal:
+            raise ValueError(
+                f'mask {path} has ids {illegal} outside the {rules.num_classes} classes, and '
+                f'ignore_index is {rules.ignore_index}: correct one of the three'
+            )
+        return frozenset(map(rules.to_class, found)) - {rules.ignore_index}
+
+    return dict(zip(ids, map_in_threads(classes_of, ids, 'reading masks', args.workers)))
+
+
+def missing_classes(names: Iterable[str], presence: Presence) -> list[int]:
+    """List the classes that occur in the dataset but in none of ``names``, ascending."""
+    return sorted(
+        frozenset().union(*presence.values()) - frozenset().union(*(presence[n] for n in names))
+    )
+
+
+def fraction_size(total: int, fraction: float) -> int:
+    """Number of labeled images among ``total`` for a share of them, rounded to whole images.
+
+    Raises:
+        ValueError: If the share is outside (0, 1] or leaves no labeled image.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f'fraction {fraction} is outside (0, 1]: 0.1 labels a tenth')
+    size = round(total * fraction)
+    if size == 0:
+        raise ValueError(f'fraction {fraction} leaves no labeled image of {total}')
+    return size
 
 
 def draw(
@@ -137,36 +165,27 @@ def draw(
 ) -> dict[str, Splits]:
     """Draw the lists of every way sizes were named, by the prefix of their folders' names."""
     ways = {
-        '1_': (args.denominators, nested_splits, published_size),
-        'fraction_': (args.fractions, fraction_split, fraction_size),
-        'count_': (args.counts, count_split, checked_count),
+        '1_': {size: published_size(len(ids), size) for size in args.denominators},
+        'fraction_': {size: fraction_size(len(ids), size) for size in args.fractions},
+        'count_': {size: size for size in args.counts},
     }
-    drawn = {}
-    for prefix, (sizes, split, size_of) in ways.items():
-        if not sizes:
-            continue
-        if presence is None:
-            drawn[prefix] = split(ids, sizes, args.folds, args.seed)
-        else:
-            counts = {size: size_of(len(ids), size) for size in sizes}
-            splits = class_aware_split(presence, list(counts.values()), args.folds, args.seed)
-            drawn[prefix] = {
-                (size, fold): splits[counts[size], fold]
-                for fold in range(args.folds)
-                for size in sizes
-            }
-    return drawn
+    return {
+        prefix: draw_splits(ids, sizes, args.folds, args.seed, presence)
+        for prefix, sizes in ways.items()
+        if sizes
+    }
 
 
 def lists_of(splits: Splits, prefix: str, args: argparse.Namespace) -> dict[str, dict]:
     """Name the sets and their lists as their folders and files will be named."""
-    named = {key: dict(labeled=one, unlabeled=rest) for key, (one, rest) in splits.items()}
-    if args.difference_maximized:
-        for key, (left, right) in difference_maximized_splits(
-            splits, args.common, args.seed
-        ).items():
-            named[key].update(left=left, right=right)
-    return {f'{prefix}{size}/fold_{fold}': lists for (size, fold), lists in named.items()}
+    rng = random.Random(args.seed)  # one stream for all sets, as published
+    named = {}
+    for (size, fold), (labeled, unlabeled) in splits.items():
+        lists = named[f'{prefix}{size}/fold_{fold}'] = dict(labeled=labeled, unlabeled=unlabeled)
+        if args.difference_maximized:
+            subsets = difference_maximized_subsets(labeled, args.common, rng)
+            lists.update(zip(('left', 'right'), subsets))
+    return named
 
 
 def describe(

@@ -1,17 +1,16 @@
-"""Reading from image and mask files what the checks and class-aware splits need to know."""
+"""What checks and class-aware splits need to know of image and mask files."""
 
 import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Callable, Optional, TypeVar, Union
 
 import numpy as np
-from mmengine.utils import ProgressBar
 from PIL import Image
+from tqdm.contrib.concurrent import thread_map
 
 from mmdmt.files import write_text_atomically
 
@@ -28,17 +27,11 @@ class MaskModeError(ValueError):
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What was read from one file.
-
-    Attributes:
-        width (int): Pixels, as training sees them.
-        height (int): Pixels, as training sees them.
-        ids (tuple[int, ...], optional): Raw ids of a decoded mask, ascending; else None.
-    """
+    """Size in pixels as training sees it, and raw ids of a decoded mask, ascending."""
 
     width: int
     height: int
-    ids: Optional[tuple[int, ...]] = None
+    ids: Optional[Sequence[int]] = None
 
 
 @dataclass(frozen=True)
@@ -46,8 +39,7 @@ class LabelRules:
     """How raw mask ids become class ids, and which of those are legal.
 
     Attributes:
-        num_classes (int, optional): Class ids are 0 to ``num_classes - 1``; None: not known, and
-            every id is legal.
+        num_classes (int, optional): Class ids are 0 to ``num_classes - 1``; None: any id is legal.
         ignore_index (int): Id of pixels without a class. Defaults to 255.
         reduce_zero_label (bool): Raw 0 means ignored, raw 1 is class 0. Defaults to False.
         label_map (Mapping[int, int], optional): Renumbering, after ``reduce_zero_label``.
@@ -69,28 +61,15 @@ class LabelRules:
         """List the raw ids that become neither a class nor ``ignore_index``."""
         if self.num_classes is None:
             return []
-        return [raw for raw in raw_ids if not self._is_legal(self.to_class(raw))]
-
-    def classes(self, raw_ids: Iterable[int]) -> frozenset[int]:
-        """Collect the class ids among raw ids, ignored and illegal ones left out."""
-        labels = {self.to_class(raw) for raw in raw_ids} - {self.ignore_index}
-        return frozenset(label for label in labels if self._is_legal(label))
-
-    def _is_legal(self, label: int) -> bool:
-        in_range = self.num_classes is None or 0 <= label < self.num_classes
-        return in_range or label == self.ignore_index
+        legal = {*range(self.num_classes), self.ignore_index}
+        return [raw for raw in raw_ids if self.to_class(raw) not in legal]
 
 
 def image_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
     """Read an image's size, turned as its EXIF orientation says (as the loader turns it).
 
-    Args:
-        path (str | Path): The image.
-        decode (bool): Decode every pixel, which is what finds truncated files. False reads the
-            header only. Defaults to True.
-
-    Raises:
-        Exception: Whatever Pillow raises on a file that it cannot read.
+    Decoding every pixel is what finds truncated files; else only the header is read. Raises
+    whatever Pillow raises on a file that it cannot read.
     """
     with Image.open(path) as image:
         if decode:
@@ -106,13 +85,8 @@ def image_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
 def mask_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
     """Read a mask's size and, decoded, its raw ids (palette indices of a palette PNG).
 
-    Args:
-        path (str | Path): The mask.
-        decode (bool): Decode every pixel and collect the ids. Defaults to True.
-
     Raises:
         MaskModeError: If it has more than one channel, or real numbers.
-        Exception: Whatever Pillow raises on a file that it cannot read.
     """
     with Image.open(path) as mask:
         if len(mask.getbands()) != 1 or mask.mode == 'F':
@@ -121,10 +95,10 @@ def mask_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
         return FileFacts(*mask.size, ids)
 
 
-def _unique_ids(pixels: np.ndarray) -> tuple[int, ...]:
+def _unique_ids(pixels: np.ndarray) -> list[int]:
     if pixels.dtype == np.uint8:  # counting is many times faster than the sort in np.unique
-        return tuple(np.flatnonzero(np.bincount(pixels.ravel(), minlength=256)).tolist())
-    return tuple(int(label) for label in np.unique(pixels))
+        return np.flatnonzero(np.bincount(pixels.ravel(), minlength=256)).tolist()
+    return np.unique(pixels).tolist()
 
 
 class FactCache:
@@ -135,43 +109,38 @@ class FactCache:
     Args:
         path (str | Path, optional): JSON file; None keeps facts in memory only. A file that is
             not such a cache is ignored and replaced.
+        decode (bool): False reads headers only, and keeps nothing. Defaults to True.
     """
 
     VERSION = 1
 
-    def __init__(self, path: Optional[Union[str, Path]] = None) -> None:
-        self.path = None if path is None else Path(path)
+    def __init__(self, path: Optional[Union[str, Path]] = None, decode: bool = True) -> None:
+        self.path = Path(path) if path and decode else None
+        self.decode = decode
         self._entries = {'image': {}, 'mask': {}}
         self._changed = False
-        if self.path is not None and self.path.is_file():
+        if self.path and self.path.is_file():
             self._load()
 
-    def image(self, path: str) -> FileFacts:
-        """Return :func:`image_facts` of a file, from the cache where it still holds."""
-        return self._facts('image', path, image_facts)
-
-    def mask(self, path: str) -> FileFacts:
-        """Return :func:`mask_facts` of a file, from the cache where it still holds."""
-        return self._facts('mask', path, mask_facts)
+    def facts(self, kind: str, path: str) -> FileFacts:
+        """Return the facts of an ``'image'`` or a ``'mask'``, kept ones where they still hold."""
+        read = image_facts if kind == 'image' else mask_facts
+        if not self.decode:
+            return read(path, decode=False)
+        status, key = os.stat(path), os.path.abspath(path)
+        stamp = [status.st_size, status.st_mtime_ns]
+        entry = self._entries[kind].get(key)
+        if entry is None or entry['stamp'] != stamp:
+            entry = self._entries[kind][key] = {'stamp': stamp, **asdict(read(path))}
+            self._changed = True
+        return FileFacts(entry['width'], entry['height'], entry['ids'])
 
     def save(self) -> None:
         """Write the cache atomically, if it has a file and anything is new."""
-        if self.path is not None and self._changed:
+        if self.path and self._changed:
             content = {'version': self.VERSION, **self._entries}
             write_text_atomically(self.path, json.dumps(content))
             self._changed = False
-
-    def _facts(self, kind: str, path: str, read: Callable[[str], FileFacts]) -> FileFacts:
-        status = os.stat(path)
-        stamp = [status.st_size, status.st_mtime_ns]
-        key = os.path.abspath(path)
-        entry = self._entries[kind].get(key)
-        if entry is None or entry['stamp'] != stamp:
-            entry = {'stamp': stamp, **asdict(read(path))}
-            self._entries[kind][key] = entry
-            self._changed = True
-        ids = None if entry['ids'] is None else tuple(entry['ids'])
-        return FileFacts(entry['width'], entry['height'], ids)
 
     def _load(self) -> None:
         try:
@@ -182,45 +151,6 @@ class FactCache:
             self._entries = {kind: content.get(kind, {}) for kind in self._entries}
 
 
-def read_class_presence(
-    masks: Mapping[str, Union[str, Path]],
-    rules: LabelRules,
-    workers: Optional[int] = None,
-    progress: bool = True,
-) -> dict[str, frozenset[int]]:
-    """Read which classes each image's mask shows.
-
-    Args:
-        masks (Mapping[str, str | Path]): Mask file of each id.
-        rules (LabelRules): How raw ids become classes.
-        workers (int, optional): Threads. Defaults to the number of cores, at most 8.
-        progress (bool): Show a progress bar. Defaults to True.
-
-    Returns:
-        dict[str, frozenset[int]]: For each id its classes, without ``ignore_index``.
-
-    Raises:
-        ValueError: On a mask that cannot be read or has ids outside the classes; it names the
-            file.
-    """
-
-    def classes_of(path: Union[str, Path]) -> frozenset[int]:
-        try:
-            ids = mask_facts(path).ids
-        except Exception as error:
-            raise ValueError(f'mask {path} cannot be read: {error}') from error
-        illegal = rules.illegal(ids)
-        if illegal:
-            raise ValueError(
-                f'mask {path} has ids {illegal} outside the {rules.num_classes} classes, and '
-                f'ignore_index is {rules.ignore_index}: correct one of the three'
-            )
-        return rules.classes(ids)
-
-    found = map_in_threads(classes_of, list(masks.values()), 'reading masks', workers, progress)
-    return dict(zip(masks, found))
-
-
 def map_in_threads(
     function: Callable[[Item], Result],
     items: Sequence[Item],
@@ -228,36 +158,18 @@ def map_in_threads(
     workers: Optional[int] = None,
     progress: bool = True,
 ) -> list[Result]:
-    """Apply a function to every item in threads, in order, with a progress bar on stderr.
+    """Apply a function to every item, in order, with a progress bar on stderr.
 
-    Threads suffice: Pillow decodes without holding Python's lock.
-
-    Args:
-        function (Callable): Called with one item.
-        items (Sequence): What to work on.
-        title (str): Printed before the bar.
-        workers (int, optional): Threads. Defaults to the number of cores, at most 8.
-        progress (bool): Show the bar. Defaults to True.
-
-    Returns:
-        list: One result for each item.
+    Threads suffice: Pillow decodes without holding Python's lock. By default as many as there are
+    cores, at most 8.
     """
-    workers = workers or min(8, os.cpu_count() or 1)
-    # In a log file every update is a piece of text, hence few of them.
-    step = max(1, len(items) // (100 if sys.stderr.isatty() else 10))
-    show = progress and len(items) > 0
-    pool = ThreadPoolExecutor(workers)
-    try:
-        if show:
-            print(f'{title}: {len(items)} files, {workers} threads', file=sys.stderr, flush=True)
-        bar = ProgressBar(len(items), file=sys.stderr) if show else None
-        results = []
-        for result in pool.map(function, items):
-            results.append(result)
-            if show and (len(results) % step == 0 or len(results) == len(items)):
-                bar.update(len(results) - bar.completed)
-        return results
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)  # an error or Ctrl-C must not wait for all
-        if show:
-            print(file=sys.stderr)
+    return thread_map(
+        function,
+        items,
+        max_workers=workers or min(8, os.cpu_count() or 1),
+        desc=title,
+        unit='file',
+        disable=not progress,
+        # In a log file every update is a piece of text, hence few of them.
+        mininterval=0.1 if sys.stderr.isatty() else 30,
+    )

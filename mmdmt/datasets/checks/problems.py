@@ -1,15 +1,17 @@
-"""What can be wrong with a data set, said the same way by the tool and at training start."""
+"""What can be wrong with a dataset, said the same way by the tool and at training start."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional
+
+from prettytable import PrettyTable
 
 FIXES = {
     'missing list': 'make the list (tools/misc/split_dataset.py) or correct `ann_file`',
     'missing folder': 'correct `data_root` or `data_prefix`, or unpack the data there',
-    'unreadable data set': 'correct the data set config: it cannot be built as it is',
-    'empty list': 'put at least one id into the list, or take the data set out of the config',
+    'unreadable dataset': 'correct the dataset config: it cannot be built as it is',
+    'empty list': 'put at least one id into the list, or take the dataset out of the config',
     'odd line': 'write one id a line: no blank lines, no suffix, no columns, UTF-8 without BOM',
     'duplicate id': 'leave each id once in the list',
     'in both lists': 'take the id out of the labeled or out of the unlabeled list',
@@ -46,7 +48,7 @@ class Problem:
     file: str
     line: Optional[int]
     found: str
-    fix: str = field(default='')
+    fix: str = ''
 
     def __post_init__(self) -> None:
         if not self.fix:
@@ -59,11 +61,7 @@ class Problem:
 
 
 class DatasetError(ValueError):
-    """Refused data; the message is the table of :func:`format_problems`.
-
-    Attributes:
-        problems (list[Problem]): Everything that was found.
-    """
+    """Refused data: a table of :func:`format_problems`, and all ``problems`` as an attribute."""
 
     def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
         super().__init__(message)
@@ -77,50 +75,27 @@ class DatasetError(ValueError):
 def format_problems(problems: Sequence[Problem], limit: Optional[int] = None) -> str:
     """Lay out problems as a table: what, where, found; below it, how to fix each kind.
 
-    Args:
-        problems (Sequence[Problem]): At least one.
-        limit (int, optional): Show so many rows, then ``and K more``. Defaults to all.
-
-    Returns:
-        str: Lines without a trailing newline.
+    With a ``limit``, the table has so many rows, and then ``... and K more``.
     """
-    ordered = sorted(problems, key=_order)
-    shown = ordered if limit is None else ordered[:limit]
-    rows = [('problem', 'where', 'found')] + [(p.kind, p.where, p.found) for p in shown]
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    lines = [f'{kind:<{widths[0]}}  {where:<{widths[1]}}  {found}' for kind, where, found in rows]
-    lines.insert(1, '-' * max(len(line) for line in lines))
-    if len(ordered) > len(shown):
-        lines.append(f'... and {len(ordered) - len(shown)} more')
-    return '\n'.join([_headline(ordered), '', *lines, '', 'How to fix:', *_fix_lines(ordered)])
+    kinds = list(FIXES)
+    ordered = sorted(problems, key=lambda p: (kinds.index(p.kind), p.file, p.line or 0, p.found))
+    table = PrettyTable(['problem', 'where', 'found'], align='l', border=False)
+    table.add_rows([[p.kind, p.where, p.found] for p in ordered[:limit]])
+    lines = [line.strip() for line in str(table).splitlines()]
+    more = len(ordered) - len(ordered[:limit])
+    if more:
+        lines.append(f'... and {more} more')
+    fixes = dict.fromkeys(f'  {problem.kind}: {problem.fix}' for problem in ordered)
+    counts = Counter(problem.kind for problem in ordered)
+    by_kind = ', '.join(f'{kind}: {count}' for kind, count in counts.items())
+    headline = f'{len(ordered)} problem{"s" * (len(ordered) > 1)} in the data ({by_kind})'
+    return '\n'.join([headline, '', *lines, '', 'How to fix:', *fixes])
 
 
 def raise_on_problems(problems: Sequence[Problem], limit: Optional[int] = 30) -> None:
-    """Raise if there are any problems.
+    """Raise :class:`DatasetError` if there are any problems, with ``limit`` rows in its table.
 
-    Args:
-        problems (Sequence[Problem]): What a check returned.
-        limit (int, optional): Rows of the message. Defaults to 30; ``tools/misc/check_dataset.py``
-            prints all of them.
-
-    Raises:
-        DatasetError: If there is at least one.
+    ``tools/misc/check_dataset.py`` prints all of them.
     """
     if problems:
         raise DatasetError(format_problems(problems, limit), problems)
-
-
-def _order(problem: Problem) -> tuple:
-    return list(FIXES).index(problem.kind), problem.file, problem.line or 0, problem.found
-
-
-def _headline(ordered: Sequence[Problem]) -> str:
-    counts = Counter(problem.kind for problem in ordered)
-    noun = 'problem' if len(ordered) == 1 else 'problems'
-    kinds = ', '.join(f'{kind}: {count}' for kind, count in counts.items())
-    return f'{len(ordered)} {noun} in the data ({kinds})'
-
-
-def _fix_lines(ordered: Sequence[Problem]) -> list[str]:
-    fixes = dict.fromkeys((problem.kind, problem.fix) for problem in ordered)
-    return [f'  {kind}: {fix}' for kind, fix in fixes]

@@ -24,22 +24,24 @@ class MultiSourceSampler(Sampler):
     ``r + w``, ... of the stream. Hence every index follows from its place in the stream alone;
     there is no state to save, and :meth:`skip` costs nothing.
 
-    A batch holds the items of source 0 first, then those of source 1, and so on. The items per
+    Every batch is ordered by source: all items of source 0 (labeled) come first, then those of
+    source 1 (unlabeled), and so on. ``SemiDataPreprocessor`` relies on this order. The items per
     batch are the shares of ``source_ratio``, rounded down, the rest going to the largest
     remainders.
 
     Args:
-        dataset (Sized): A concatenated data set with ``cumulative_sizes``, such as
-            :class:`~mmdmt.datasets.SemiDataset`. Any sized data set if there is one source.
+        dataset (Sized): A concatenated dataset with ``cumulative_sizes``, such as
+            :class:`~mmdmt.datasets.SemiDataset`. Any sized dataset if there is one source.
         batch_size (int): Items per batch on this rank. Must be the batch size of the loader.
-        source_ratio (Sequence[float]): Share of each source in a batch, one positive number a
-            source. ``[1]`` draws from a single source.
+        source_ratio (Sequence[float]): Share of each source in a batch, one number a source, at
+            least one of them positive. A source with the ratio 0 is not drawn: ``[1, 0]`` trains
+            on labeled images alone.
         shuffle (bool): Whether to permute each pass. Defaults to True.
         seed (int, optional): Seed, the same on all ranks. By default drawn once for all ranks.
 
     Raises:
-        ValueError: If a source is empty, the number of ratios is not the number of sources, or
-            the batch is too small to hold every source.
+        ValueError: If a source to draw from is empty, the ratios are not one number from 0 up for
+            each source, or the batch is too small to hold every source with a positive ratio.
     """
 
     def __init__(
@@ -76,14 +78,16 @@ class MultiSourceSampler(Sampler):
         if len(self.source_ratio) != len(self.source_sizes):
             raise ValueError(
                 f'`source_ratio` {self.source_ratio} has {len(self.source_ratio)} numbers, but '
-                f'the data set has {len(self.source_sizes)} sources; give one number a source'
+                f'the dataset has {len(self.source_sizes)} sources; give one number a source'
             )
-        if any(not 0 < share < float('inf') for share in self.source_ratio):
+        in_range = all(0 <= share < float('inf') for share in self.source_ratio)
+        if not in_range or not any(self.source_ratio):
             raise ValueError(
-                f'`source_ratio` must be positive, got {self.source_ratio}; leave a source that '
-                'is not to be drawn out of the data set'
+                f'`source_ratio` must be numbers from 0 up, at least one of them positive, got '
+                f'{self.source_ratio}; 0 stands for a source that is not drawn'
             )
-        empty = [source for source, size in enumerate(self.source_sizes) if size == 0]
+        drawn_from = zip(self.source_sizes, self.source_ratio)
+        empty = [source for source, (size, share) in enumerate(drawn_from) if share and not size]
         if empty:
             raise ValueError(f'sources {empty} are empty (sizes {self.source_sizes})')
 
@@ -92,15 +96,16 @@ class MultiSourceSampler(Sampler):
         total = sum(self.source_ratio)
         shares = [self.batch_size * share / total for share in self.source_ratio]
         counts = [int(share) for share in shares]
-        remainders = [share - count for share, count in zip(shares, counts)]
-        by_remainder = sorted(range(len(shares)), key=lambda source: -remainders[source])
+        drawn = [source for source, share in enumerate(shares) if share]
+        by_remainder = sorted(drawn, key=lambda source: counts[source] - shares[source])
         for source in by_remainder[: self.batch_size - sum(counts)]:
             counts[source] += 1
-        if 0 in counts:
+        left_out = [source for source in drawn if not counts[source]]
+        if left_out:
             raise ValueError(
                 f'`batch_size={self.batch_size}` with `source_ratio={self.source_ratio}` gives '
-                f'{counts} items per source and leaves source {counts.index(0)} out of every '
-                'batch; use a larger `batch_size` or a more even `source_ratio`'
+                f'{counts} items per source and leaves source {left_out[0]} out of every '
+                'batch; use a larger `batch_size`, a more even `source_ratio`, or the ratio 0'
             )
         return counts
 
@@ -154,12 +159,20 @@ class MultiSourceSampler(Sampler):
         self._skipped += num_samples
 
     def batches_per_pass(self, source: int = 0) -> int:
-        """Batches after which every item of ``source`` has been drawn, by all ranks together."""
+        """Batches after which every item of ``source`` has been drawn, by all ranks together.
+
+        Raises:
+            ValueError: If the source has the ratio 0.
+        """
+        if not self.items_per_batch[source]:
+            raise ValueError(
+                f'source {source} is not drawn (`source_ratio={self.source_ratio}`) and has no pass'
+            )
         per_batch = self.items_per_batch[source] * self.world_size
         return -(-self.source_sizes[source] // per_batch)
 
     def __len__(self) -> int:
-        """Number of items in the data set; the stream itself is endless."""
+        """Number of items in the dataset, of all sources; the stream itself is endless."""
         return len(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:

@@ -1,4 +1,4 @@
-"""An index into a data set that carries the seed of its augmentation."""
+"""An index into a dataset that carries the seed of its augmentation."""
 
 
 class SeededIndex(int):

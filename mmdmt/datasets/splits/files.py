@@ -1,11 +1,12 @@
-"""Split lists on disk: one folder a set and fold, and a manifest that says how they were drawn."""
+"""Lists on disk: one id a line; split lists with a manifest that says how they were drawn."""
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Union
 
-from mmdmt.datasets.splits.draws import list_digest, write_list
 from mmdmt.files import write_text_atomically
 from mmdmt.version import __version__
 
@@ -16,10 +17,32 @@ class SplitExistsError(FileExistsError):
     """Other lists than the ones to be written are there already."""
 
 
+def read_list(path: Union[str, Path]) -> list[str]:
+    """Read a list file: one id a line, blank lines and surrounding spaces left out.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If an id is in it twice.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'list file {path} does not exist')
+    with open(path, encoding='utf-8-sig') as lines:
+        ids = [line.strip() for line in lines if line.strip()]
+    twice = [name for name, times in Counter(ids).items() if times > 1]
+    if twice:
+        raise ValueError(f'{path} holds {len(twice)} ids twice, the first is {twice[0]!r}')
+    return ids
+
+
+def write_list(path: Union[str, Path], names: Iterable[str]) -> None:
+    """Write one id a line, atomically: a reader sees the old list or the whole new one."""
+    write_text_atomically(path, ''.join(f'{name}\n' for name in names))
+
+
 def describe_list(names: Iterable[str]) -> dict[str, Any]:
     """Return size and sha256 (of the newline-joined ids) of a list, as the manifest holds them."""
     names = list(names)
-    return dict(size=len(names), sha256=list_digest(names))
+    return dict(size=len(names), sha256=hashlib.sha256('\n'.join(names).encode()).hexdigest())
 
 
 def write_splits(

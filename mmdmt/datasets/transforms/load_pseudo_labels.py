@@ -1,9 +1,8 @@
 """Loads stored pseudo-labels in place of annotations."""
 
-from typing import Any, Optional
-
 from mmcv.transforms import BaseTransform
 
+from mmdmt.pseudo.store import PseudoLabelStore
 from mmdmt.registry import TRANSFORMS
 
 
@@ -14,8 +13,7 @@ class LoadPseudoLabels(BaseTransform):
     Both maps are put into ``seg_fields``, so mmseg's geometric transforms carry them along with
     the image, by nearest neighbor. The label is 255 below the threshold of its class.
 
-    The store is opened with the first image, because it is filled only after the data set has
-    been built.
+    The store may be filled after the dataset has been built.
 
     Args:
         store_dir (str): Folder of a :class:`~mmdmt.pseudo.PseudoLabelStore`.
@@ -26,7 +24,7 @@ class LoadPseudoLabels(BaseTransform):
 
     def __init__(self, store_dir: str) -> None:
         self.store_dir = store_dir
-        self._store: Optional[Any] = None
+        self._store = PseudoLabelStore(store_dir)  # reads nothing yet
 
     def transform(self, results: dict) -> dict:
         """Add the stored maps.
@@ -41,7 +39,7 @@ class LoadPseudoLabels(BaseTransform):
             raise KeyError(
                 'LoadPseudoLabels needs `name` in the data info; use mmdmt.UnlabeledDataset'
             )
-        label, confidence = self._open().get_thresholded(results['name'])
+        label, confidence = self._store.get_thresholded(results['name'])
         size = results['img'].shape[:2]
         if label.shape != size:
             raise ValueError(
@@ -50,19 +48,11 @@ class LoadPseudoLabels(BaseTransform):
                 'LoadImageFromFile'
             )
         results['gt_seg_map'] = label
-        # In full precision: DMT asks who is surer, which is decided far above 254/255.
+        # In full precision: DMT compares confidences, which differ far above 254/255.
         results['pseudo_confidence'] = confidence
         fields = results.setdefault('seg_fields', [])
         fields.extend(['gt_seg_map', 'pseudo_confidence'])
         return results
-
-    def _open(self) -> Any:
-        if self._store is None:
-            # Not at the top: the store is a part of training that plain loading does not need.
-            from mmdmt.pseudo import PseudoLabelStore
-
-            self._store = PseudoLabelStore(self.store_dir)
-        return self._store
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(store_dir={self.store_dir!r})'

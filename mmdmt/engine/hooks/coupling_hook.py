@@ -1,12 +1,13 @@
 """Logs how alike teachers and students are."""
 
-from typing import Dict, Optional
+from typing import Dict, List, Optional
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmdmt.checks import check_range
 from mmdmt.distributed import unwrap
 from mmdmt.models.coupling import coupling
 from mmdmt.registry import HOOKS
@@ -26,7 +27,8 @@ class CouplingHook(Hook):
 
     as means over the teachers that follow a student in this step (of Dual Teacher, the one on
     duty); and, where there are several, ``<teacher>/distance`` and ``<teacher>/disagreement`` of
-    each. It costs one prediction by each network, and changes nothing in training.
+    each. It costs one prediction by each network, and changes nothing in training. Models without
+    teachers are left alone.
 
     Args:
         interval (int): Iterations between measurements. Defaults to 50, as the logger's.
@@ -39,18 +41,16 @@ class CouplingHook(Hook):
     priority = 55
 
     def __init__(self, interval: int = 50) -> None:
-        if interval < 1:
-            raise ValueError(f'CouplingHook: `interval` must be positive, got {interval}')
+        check_range('CouplingHook.interval', interval, 1)
         self.interval = interval
+        self.following: List[str] = []
 
-    def before_train(self, runner: Runner) -> None:
-        """Check once that the model has teachers."""
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Optional[dict] = None
+    ) -> None:
+        """Note which teachers follow in this step; after it, it can be the turn of others."""
         model = unwrap(runner.model)
-        if not getattr(model, 'student_of', None):
-            raise TypeError(
-                'CouplingHook needs a model with teachers, such as mmdmt.MeanTeacher, got '
-                f'{type(model).__name__}: remove the hook from `custom_hooks`'
-            )
+        self.following = model.teachers_to_update() if hasattr(model, 'student_of') else []
 
     def after_train_iter(
         self,
@@ -60,36 +60,25 @@ class CouplingHook(Hook):
         outputs: Optional[dict] = None,
     ) -> None:
         """Measure if it is time to."""
-        if not self.every_n_train_iters(runner, self.interval):
+        if not self.following or not self.every_n_train_iters(runner, self.interval):
             return
         model = unwrap(runner.model)
-        inputs = _unlabeled_inputs(model, data_batch)
-        if inputs is not None:
-            for name, value in _scalars(model, inputs).items():
-                runner.message_hub.update_scalar(f'train/{name}', value.item())
-
-
-def _unlabeled_inputs(model: torch.nn.Module, batch: dict) -> Optional[Dict[str, Tensor]]:
-    """The views of the unlabeled images of a batch, None if it has none."""
-    pairs = zip(batch['inputs'], batch['data_samples'])
-    chosen = [pair for pair in pairs if 'gt_sem_seg' not in pair[1]]
-    if not chosen:
-        return None
-    images, samples = (list(part) for part in zip(*chosen))
-    # The views draw random numbers, which training must not miss.
-    with torch.random.fork_rng(devices=[]):
+        pairs = zip(data_batch['inputs'], data_batch['data_samples'])
+        unlabeled = [pair for pair in pairs if 'gt_sem_seg' not in pair[1]]
+        if not unlabeled:
+            return
+        images, samples = map(list, zip(*unlabeled))
         data = model.data_preprocessor(dict(inputs=images, data_samples=samples), training=True)
-    return data['inputs']
+        for name, value in self._scalars(coupling(model, data['inputs'])).items():
+            runner.message_hub.update_scalar(f'train/{name}', value.item())
 
-
-def _scalars(model: torch.nn.Module, inputs: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    found = coupling(model, inputs)
-    following = model.teachers_to_update()
-    scalars = {
-        f'coupling_{kind}': torch.stack([found[name][kind] for name in following]).mean()
-        for kind in ('distance', 'disagreement')
-    }
-    if len(found) > 1:
-        for name, values in found.items():
-            scalars.update({f'{name}/{kind}': value for kind, value in values.items()})
-    return scalars
+    def _scalars(self, found: Dict[str, Dict[str, Tensor]]) -> Dict[str, Tensor]:
+        """Means over the following teachers and, of several, the values of each."""
+        scalars = {
+            f'coupling_{kind}': torch.stack([found[name][kind] for name in self.following]).mean()
+            for kind in ('distance', 'disagreement')
+        }
+        if len(found) > 1:
+            for name, values in found.items():
+                scalars.update({f'{name}/{kind}': value for kind, value in values.items()})
+        return scalars

@@ -2,13 +2,17 @@
 
 import logging
 import os.path as osp
-from typing import Any, Union
+from typing import Any, List, Optional, Tuple, Union
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from mmdmt.datasets.checks.validation import DatasetError, check_dataset, raise_on_problems
+from mmdmt.datasets.checks.classes import other_classes
+from mmdmt.datasets.checks.problems import DatasetError, Problem, raise_on_problems
+from mmdmt.datasets.checks.sources import read_sources
+from mmdmt.datasets.checks.validation import check_dataset
 from mmdmt.distributed import from_main
 from mmdmt.registry import HOOKS
 
@@ -17,12 +21,15 @@ MODES = ('full', 'fast', 'off')
 
 @HOOKS.register_module()
 class DatasetCheckHook(Hook):
-    """Checks lists, images and masks before training and refuses to start if any is faulty.
+    """Checks lists, images, masks and classes before training; refuses to start if any is faulty.
 
     Finds what ``tools/misc/check_dataset.py`` finds and fails with the same message. Rank 0
     checks, every rank gets the error. Decoding everything takes about as long as reading every
-    file once; for large data sets on several machines run the tool first with ``--cache``, since
+    file once; for large datasets on several machines run the tool first with ``--cache``, since
     the other ranks' wait for rank 0 is limited by ``env_cfg.dist_cfg.timeout``.
+
+    In classification, sets that do not number the same classes alike, a head of another number of
+    classes, and testing on other classes than the checkpoint's are refused as well.
 
     Args:
         mode (str): ``'full'`` decodes every image and mask of the training and validation sets;
@@ -45,62 +52,71 @@ class DatasetCheckHook(Hook):
         self.mode = mode
         self.cache = cache
         self._checked = False
+        self._stored_classes: Tuple[str, ...] = ()
 
     def before_loading(self, runner: Runner) -> None:
-        """Check the configured data before ``SemiRunner`` builds the data sets.
+        """Check the configured data before ``SemiRunner`` builds the datasets.
 
-        A missing list is thus reported as such, where building the data set would fail with
-        another message or silently use the whole folder.
+        Building a dataset without its list would fail with another message, or silently use the
+        whole folder.
 
         Raises:
             DatasetError: On every rank, with a table of all problems, if there are any.
         """
-        loaders = runner._train_dataloader, runner._val_dataloader
-        self.check(*map(_dataset_of, loaders), runner.work_dir)
+        loaders = runner._train_dataloader, runner._val_dataloader, runner._test_dataloader
+        self._check(runner, *map(_dataset_of, loaders))
         self._checked = True
 
     def before_train(self, runner: Runner) -> None:
-        """Check the built data sets under runners without ``before_loading``.
-
-        Raises:
-            DatasetError: As above.
-        """
+        """Check the built data under runners without ``before_loading``, with the same error."""
         if not self._checked:
             val_loop = getattr(runner, 'val_loop', None)
             val = None if val_loop is None else val_loop.dataloader.dataset
-            self.check(runner.train_dataloader.dataset, val, runner.work_dir)
+            self._check(runner, runner.train_dataloader.dataset, val)
 
-    def check(self, train: Any, val: Any, work_dir: str) -> None:
-        """Check on rank 0 and raise on every rank.
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Note the classes that the network in the checkpoint tells apart."""
+        meta = checkpoint.get('meta', {}).get('dataset_meta') or {}
+        self._stored_classes = tuple(meta.get('classes') or ())
 
-        Args:
-            train (BaseDataset | dict): Training set or its config.
-            val (BaseDataset | dict, optional): Validation set or its config.
-            work_dir (str): Where the cache lies by default.
+    def before_test(self, runner: Runner) -> None:
+        """Refuse to test a classifier on other classes than its checkpoint's, or reordered."""
+        trained = not isinstance(runner._train_loop, (dict, type(None)))
+        classifier = _num_classes(runner.model) is not None
+        if classifier and self._stored_classes and not trained and self.mode != 'off':
+            test = read_sources(runner.test_loop.dataloader.dataset, [])
+            raise_on_problems(other_classes(test, self._stored_classes, 'the checkpoint'))
 
-        Raises:
-            DatasetError: With a table of all problems, if there are any.
-        """
+    def _check(self, runner: Runner, train: Any, val: Any, test: Any = None) -> None:
+        """Check on rank 0 and raise on every rank, with a table of all problems."""
         if self.mode == 'off':
             return
-        raise_on_problems(from_main(lambda: self._find(train, val, work_dir)))
-
-    def _find(self, train: Any, val: Any, work_dir: str) -> list:
-        """Return the problems.
-
-        Raises:
-            DatasetError: If checking itself fails.
-        """
-        cache = osp.join(work_dir, 'dataset_check.json') if self.cache is True else self.cache
-        try:
-            problems = check_dataset(train, val, full=self.mode == 'full', cache_file=cache or None)
-        except Exception as error:
-            print_log('the data check itself failed', 'current', logging.ERROR)
-            raise DatasetError(f'the data check failed: {type(error).__name__}: {error}') from error
+        own = osp.join(runner.work_dir, 'dataset_check.json')
+        options = dict(
+            test=test,
+            num_classes=_num_classes(runner.model),
+            full=self.mode == 'full',
+            cache_file=own if self.cache is True else self.cache or None,
+        )
+        problems = from_main(lambda: _find_problems(train, val, options))
         print_log(f'data check ({self.mode}): {len(problems)} problems', 'current')
-        return problems
+        raise_on_problems(problems)
+
+
+def _find_problems(train: Any, val: Any, options: dict) -> List[Problem]:
+    try:
+        return check_dataset(train, val, **options)
+    except Exception as error:
+        print_log('the data check itself failed', 'current', logging.ERROR)
+        raise DatasetError(f'the data check failed: {type(error).__name__}: {error}') from error
 
 
 def _dataset_of(loader: Any) -> Any:
-    """Data set of a loader, or of its config."""
+    """Dataset of a loader, or of its config."""
     return loader.get('dataset') if isinstance(loader, dict) else getattr(loader, 'dataset', None)
+
+
+def _num_classes(model: Any) -> Optional[int]:
+    """Number of classes of a classifier; None for a segmentor."""
+    model = model.module if is_model_wrapper(model) else model
+    return getattr(getattr(model, 'head', None), 'num_classes', None)

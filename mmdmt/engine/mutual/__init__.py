@@ -11,11 +11,7 @@ BUILDERS = {'segmentation': StageConfigBuilder}
 
 
 def build_stage_config_builder(cfg: Config) -> StageConfigBuilder:
-    """The builder for ``mutual.task``, segmentation by default.
-
-    Raises:
-        ValueError: If there is no such task.
-    """
+    """The builder for ``mutual.task``, segmentation by default."""
     task = (cfg.get('mutual') or {}).get('task', 'segmentation')
     if task not in BUILDERS:
         raise ValueError(

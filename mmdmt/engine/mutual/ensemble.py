@@ -9,21 +9,13 @@ from mmengine.config import Config, ConfigDict
 
 from mmdmt.checkpoint import load_checkpoint_file, save_atomically
 from mmdmt.checks import refuse_unknown_keys
-from mmdmt.pseudo.labeler import checkpoint_identity
 
 ENSEMBLE_KEYS = {'predictions', 'weights'}
 _TRAINING_KEYS = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler')
 
 
 def ensemble_kinds(setting: Union[bool, Dict[str, bool]]) -> List[str]:
-    """What ``mutual.ensemble`` asks for.
-
-    Args:
-        setting (bool | dict): True for averaged predictions, or ``dict(predictions=True,
-            weights=True)``.
-
-    Returns:
-        list[str]: Of ``'predictions'`` and ``'weights'``.
+    """Which of ``'predictions'`` and ``'weights'`` the setting ``mutual.ensemble`` asks for.
 
     Raises:
         ValueError: On unknown keys.
@@ -35,7 +27,7 @@ def ensemble_kinds(setting: Union[bool, Dict[str, bool]]) -> List[str]:
 
 
 def ensemble_config(cfg: Config, models: Sequence[dict], kind: str, folder: str) -> Config:
-    """Config that tests the members as one.
+    """Config of a run of ``mmdmt.SemiRunner`` that tests the members as one.
 
     Args:
         cfg (Config): The whole config of the chain.
@@ -43,9 +35,6 @@ def ensemble_config(cfg: Config, models: Sequence[dict], kind: str, folder: str)
         kind (str): ``'predictions'`` averages probabilities (``mmdmt.EnsembleSegmentor``),
             ``'weights'`` gives the config of the first member.
         folder (str): Work dir of the test.
-
-    Returns:
-        Config: Of a run of ``mmdmt.SemiRunner`` that is only tested.
 
     Raises:
         ValueError: If weights of different networks are to be averaged.
@@ -86,7 +75,8 @@ def merge_checkpoints(paths: Sequence[str], out: str, kind: str, trusted: Sequen
     Raises:
         ValueError: If weights to be averaged do not have the same names and shapes.
     """
-    states = [_weights(path, trusted) for path in paths]
+    contents = [load_checkpoint_file(path, trusted=trusted) for path in paths]
+    states = [content.get('state_dict', content) for content in contents]
     if kind == 'predictions':
         merged = {
             f'members.{index}.{key}': value
@@ -99,34 +89,14 @@ def merge_checkpoints(paths: Sequence[str], out: str, kind: str, trusted: Sequen
     save_atomically(dict(meta=meta, state_dict=merged), out)
 
 
-def checkpoint_facts(paths: Dict[str, str]) -> Dict[str, str]:
-    """What tells the members' checkpoints from others, for the ledger.
-
-    Args:
-        paths (dict[str, str]): Checkpoint by member name.
-
-    Returns:
-        dict[str, str]: SHA-256 by member name.
-    """
-    return {name: checkpoint_identity(path)['sha256'] for name, path in paths.items()}
-
-
-def _weights(path: str, trusted: Sequence) -> Dict[str, torch.Tensor]:
-    content = load_checkpoint_file(path, trusted=trusted)
-    return content.get('state_dict', content)
-
-
 def _average(
     states: List[Dict[str, torch.Tensor]], paths: Sequence[str]
 ) -> Dict[str, torch.Tensor]:
-    for state, path in zip(states, paths):
-        wrong = [
-            key
-            for key in {*state, *states[0]}
-            if key not in state or key not in states[0] or state[key].shape != states[0][key].shape
-        ]
+    shapes = [{(key, value.shape) for key, value in state.items()} for state in states]
+    for other, path in zip(shapes, paths):
+        wrong = sorted({key for key, _ in other ^ shapes[0]})
         if wrong:
-            raise ValueError(f'the weights of {path} are not those of {paths[0]}: {sorted(wrong)}')
+            raise ValueError(f'the weights of {path} are not those of {paths[0]}: {wrong}')
     return {
         key: torch.stack([state[key].double() for state in states]).mean(dim=0).to(value.dtype)
         if value.is_floating_point()
@@ -144,4 +114,4 @@ def _network(model: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _plain(model: Dict[str, Any]) -> Dict[str, Any]:
-    return model.to_dict() if isinstance(model, ConfigDict) else copy.deepcopy(dict(model))
+    return ConfigDict(model).to_dict()

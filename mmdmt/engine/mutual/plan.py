@@ -24,8 +24,7 @@ class Stage:
     Attributes:
         round (int): 0 for the labeled-only stage, then 1, 2, ...
         member (str): Name of the member that is trained.
-        teacher (str, optional): Name of the member whose previous checkpoint labels; None in
-            round 0.
+        teacher (str, optional): Name of the member that labels; None in round 0.
         ratio (float, optional): Share of pixels kept per class; None in round 0.
     """
 
@@ -37,32 +36,22 @@ class Stage:
     @property
     def name(self) -> str:
         """Name of the stage and of its folder: ``stage_<round>_<member>``."""
-        return stage_name(self.round, self.member)
+        return f'stage_{self.round}_{self.member}'
 
     @property
     def previous(self) -> Optional[str]:
         """Stage whose weights this one starts from."""
-        return stage_name(self.round - 1, self.member) if self.round else None
-
-    @property
-    def first(self) -> str:
-        """Round 0 of the member."""
-        return stage_name(0, self.member)
+        return Stage(self.round - 1, self.member).name if self.round else None
 
     @property
     def labeled_by(self) -> Optional[str]:
         """Stage whose weights make the pseudo-labels."""
-        return stage_name(self.round - 1, self.teacher) if self.round else None
+        return Stage(self.round - 1, self.teacher).name if self.round else None
 
     @property
     def needs(self) -> List[str]:
         """Names of the stages that must be finished before this one."""
         return sorted({self.previous, self.labeled_by}) if self.round else []
-
-
-def stage_name(round_index: int, member: str) -> str:
-    """Name of a stage: ``stage_<round>_<member>``."""
-    return f'stage_{round_index}_{member}'
 
 
 class MutualPlan:
@@ -75,24 +64,19 @@ class MutualPlan:
 
     Args:
         members (Sequence[dict]): One dict per member: ``name`` (default a, b, c, ...), ``seed``
-            (default 0, 1, 2, ...; ``randomness.seed`` is added), ``labeled_list`` (a labeled list
-            for round 0, such as one of two difference-maximized subsets), ``load_from`` (a
-            checkpoint to start from) and ``cfg_options`` (merged into the config of all its
-            stages).
+            (default 0, 1, 2, ...; ``randomness.seed`` is added), ``labeled_list`` (for round 0,
+            such as one of two difference-maximized subsets), ``load_from`` (a checkpoint to start
+            from) and ``cfg_options`` (merged into the config of all its stages).
         ratios (Sequence[float]): One per round: share of the unlabeled pixels kept per class.
-
-    Raises:
-        ValueError: On unknown keys, names that are duplicate or no names for folders, no members,
-            or ratios outside (0, 1].
     """
 
     def __init__(self, members: Sequence[dict], ratios: Sequence[float]) -> None:
         _check_lists(members, ratios)
-        self.members = [_complete_member(dict(m), i) for i, m in enumerate(members)]
+        self.members = []
+        for index, member in enumerate(members):
+            refuse_unknown_keys(f'mutual.members[{index}]', member, MEMBER_KEYS)
+            self.members.append(dict(dict(name=chr(ord('a') + index)), **member))
         self.ratios = list(ratios)
-        self._check()
-
-    def _check(self) -> None:
         names = self.member_names
         if not names or len(set(names)) != len(names):
             raise ValueError(f'`mutual.members` needs different names, got {names}')
@@ -102,9 +86,6 @@ class MutualPlan:
                 f'`mutual.members` has the names {odd}, which name folders: use letters, digits, '
                 '"-" and "_"'
             )
-        wrong = [ratio for ratio in self.ratios if not 0 < ratio <= 1]
-        if wrong:
-            raise ValueError(f'`mutual.ratios` must be in (0, 1], got {wrong}')
 
     @property
     def member_names(self) -> List[str]:
@@ -115,27 +96,20 @@ class MutualPlan:
         """Settings of a member."""
         return self.members[self.member_names.index(name)]
 
-    def teacher_of(self, name: str) -> str:
-        """The member that labels for ``name``."""
-        names = self.member_names
-        return names[(names.index(name) + 1) % len(names)]
-
     @property
     def stages(self) -> List[Stage]:
         """All stages, round by round."""
-        stages = [Stage(0, name) for name in self.member_names]
+        names = self.member_names
+        stages = [Stage(0, name) for name in names]
         for index, ratio in enumerate(self.ratios, start=1):
             stages += [
-                Stage(index, name, self.teacher_of(name), ratio) for name in self.member_names
+                Stage(index, name, teacher, ratio)
+                for name, teacher in zip(names, names[1:] + names[:1])
             ]
         return stages
 
     def find(self, text: str) -> Stage:
-        """The stage called ``stage_2_a``, ``round_2.a`` or ``2.a``.
-
-        Raises:
-            ValueError: If there is no such stage; the message lists all.
-        """
+        """The stage called ``stage_2_a``, ``round_2.a`` or ``2.a``; others raise ``ValueError``."""
         found = _STAGE_NAME.fullmatch(text)
         for stage in self.stages:
             if found and found.groups() == (str(stage.round), stage.member):
@@ -157,12 +131,7 @@ def _check_lists(members: Any, ratios: Any) -> None:
     if not listed:
         raise ValueError(f'`mutual.members` must be a list of dicts, got {members!r}')
     listed = isinstance(ratios, (list, tuple)) and all(isinstance(r, (int, float)) for r in ratios)
-    if not listed:
-        raise ValueError(f'`mutual.ratios` must be a list of numbers, one a round, got {ratios!r}')
-
-
-def _complete_member(member: dict, index: int) -> dict:
-    """Fill in the default name of a member and refuse unknown keys."""
-    refuse_unknown_keys(f'mutual.members[{index}]', member, MEMBER_KEYS)
-    member.setdefault('name', chr(ord('a') + index))
-    return member
+    if not listed or not all(0 < ratio <= 1 for ratio in ratios):
+        raise ValueError(
+            f'`mutual.ratios` must be a list of numbers in (0, 1], one a round, got {ratios!r}'
+        )

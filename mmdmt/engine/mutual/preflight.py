@@ -9,15 +9,11 @@ from mmengine.registry import DefaultScope
 from mmdmt.engine.mutual.plan import Stage
 from mmdmt.engine.mutual.stage_config import StageConfigBuilder, schedulers_of
 from mmdmt.files import is_remote
-from mmdmt.registry import MODELS
+from mmdmt.registry import HOOKS, MODELS
 
 
 def check_chain(builder: StageConfigBuilder, work_dir: str) -> List[Config]:
-    """Build the config of every stage, and the network of every member, and look at them.
-
-    Args:
-        builder (StageConfigBuilder): Of the chain.
-        work_dir (str): Folder of the chain. Nothing is written.
+    """Build the config of every stage, and the network of every member; nothing is written.
 
     Returns:
         list[Config]: The configs of round 0, in the order of the members.
@@ -26,11 +22,11 @@ def check_chain(builder: StageConfigBuilder, work_dir: str) -> List[Config]:
         ValueError: If a stage cannot be trained, validated or stored as the config says.
         FileNotFoundError: If a member's initial checkpoint is missing.
     """
-    configs = [_build(builder, stage, work_dir) for stage in builder.plan.stages]
-    for stage, cfg in zip(builder.plan.stages, configs):
+    stages = builder.plan.stages
+    configs = [builder.build(stage, osp.join(work_dir, stage.name)) for stage in stages]
+    for stage, cfg in zip(stages, configs):
         _check_schedule(stage, cfg)
-        _check_checkpoints(builder, stage, cfg)
-    _check_initial_checkpoints(builder)
+        _check_checkpoints(builder.select_of(stage), stage, cfg)
     count = len(builder.plan.members)
     for cfg in configs[-count:]:  # with the loss of the rounds
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
@@ -38,13 +34,23 @@ def check_chain(builder: StageConfigBuilder, work_dir: str) -> List[Config]:
     return configs[:count]
 
 
-def _build(builder: StageConfigBuilder, stage: Stage, work_dir: str) -> Config:
-    return builder.build(
-        stage,
-        osp.join(work_dir, stage.name),
-        load_from=None,
-        teacher_checkpoint=None,
-    )
+def check_data(cfg: Config, first_configs: List[Config], work_dir: str) -> None:
+    """Check all sources with ``default_hooks.dataset_check`` of the whole config.
+
+    A fault in the unlabeled images must not wait for round 1, and in round 0 members may have
+    labeled images of their own (``first_configs``).
+    """
+    check = cfg.get('default_hooks', {}).get('dataset_check')
+    if not check:
+        return
+    val = (cfg.get('val_dataloader') or {}).get('dataset')
+    seen = []
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
+        hook = HOOKS.build(check)
+        for dataset in [c.train_dataloader.dataset for c in (cfg, *first_configs)]:
+            if dataset.datasets[0] not in seen:
+                hook.check(dataset, val, work_dir)
+                seen.append(dataset.datasets[0])
 
 
 def _check_schedule(stage: Stage, cfg: Config) -> None:
@@ -61,8 +67,13 @@ def _check_schedule(stage: Stage, cfg: Config) -> None:
             )
 
 
-def _check_checkpoints(builder: StageConfigBuilder, stage: Stage, cfg: Config) -> None:
-    """The next stage needs this one's last checkpoint, or its best, under its usual name."""
+def _check_checkpoints(rule: str, stage: Stage, cfg: Config) -> None:
+    """A stage needs its first checkpoint, and the next one its last or best by the usual name."""
+    first = None if stage.round else cfg.load_from
+    if first and not is_remote(first) and not osp.isfile(first):
+        raise FileNotFoundError(
+            f'`load_from` of member {stage.member!r} is {first}, which does not exist'
+        )
     hook = cfg.get('default_hooks', {}).get('checkpoint') or {}
     for key, needed in (('save_last', True), ('filename_tmpl', 'iter_{}.pth'), ('out_dir', None)):
         if hook.get(key, needed) not in (needed, None):
@@ -70,18 +81,8 @@ def _check_checkpoints(builder: StageConfigBuilder, stage: Stage, cfg: Config) -
                 f'`default_hooks.checkpoint.{key}`={hook[key]!r} does not work with `mutual`: '
                 f'stages hand on {stage.name}/iter_<N>.pth; take the key out'
             )
-    rule = builder.select_of(stage)
     if rule != 'last' and not (cfg.get('val_dataloader') and cfg.get('val_cfg')):
         raise ValueError(
             f'`mutual.select={rule!r}` needs a validation set: give `val_dataloader`, '
             '`val_evaluator` and `val_cfg`, or use select="last"'
         )
-
-
-def _check_initial_checkpoints(builder: StageConfigBuilder) -> None:
-    for name in builder.plan.member_names:
-        path = builder.initial_checkpoint(Stage(0, name))
-        if path and not is_remote(path) and not osp.isfile(path):
-            raise FileNotFoundError(
-                f'`load_from` of member {name!r} is {path}, which does not exist'
-            )

@@ -6,8 +6,7 @@ import gc
 import os
 import os.path as osp
 import time
-from collections.abc import Iterator
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 from uuid import uuid4
 
 import torch
@@ -15,24 +14,18 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 from mmdmt.checkpoint import find_latest_valid_checkpoint
 from mmdmt.config import resolve_config
 from mmdmt.distributed import from_main, join_process_group
 from mmdmt.engine.mutual import build_stage_config_builder
-from mmdmt.engine.mutual.ensemble import (
-    checkpoint_facts,
-    ensemble_config,
-    ensemble_kinds,
-    merge_checkpoints,
-)
+from mmdmt.engine.mutual.ensemble import ensemble_config, ensemble_kinds, merge_checkpoints
 from mmdmt.engine.mutual.ledger import Ledger, stage_table
 from mmdmt.engine.mutual.plan import Stage
-from mmdmt.engine.mutual.preflight import check_chain
+from mmdmt.engine.mutual.preflight import check_chain, check_data
 from mmdmt.engine.runners.semi_runner import SemiRunner
-from mmdmt.registry import HOOKS, RUNNERS
+from mmdmt.registry import RUNNERS
 
 #: Folder and ledger entry of each kind of ensemble.
 ENSEMBLE_NAMES = dict(predictions='ensemble', weights='averaged_weights')
@@ -56,40 +49,31 @@ class MutualTrainingRunner:
     Feng et al., "DMT: Dynamic mutual training for semi-supervised learning", Pattern Recognition
     2022. Round 0 trains each member on the labeled images. In each later round every member is
     fine-tuned on the labeled images and on pseudo-labels that the other member made with its
-    weights of the round before; ``ratios`` says which share of the pixels is kept, per class. One
-    member labels for itself, which is self-training (DST-CBC, CBST, curriculum labeling).
+    weights of the round before. One member labels for itself, which is self-training (DST-CBC,
+    CBST, curriculum labeling).
 
-    A stage is an ordinary run of :class:`SemiRunner` in ``<work_dir>/stage_<round>_<member>``; its
-    checkpoint is an ordinary mmseg checkpoint and ``config.py`` beside it the config to test it
-    with. ``stages.json`` is the ledger: finished stages are skipped, an open one is resumed where
-    it was cut, a changed config is refused, and a stage belongs to one process at a time.
-    ``--stage`` runs one stage only; two machines that share the work dir can thus share a round.
+    A stage is an ordinary run of :class:`SemiRunner` in ``<work_dir>/stage_<round>_<member>``, with
+    its config in ``config.py``. ``stages.json`` is the ledger: finished stages are skipped, an open
+    one is resumed, a changed config is refused, and a stage belongs to one process at a time.
 
     Used through ``runner_type='mmdmt.MutualTrainingRunner'`` and the key ``mutual``:
 
-    - ``task`` ('segmentation' | 'classification'): defaults to segmentation; for classification
-      see :class:`~mmdmt.engine.mutual.ClassificationStageConfigBuilder`.
+    - ``task``: 'segmentation' (default) or 'classification', see
+      :class:`~mmdmt.classification.ClassificationStageConfigBuilder`.
     - ``members`` (list[dict]): see :class:`~mmdmt.engine.mutual.MutualPlan`.
-    - ``ratios`` (list[float]): one per round.
+    - ``ratios`` (list[float]): the share of the pixels of each class that is kept, per round.
     - ``select`` (str, or a list with one for each round, round 0 first): which checkpoint of a
-      stage goes on. 'last' is the default; 'best' takes the best on validation, as DMT's code;
-      'best_so_far' the member's best over all rounds so far, as DST-CBC's code. ``metric`` (str)
-      defaults to 'mIoU'.
+      stage goes on: 'last' (default); 'best' on validation by ``metric`` (default 'mIoU'), as
+      DMT's code; 'best_so_far', the best over all rounds so far, as DST-CBC's code.
     - ``supervised``, ``round`` (dict): ``max_iters``, ``lr``, ``batch_size``, ``source_ratio``
-      ([labeled, pseudo] images in a batch), ``from_scratch`` and ``cfg_options`` of the
-      labeled-only stage and of each round.
-    - ``pseudo_loss`` (dict): the loss; default ``mmdmt.DynamicMutualLoss`` with gammas 5.
-    - ``labeling`` (dict): ``batch_size``, ``num_workers``, ``pixel_stride``, ``bins``, ``rule``,
-      ``balance``, ``threshold``, ``amp`` and ``tta`` as in
-      :class:`~mmdmt.pseudo.labeler.PseudoLabeler`, and ``pipeline``; by default the test pipeline
-      of the member that labels, every 16th pixel for exact thresholds.
-    - ``ensemble`` (bool or dict): True, or ``dict(predictions=True, weights=True)``, validates the
-      members' last checkpoints as one network when the chain is finished: by the mean of their
-      predictions, or of their weights. Written to ``<work_dir>/ensemble`` and
-      ``<work_dir>/averaged_weights``, each with ``config.py`` and ``ensemble.pth``.
-
-    Args:
-        cfg (Config): The whole config.
+      ([labeled, pseudo] images in a batch), ``from_scratch`` and ``cfg_options`` of round 0 and of
+      the later ones.
+    - ``pseudo_loss`` (dict): default ``mmdmt.DynamicMutualLoss`` with gammas 5.
+    - ``labeling`` (dict): the keyword-only arguments of :class:`~mmdmt.pseudo.PseudoLabeler`, and
+      ``pipeline``, by default the test pipeline of the member that labels.
+    - ``ensemble``: True, or ``dict(predictions=True, weights=True)``, validates the members' last
+      checkpoints as one network, by the mean of their predictions or of their weights, in
+      ``<work_dir>/ensemble`` and ``<work_dir>/averaged_weights``.
     """
 
     def __init__(self, cfg: Config) -> None:
@@ -98,14 +82,29 @@ class MutualTrainingRunner:
         self.plan = self.builder.plan
         self.work_dir = osp.abspath(self.cfg.work_dir)
         self.ledger = Ledger(self.work_dir)
-        self._test_runner: Optional[SemiRunner] = None
 
     @classmethod
     def from_cfg(cls, cfg: Union[Config, ConfigDict, dict]) -> 'MutualTrainingRunner':
         """Build from a config, as ``RUNNERS.build`` of stock tools does."""
-        return cls(copy.deepcopy(cfg) if isinstance(cfg, Config) else Config(copy.deepcopy(cfg)))
+        cfg = copy.deepcopy(cfg)
+        return cls(cfg if isinstance(cfg, Config) else Config(cfg))
 
-    # ------------------------------------------------------------------ training
+    def describe(self) -> str:
+        """The plan with state, metric and checkpoint of each stage, as a table."""
+        return stage_table(self.plan.stages, self.ledger.read(), self.builder.metric)
+
+    def stage_config(self, name: str) -> Config:
+        """The config that a stage, such as 'round_1.a', is or will be run with; nothing is run.
+
+        Its text is a config of its own. Checkpoints of earlier stages that are not finished are
+        named as they will be; with another rule than ``select='last'`` their step stands as ``*``.
+        """
+        return self._stage_config(self.plan.find(name), self._planned_checkpoint)
+
+    def final_checkpoints(self) -> Dict[str, str]:
+        """Path of each member's last checkpoint by member name."""
+        stages = self.plan.stages[-len(self.plan.members) :]
+        return {stage.member: self.ledger.checkpoint(stage.name) for stage in stages}
 
     def train(self) -> Dict[str, Dict[str, Any]]:
         """Run all stages that are not finished, or the one that ``cfg.stage`` names.
@@ -116,49 +115,34 @@ class MutualTrainingRunner:
         Raises:
             LedgerMismatchError: If a stage was begun with another config or from other checkpoints.
             StageBusyError: If another process works on a stage.
-            ValueError: If a stage, now or later, could not do what the config says.
-            RuntimeError: If ``cfg.stage`` needs a stage that is not finished.
         """
-        self._join_ranks()
-        self._check_data(check_chain(self.builder, self.work_dir))
+        # Now, not with the first stage: one rank speaks for all about the ledger.
+        join_process_group(self.cfg.get('launcher') or 'none', self.cfg.get('env_cfg') or {})
+        check_data(self.cfg, check_chain(self.builder, self.work_dir), self.work_dir)
         only = self.cfg.get('stage')
-        stages = [self.plan.find(only)] if only else self.plan.stages
-        for index, stage in enumerate(stages):
+        for stage in [self.plan.find(only)] if only else self.plan.stages:
             self._run_unless_done(stage)
-            last_of_round = index + 1 == len(stages) or stages[index + 1].round > stage.round
-            if last_of_round or only:
-                self._log_table(f'after round {stage.round}')
-        if not only:
-            self._run_ensembles()
+            if only or stage.member == self.plan.member_names[-1]:
+                self._log(f'Stages after round {stage.round}:', table=True)
+        if not only and len(self.plan.members) > 1:
+            for kind in ensemble_kinds(self.builder.mutual.get('ensemble', False)):
+                self._run_ensemble(kind)
         return from_main(self.ledger.read)
 
-    def describe(self) -> str:
-        """The plan with state, metric and checkpoint of each stage, as a table."""
-        return stage_table(self.plan.stages, self.ledger.read(), self.builder.metric)
-
-    def final_checkpoints(self) -> Dict[str, str]:
-        """Path of each member's last checkpoint by member name."""
-        last = len(self.plan.ratios)
-        names = self.plan.member_names
-        return {name: self.ledger.checkpoint(Stage(last, name).name) for name in names}
-
     def redo(self, text: str) -> List[str]:
-        """Put a stage and all that are made from it away, so that they are made again.
-
-        Args:
-            text (str): The stage, as for :meth:`~mmdmt.engine.mutual.MutualPlan.find`.
+        """Put a stage, such as 'round_1.a', and all that are made from it away, to make them again.
 
         Returns:
             list[str]: Names of the stages. Their folders are in ``<work_dir>/replaced/<time>``.
         """
-        self._join_ranks()
+        join_process_group(self.cfg.get('launcher') or 'none', self.cfg.get('env_cfg') or {})
         return from_main(lambda: self._put_away(self.plan.with_later(self.plan.find(text))))
 
     def _put_away(self, stages: List[Stage]) -> List[str]:
         away = osp.join(self.work_dir, 'replaced', time.strftime('%Y%m%d_%H%M%S'))
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as held:
             for stage in stages:
-                stack.enter_context(self.ledger.hold(stage.name))
+                held.enter_context(self.ledger.hold(stage.name))
             for stage in reversed(stages):
                 self.ledger.forget(stage.name)
                 folder = osp.join(self.work_dir, stage.name)
@@ -167,101 +151,55 @@ class MutualTrainingRunner:
                     os.rename(folder, osp.join(away, stage.name))
         return [stage.name for stage in stages]
 
-    def _join_ranks(self) -> None:
-        # Now, not with the first stage: one rank speaks for all about the ledger.
-        join_process_group(self.cfg.get('launcher') or 'none', self.cfg.get('env_cfg') or {})
-
-    def _check_data(self, first_configs: List[Config]) -> None:
-        """Check all sources now: a fault in the unlabeled images must not wait for round 1."""
-        check = self.cfg.get('default_hooks', {}).get('dataset_check')
-        if not check:
-            return
-        val = (self.cfg.get('val_dataloader') or {}).get('dataset')
-        whole = self.cfg.train_dataloader.dataset
-        with DefaultScope.overwrite_default_scope(self.cfg.get('default_scope', 'mmseg')):
-            hook = HOOKS.build(check)
-            hook.check(whole, val, self.work_dir)
-            seen = [whole.datasets[0]]
-            for cfg in first_configs:  # members may have labeled images of their own
-                labeled = cfg.train_dataloader.dataset.datasets[0]
-                if labeled not in seen:
-                    hook.check(cfg.train_dataloader.dataset, val, self.work_dir)
-                    seen.append(labeled)
-
     def _run_unless_done(self, stage: Stage) -> None:
-        cfg = self._stage_config(stage)
-        flat = self.builder.comparable(cfg)
-        made_from = from_main(lambda: self.ledger.checksums(stage.needs))
-        from_main(lambda: self.ledger.check(stage.name, flat, made_from))
-        if self._is_done(stage.name):
-            return
-        with self._held(stage.name):
-            if self._is_done(stage.name):  # by another process, in the meantime
-                return
-            latest = from_main(lambda: self._checkpoint_to_resume(stage, cfg.work_dir))
-            if latest is not None:
-                cfg.resume, cfg.load_from = True, latest
-            from_main(lambda: self.ledger.begin(stage.name, flat, made_from))
-            self._run(stage, cfg)
+        cfg = self._stage_config(stage, self.ledger.checkpoint)
+        with contextlib.ExitStack() as held:
+            is_open, latest = from_main(lambda: self._begin(stage, cfg, held))
+            if is_open:
+                cfg.update(resume=latest is not None, load_from=latest or cfg.load_from)
+                self._run(stage, cfg)
+                _free_memory()
+            else:
+                self._log(f'{stage.name}: finished before, skipped')
 
-    def _is_done(self, name: str) -> bool:
-        done = from_main(lambda: self.ledger.is_done(name))
-        if done:
-            self._log(f'{name}: finished before, skipped')
-        return done
-
-    @contextlib.contextmanager
-    def _held(self, name: str) -> Iterator[None]:
-        """Keep a stage, or an ensemble, for this process and its other ranks."""
-        with contextlib.ExitStack() as stack:
-            from_main(lambda: stack.enter_context(self.ledger.hold(name)))
-            yield
-
-    def _checkpoint_to_resume(self, stage: Stage, folder: str) -> Optional[str]:
-        """The newest checkpoint of a stage that was begun, None if it has none.
-
-        Raises:
-            RuntimeError: If the folder has one, but the ledger says nothing of the stage.
-        """
-        latest = find_latest_valid_checkpoint(folder)
+    def _begin(
+        self, stage: Stage, cfg: Config, held: contextlib.ExitStack
+    ) -> Tuple[bool, Optional[str]]:
+        """Rank 0: take a stage for this process; whether it is open, and what to resume from."""
+        config = self.builder.comparable(cfg)
+        made_from = self.ledger.checksums(stage.needs)
+        self.ledger.check(stage.name, config, made_from)
+        if not self.ledger.is_done(stage.name):
+            held.enter_context(self.ledger.hold(stage.name))
+        if self.ledger.is_done(stage.name):  # before, or by another process in the meantime
+            return False, None
+        latest = find_latest_valid_checkpoint(cfg.work_dir)
         if latest is not None and self.ledger.entry(stage.name)['state'] == 'pending':
             raise RuntimeError(
-                f'{folder} holds {osp.basename(latest)}, but {self.ledger.path} does not say with '
-                f'which config it was made: put the folder away (or run with --redo {stage.name})'
+                f'{cfg.work_dir} holds {osp.basename(latest)}, but {self.ledger.path} does not say '
+                f'with which config it was made: put the folder away (or run with --redo '
+                f'{stage.name})'
             )
-        return latest
+        self.ledger.begin(stage.name, config, made_from)
+        return True, latest
 
     def _run(self, stage: Stage, cfg: Config) -> None:
         began = time.time()
-        self._log(
-            f'{stage.name}: {"resumes" if cfg.resume else "starts"}, '
-            + (f'labels from {stage.labeled_by}' if stage.round else 'labeled images only')
-        )
-        runner = self._build_runner(cfg)
-        if is_main_process():
-            cfg.dump(osp.join(cfg.work_dir, 'config.py'))
-        results = ValidationResults()
+        labels = f'labels from {stage.labeled_by}' if stage.round else 'labeled images only'
+        self._log(f'{stage.name}: {"resumes" if cfg.resume else "starts"}, {labels}')
+        runner, results = self._build_runner(cfg), ValidationResults()
         runner.register_hook(results)
         runner.train()
-        checkpoint, metrics, facts = self._product(stage, runner, results)
-        if metrics and self.builder.metric not in metrics:
-            self._log(f'`mutual.metric` is {self.builder.metric!r}, but there are {[*metrics]}')
-        from_main(
-            lambda: self.ledger.finish(
-                stage.name, checkpoint, metrics, time.time() - began, **facts
-            )
-        )
-        self._log(
-            f'{stage.name}: done, {_as_text(metrics, self.builder.metric)}, goes on with '
-            f'{osp.relpath(checkpoint, self.work_dir)} (select={facts["select"]})'
-        )
-        del runner
-        _free_memory()
+
+        product = from_main(lambda: self._product(stage, runner, results))
+        self._finish(stage.name, *product, began)
+        rule = self.builder.select_of(stage)
+        self._log(f'goes on with {osp.relpath(product[0], self.work_dir)} (select={rule})')
 
     def _product(
         self, stage: Stage, runner: SemiRunner, results: ValidationResults
     ) -> Tuple[str, Dict[str, float], Dict[str, Any]]:
-        """Checkpoint of a finished stage by its rule, its metrics, and facts for the ledger."""
+        """Rank 0: checkpoint of a finished stage by its rule, metrics, and facts for the ledger."""
         rule = self.builder.select_of(stage)
         facts = dict(select=rule)
         if rule == 'last':
@@ -275,24 +213,31 @@ class MutualTrainingRunner:
             )
         score = float(runner.message_hub.get_info('best_score'))
         if rule == 'best_so_far' and stage.round:
-            before = from_main(lambda: self.ledger.entry(stage.previous))
+            before = self.ledger.entry(stage.previous)
             if before['metrics'].get(self.builder.metric, score) > score:
                 facts['selected_from'] = before.get('selected_from', stage.previous)
                 return osp.join(self.work_dir, before['checkpoint']), before['metrics'], facts
         return best, {self.builder.metric: score}, facts
 
-    def _stage_config(self, stage: Stage) -> Config:
+    def _stage_config(self, stage: Stage, checkpoint_of: Callable[[str], str]) -> Config:
         """Config of a stage, with the checkpoints of the stages that it needs."""
-        checkpoints = {
-            name: from_main(lambda name=name: self.ledger.checkpoint(name)) for name in stage.needs
-        }
-        first = self.builder.initial_checkpoint(stage)
+        paths = from_main(lambda: {name: checkpoint_of(name) for name in stage.needs})
         return self.builder.build(
             stage,
             osp.join(self.work_dir, stage.name),
-            load_from=checkpoints.get(stage.previous, first),
-            teacher_checkpoint=checkpoints.get(stage.labeled_by),
+            load_from=paths.get(stage.previous),
+            teacher_checkpoint=paths.get(stage.labeled_by),
         )
+
+    def _planned_checkpoint(self, name: str) -> str:
+        """Path of a stage's checkpoint, also where it will be."""
+        if self.ledger.is_done(name):
+            return self.ledger.checkpoint(name)
+        stage, folder = self.plan.find(name), osp.join(self.work_dir, name)
+        if self.builder.select_of(stage) != 'last':
+            return osp.join(folder, f'best_{self.builder.metric.replace("/", "_")}_iter_*.pth')
+        length = self.builder.build(stage, folder).train_cfg.max_iters
+        return osp.join(folder, f'iter_{length}.pth')
 
     def _build_runner(self, cfg: Config) -> SemiRunner:
         # mmengine keeps loggers, message hubs and visualizers by name for the whole process: under
@@ -300,82 +245,61 @@ class MutualTrainingRunner:
         cfg.experiment_name = f'{osp.basename(cfg.work_dir)}_{uuid4().hex[:8]}'
         if cfg.get('visualizer'):
             cfg.visualizer.name = cfg.experiment_name
-        return SemiRunner.from_cfg(cfg)
-
-    # ------------------------------------------------------------------ ensemble
-
-    def _run_ensembles(self) -> None:
-        """Validate the final members as one network, in each way that is asked for."""
-        kinds = ensemble_kinds(self.builder.mutual.get('ensemble', False))
-        if kinds and len(self.plan.members) == 1:
-            self._log('`mutual.ensemble` has nothing to do: there is one member')
-            return
-        for kind in kinds:
-            name = ENSEMBLE_NAMES[kind]
-            checkpoints = from_main(self.final_checkpoints)
-            flat = from_main(lambda paths=checkpoints: checkpoint_facts(paths))
-            entry = from_main(lambda name=name: self.ledger.entry(name))
-            if entry.get('config') != flat:  # of other members, say before a round was added
-                from_main(lambda name=name: self.ledger.forget(name))
-            elif from_main(lambda name=name: self.ledger.is_done(name)):
-                continue
-            with self._held(name):
-                from_main(lambda name=name, flat=flat: self.ledger.begin(name, flat))
-                self._run_ensemble(name, kind, list(checkpoints.values()))
-            self._log_table(f'with {name}')
-
-    def _run_ensemble(self, name: str, kind: str, checkpoints: List[str]) -> None:
-        began = time.time()
-        folder = osp.join(self.work_dir, name)
-        models = [self.builder.member_model(member) for member in self.plan.member_names]
-        cfg = ensemble_config(self.cfg, models, kind, folder)
-        path = osp.join(folder, 'ensemble.pth')
-        trusted = self.cfg.get('trusted_checkpoints', ())
-        from_main(lambda: merge_checkpoints(checkpoints, path, kind, trusted))
-        runner = self._build_runner(cfg)
+        runner = SemiRunner.from_cfg(cfg)
         if is_main_process():
-            cfg.dump(osp.join(folder, 'config.py'))
-        runner.load_checkpoint(path, strict=True)
-        metrics = runner.val() if cfg.get('val_dataloader') else {}
-        metrics = {key: float(value) for key, value in metrics.items()}
-        del runner
-        _free_memory()
-        from_main(lambda: self.ledger.finish(name, path, metrics, time.time() - began))
-        self._log(
-            f'{name}: {_as_text(metrics, self.builder.metric)} from the {kind} of '
-            f'{len(checkpoints)} members'
-        )
+            cfg.dump(osp.join(cfg.work_dir, 'config.py'))
+        return runner
 
-    # ------------------------------------------------------------------ testing
+    def _run_ensemble(self, kind: str) -> None:
+        """Validate the final members as one network, unless that was done."""
+        name, began = ENSEMBLE_NAMES[kind], time.time()
+        models = [self.builder.member_model(member) for member in self.plan.member_names]
+        cfg = ensemble_config(self.cfg, models, kind, osp.join(self.work_dir, name))
+        path = osp.join(cfg.work_dir, 'ensemble.pth')
+        with contextlib.ExitStack() as held:
+            if not from_main(lambda: self._begin_ensemble(name, kind, path, held)):
+                return
+            runner = self._build_runner(cfg)
+            runner.load_checkpoint(path, strict=True)
+            metrics = runner.val() if cfg.get('val_dataloader') else {}
+            metrics = {key: float(value) for key, value in metrics.items()}
+            self._finish(name, path, metrics, {}, began)
+        self._log(f'Stages with {name}:', table=True)
+
+    def _begin_ensemble(self, name: str, kind: str, path: str, held: contextlib.ExitStack) -> bool:
+        """Rank 0: whether the ensemble has to be validated; then its checkpoint is written."""
+        checkpoints = list(self.final_checkpoints().values())
+        facts = self.ledger.checksums([s.name for s in self.plan.stages[-len(checkpoints) :]])
+        if self.ledger.entry(name).get('config') != facts:  # of other members, or of fewer rounds
+            self.ledger.forget(name)
+        elif self.ledger.is_done(name):
+            return False
+        held.enter_context(self.ledger.hold(name))
+        self.ledger.begin(name, facts)
+        trusted = self.cfg.get('trusted_checkpoints', ())
+        merge_checkpoints(checkpoints, path, kind, trusted)
+        return True
 
     def test(self) -> Dict[str, float]:
         """Test ``cfg.load_from``, as stock ``tools/test.py`` asks for."""
-        return self._plain_runner().test()
+        cfg = copy.deepcopy(self.cfg)
+        for key in ('mutual', 'runner_type'):
+            cfg.pop(key, None)
+        return SemiRunner.from_cfg(cfg).test()
 
-    def val(self) -> Dict[str, float]:
-        """Validate ``cfg.load_from``."""
-        return self._plain_runner().val()
+    def _finish(
+        self, name: str, path: str, metrics: Dict[str, float], facts: Dict[str, Any], began: float
+    ) -> None:
+        """Note in the ledger what a stage, or an ensemble, made."""
+        seconds = time.time() - began
+        from_main(lambda: self.ledger.finish(name, path, metrics, seconds, **facts))
+        key = self.builder.metric
+        found = f'{key} {metrics[key]:.2f}' if key in metrics else f'no {key!r} in {[*metrics]}'
+        self._log(f'{name}: done, {found}')
 
-    def _plain_runner(self) -> Runner:
-        if self._test_runner is None:
-            cfg = copy.deepcopy(self.cfg)
-            for key in ('mutual', 'runner_type'):
-                cfg.pop(key, None)
-            self._test_runner = SemiRunner.from_cfg(cfg)
-        return self._test_runner
-
-    # ------------------------------------------------------------------ ranks and logs
-
-    def _log_table(self, title: str) -> None:
-        self._log(f'Stages {title}:\n{self.describe()}')
-
-    def _log(self, message: str) -> None:
+    def _log(self, message: str, table: bool = False) -> None:
         if is_main_process():
-            print_log(message, logger='current')
-
-
-def _as_text(metrics: Dict[str, float], key: str) -> str:
-    return f'{key} {metrics[key]:.2f}' if key in metrics else 'not validated'
+            print_log(f'{message}\n{self.describe()}' if table else message, logger='current')
 
 
 def _free_memory() -> None:

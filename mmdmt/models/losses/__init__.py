@@ -1,8 +1,8 @@
 """Losses: pure functions in :mod:`.functional`, thin registered modules around them."""
 
-from mmdmt.models.losses.dynamic_mutual import DynamicMutualLoss
-from mmdmt.models.losses.dynamic_self import DynamicSelfLoss
-from mmdmt.models.losses.functional import (
+from .dynamic_mutual import DynamicMutualLoss
+from .dynamic_self import DynamicSelfLoss
+from .functional import (
     confidence_share_loss,
     dynamic_mutual_loss,
     dynamic_self_loss,
@@ -11,11 +11,12 @@ from mmdmt.models.losses.functional import (
     memory_contrast_loss,
     mixup_loss,
     mixup_weights,
+    ohem_cross_entropy,
     online_pseudo_loss,
     peer_contrast_loss,
     sigmoid_ramp,
 )
-from mmdmt.models.losses.online_pseudo import OnlinePseudoLoss
+from .online_pseudo import OnlinePseudoLoss
 
 __all__ = [
     'DynamicMutualLoss',
@@ -29,6 +30,7 @@ __all__ = [
     'memory_contrast_loss',
     'mixup_loss',
     'mixup_weights',
+    'ohem_cross_entropy',
     'online_pseudo_loss',
     'peer_contrast_loss',
     'sigmoid_ramp',

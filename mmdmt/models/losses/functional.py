@@ -17,34 +17,48 @@ Papers:
       Class-Balanced Curriculum", 2020 (arXiv 2004.08514v1).
     - Dual Teacher: Na et al., "Switching Temporary Teachers for Semi-Supervised Semantic
       Segmentation", NeurIPS 2023 (arXiv 2310.18640).
-    - CTT: Xiao et al., "Semi-supervised Semantic Segmentation with Cross Teacher Training",
-      Neurocomputing 508, 2022 (arXiv 2209.01327).
+    - CTT, whose contrastive losses are in :mod:`.contrast.functional`.
 """
 
-import contextlib
 import math
-from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
+
+from mmdmt.checks import check_choice
+
+from .contrast.functional import memory_contrast_loss, peer_contrast_loss
+
+__all__ = [
+    'CONFLICTS',
+    'NORMALIZERS',
+    'LossAndStats',
+    'confidence_share_loss',
+    'dynamic_mutual_loss',
+    'dynamic_self_loss',
+    'masked_consistency_loss',
+    'masked_cross_entropy',
+    'memory_contrast_loss',
+    'mixup_loss',
+    'mixup_weights',
+    'ohem_cross_entropy',
+    'online_pseudo_loss',
+    'peer_contrast_loss',
+    'sigmoid_ramp',
+]
 
 LossAndStats = Tuple[Tensor, Dict[str, Tensor]]
 
-#: What :func:`dynamic_mutual_loss` does with pixels on which the student is surer.
+#: What :func:`dynamic_mutual_loss` does with pixels on which the student is more confident.
 CONFLICTS = ('ignore', 'flip')
 #: What :func:`masked_cross_entropy` is divided by.
 NORMALIZERS = ('valid', 'all', 'kept')
 
-# Similarities (anchor, bank feature) held at a time by the contrastive losses: 64 MiB of float32.
-_MAX_SIMILARITIES = 1 << 24
-# Similarity of a bank row that holds nothing: its exponential is 0.
-_NO_SIMILARITY = -1e4
 
-
-# ---------------------------------------------------------------- off-line methods: DMT, DST-CBC
+# ----------------------------------------------------------------- offline methods: DMT, DST-CBC
 
 
 def dynamic_mutual_loss(
@@ -71,7 +85,7 @@ def dynamic_mutual_loss(
 
     and ``w = 1`` on ground truth. Pixels of weight 0 count in the normalizer. With
     ``gamma1 == gamma2 == 0`` weighting is off: every weight is 1 and nothing is flipped, also
-    where the student is surer.
+    where the student is more confident.
 
     Args:
         logits: Student logits, (N, C, \*).
@@ -80,16 +94,15 @@ def dynamic_mutual_loss(
             samples with ground truth.
         is_pseudo: (N,) bool, True for samples with pseudo-labels.
         gamma1: Exponent where both agree, >= 0.
-        gamma2: Exponent where they disagree and the teacher is surer, >= 0.
+        gamma2: Exponent where they disagree and the teacher is more confident, >= 0.
         conflict: ``'ignore'`` as above; ``'flip'`` (the paper's ablation) learns the student's own
-            class with weight :math:`(1 - c)^{\gamma_2}` where the student is surer.
+            class with weight :math:`(1 - c)^{\gamma_2}` where the student is more confident.
         ignore_index: Label of pixels that are not learned.
 
     Returns:
-        The loss, and ``disagreement`` and ``student_wins`` (counts of labeled pixels of pseudo
-        samples on which both disagree, and on which the student is surer besides; where weighting
-        is off too, at the cost of reading the log-softmax once more), ``mean_weight`` (over all
-        labeled pixels).
+        The loss; counts of labeled pixels of pseudo samples: ``disagreement``, where both disagree,
+        and ``student_wins``, where the student is more confident besides (with weighting off they
+        cost reading the log-softmax once more); ``mean_weight`` over all labeled pixels.
 
     Raises:
         ValueError: If shapes do not fit, ``is_pseudo`` is not boolean, a gamma is negative, or
@@ -98,8 +111,7 @@ def dynamic_mutual_loss(
     _check_maps(logits, label=label, confidence=confidence)
     _check_is_pseudo(logits, is_pseudo)
     _check_gammas(gamma1=gamma1, gamma2=gamma2)
-    if conflict not in CONFLICTS:
-        raise ValueError(f'`conflict` must be one of {CONFLICTS}, got {conflict!r}')
+    check_choice('conflict', conflict, CONFLICTS)
     log_prob = _log_softmax(logits)
     target, valid = _split_ignored(label, ignore_index)
     pseudo = _per_sample(is_pseudo, label)
@@ -109,19 +121,17 @@ def dynamic_mutual_loss(
         stats['mean_weight'] = torch.ones((), device=logits.device)
         return _mean_over(cross_entropy, valid), stats
 
-    student = _read_student(log_prob, target)
-    student_wins = _student_wins(student, confidence)
-    weight = _mutual_weight(student, student_wins, gamma1, gamma2)
+    student = _read_student(log_prob, target, confidence)
+    weight = _mutual_weight(student, gamma1, gamma2)
     if conflict == 'flip':
         doubt = 1 - confidence.detach().to(weight)
-        weight = torch.where(student_wins, doubt**gamma2, weight)
-        target = torch.where(student_wins & pseudo, student.label, target)
+        weight = torch.where(student.wins, doubt**gamma2, weight)
+        target = torch.where(student.wins & pseudo, student.label, target)
     weight = weight.masked_fill(~pseudo, 1.0)
-
     counted = pseudo & valid
     stats = dict(
         disagreement=_count(~student.agrees & counted),
-        student_wins=_count(student_wins & counted),
+        student_wins=_count(student.wins & counted),
         mean_weight=_mean_over(weight, valid),
     )
     return _mean_over(weight * _cross_entropy(logits, log_prob, target), valid), stats
@@ -150,10 +160,8 @@ def dynamic_self_loss(
         confidence: Confidence of the pseudo-label in [0, 1], (N, \*). For statistics only.
 
     Returns:
-        The loss, and ``disagreement`` (count of labeled pixels of pseudo samples on which student
-        and label disagree, at the cost of reading the log-softmax once more), with ``confidence``
-        ``student_wins`` (on which the student is surer besides), and ``mean_weight`` (over all
-        labeled pixels).
+        The loss, and the statistics of :func:`dynamic_mutual_loss`; ``student_wins`` only with
+        ``confidence``.
 
     Raises:
         ValueError: If shapes do not fit, ``is_pseudo`` is not boolean, or ``gamma`` is negative.
@@ -180,12 +188,11 @@ def online_pseudo_loss(
     ignore_index: int = 255,
     valid: Optional[Tensor] = None,
 ) -> LossAndStats:
-    """Cross entropy with labels that the student makes on the fly (DMT's on-line ablation).
+    """Cross entropy with labels that the student makes on the fly (DMT's online ablation).
 
     On pseudo samples the target is the student's own most probable class where its softmax is
-    **above** ``threshold``, and nothing elsewhere. The stored label is not read there, not even
-    where it is ``ignore_index``: a stored label is empty where the *teacher* was unsure. Pixels
-    that are no part of the image must therefore be named by ``valid``.
+    **above** ``threshold``, and nothing elsewhere. The stored label is not read there, since it is
+    ``ignore_index`` where the *teacher* was not confident; ``valid`` names the padding instead.
 
     Args:
         logits: Student logits, (N, C, *).
@@ -216,7 +223,7 @@ def online_pseudo_loss(
     return loss, dict(keep_ratio=_count(kept) / _count(pseudo & inside).clamp(min=1))
 
 
-# ------------------------------------------- on-line methods: Dual Teacher, CTT, Mean Teacher, ...
+# -------------------------------------------- online methods: Dual Teacher, CTT, Mean Teacher, ...
 
 
 def confidence_share_loss(
@@ -229,8 +236,8 @@ def confidence_share_loss(
 ) -> LossAndStats:
     """Cross entropy on all pixels, weighted by the share of confident ones.
 
-    Every pixel is learned, sure or not; the weight is the share of valid pixels whose confidence
-    reaches ``threshold``.
+    Every pixel is learned, confident or not; the weight is the share of valid pixels whose
+    confidence reaches ``threshold``.
 
     - ``per_image=True`` (Dual Teacher's CutMix shift): every image has its own share. As
       published, the sum is divided by the number of pixels **whose cross entropy is positive**,
@@ -242,7 +249,7 @@ def confidence_share_loss(
         logits: Student logits, (N, C, *).
         label: Pseudo-label, (N, *).
         confidence: Its confidence, (N, *).
-        threshold: Confidence that counts as sure (a pixel exactly at it does).
+        threshold: Confidence a pixel needs (one exactly at it has it).
         per_image: See above.
         ignore_index: Label of pixels that are not learned and not counted.
 
@@ -313,125 +320,51 @@ def masked_cross_entropy(
         ValueError: If shapes do not fit or the normalizer is unknown.
     """
     _check_maps(logits, label=label, confidence=confidence, valid=valid)
-    if normalizer not in NORMALIZERS:
-        raise ValueError(f'`normalizer` must be one of {NORMALIZERS}, got {normalizer!r}')
+    check_choice('normalizer', normalizer, NORMALIZERS)
     valid = valid.bool()
     kept = (confidence.float() >= threshold) & valid
     target = label.long().masked_fill(~kept, 0)
     cross_entropy = _cross_entropy(logits, _log_softmax(logits), target)
-    num_valid, num_kept = _count(valid).clamp(min=1), _count(kept)
-    divisor = num_valid
-    if normalizer == 'all':
-        divisor = valid.numel()
-    elif normalizer == 'kept':
-        divisor = num_kept.clamp(min=1) ** 2 / valid.numel()
-    loss = cross_entropy.masked_fill(~kept, 0).sum() / divisor
+    num_all, num_valid, num_kept = max(1, valid.numel()), _count(valid).clamp(min=1), _count(kept)
+    divisors = dict(valid=num_valid, all=num_all, kept=num_kept.clamp(min=1) ** 2 / num_all)
+    loss = cross_entropy.masked_fill(~kept, 0).sum() / divisors[normalizer]
     return loss, dict(keep_ratio=num_kept / num_valid)
 
 
-# ------------------------------------------------------------------------- contrastive losses: CTT
+# ------------------------------------------------------------------------------- labeled images
 
 
-def memory_contrast_loss(
-    feat: Tensor,
-    label: Tensor,
-    mask: Tensor,
-    bank: Tensor,
-    temperature: float = 0.1,
-    filled: Optional[Tensor] = None,
+def ohem_cross_entropy(
+    logits: Tensor, label: Tensor, thresh: float, min_kept: int, ignore_index: int = 255
 ) -> Tensor:
-    r"""Pulls pixel features to their class in a memory bank (CTT's high-level contrast).
+    """Cross entropy averaged over hard pixels (online hard example mining).
 
-    With :math:`s` the cosine similarity over ``temperature``, the mean over the :math:`K` bank
-    features :math:`b` of an anchor's class of
-
-    .. math:: -\log \frac{e^{s(f, b)}}{e^{s(f, b)} + \sum_{b'} e^{s(f, b')}},
-        \quad b' \text{ of all other classes,}
-
-    averaged over the anchors of a class, then over the classes that have anchors.
-
-    Memory is bounded: anchors are handled in chunks, which are computed again in the backward
-    pass. All pixels are computed and the mask is applied to the result, since gathering the
-    anchors would make the host wait for the device.
+    A pixel is hard if the softmax of its class is at most ``thresh`` or among the ``min_kept``
+    lowest of the batch: Shrivastava et al., CVPR 2016, in the form of the code that UniMatch and
+    others train Cityscapes with.
 
     Args:
-        feat: Pixel features, (N, D, H, W).
-        label: Their classes, (N, H, W).
-        mask: (N, H, W) bool, True on anchors. Labels outside 0..C-1 are never anchors.
-        bank: Features of every class, (C, K, D), C >= 2, all filled (see
-            ``ClassMemoryBank``), or see ``filled``. No gradient flows
-            into it.
-        temperature: Scale of the similarities.
-        filled: (C, K) bool, False on bank rows that hold no feature: these are neither positives
-            nor negatives, and classes without any other row have no anchors. Defaults to all.
+        logits: (N, C, *).
+        label: Ground truth, (N, *).
+        thresh: Softmax value, in [0, 1].
+        min_kept: Number of pixels of the batch that are learned at least, >= 0; with fewer labeled
+            ones all are.
+        ignore_index: Label of pixels that are not learned.
 
     Returns:
-        Scalar loss; 0 where there are no anchors.
+        Scalar loss.
 
     Raises:
-        ValueError: If shapes do not fit or the bank has a single class.
+        ValueError: If shapes do not fit.
     """
-    anchors, classes, chosen, bank = _prepare_contrast(feat, label, mask, bank, filled)
-    bank = bank / temperature
-    if filled is not None:
-        chosen &= filled.any(dim=1)[classes]
-
-    def loss_of(anchor: Tensor, cls: Tensor) -> Tensor:
-        similarity = _similarities(anchor, bank, filled)
-        own = cls[:, None, None].expand(-1, 1, similarity.shape[2])
-        positive = similarity.gather(1, own).squeeze(1)
-        negative = _log_sum_of_others(similarity, cls)
-        losses = F.softplus(negative[:, None] - positive)
-        return losses.mean(dim=1) if filled is None else _mean_over_rows(losses, filled[cls])
-
-    losses = _in_chunks(loss_of, [anchors, classes], bank.shape[0] * bank.shape[1])
-    return _mean_over_classes(losses, classes, chosen, bank.shape[0])
-
-
-def peer_contrast_loss(
-    feat: Tensor,
-    peer_feat: Tensor,
-    label: Tensor,
-    mask: Tensor,
-    bank: Tensor,
-    temperature: float = 0.5,
-    filled: Optional[Tensor] = None,
-) -> Tensor:
-    """Pulls pixel features to the same pixel's feature in the peer network (CTT, low level).
-
-    As :func:`memory_contrast_loss`, but the only positive of an anchor is the feature of the same
-    pixel in ``peer_feat``; negatives are the bank features of other classes.
-
-    Args:
-        feat: Pixel features of the network that learns, (N, D, H, W).
-        peer_feat: Pixel features of its peer, (N, D, H, W). No gradient flows into them.
-        label: Classes, by the peer's prediction, (N, H, W).
-        mask: (N, H, W) bool, True on anchors. Labels outside 0..C-1 are never anchors.
-        bank: (C, K, D), C >= 2; CTT gives both networks' banks concatenated along K.
-        temperature: Scale of the similarities.
-        filled: (C, K) bool, False on bank rows that are no negatives. Defaults to all.
-
-    Returns:
-        Scalar loss; 0 where there are no anchors.
-
-    Raises:
-        ValueError: If shapes do not fit or the bank has a single class.
-    """
-    if peer_feat.shape != feat.shape:
-        raise ValueError(
-            f'`peer_feat` must have the shape of `feat`, {tuple(feat.shape)}, '
-            f'got {tuple(peer_feat.shape)}'
-        )
-    anchors, classes, chosen, bank = _prepare_contrast(feat, label, mask, bank, filled)
-    bank = bank / temperature
-    peers = F.normalize(_as_rows(peer_feat.detach()), dim=1) / temperature
-
-    def loss_of(anchor: Tensor, peer: Tensor, cls: Tensor) -> Tensor:
-        negative = _log_sum_of_others(_similarities(anchor, bank, filled), cls)
-        return F.softplus(negative - (anchor * peer).sum(dim=1))
-
-    losses = _in_chunks(loss_of, [anchors, peers, classes], bank.shape[0] * bank.shape[1])
-    return _mean_over_classes(losses, classes, chosen, bank.shape[0])
+    _check_maps(logits, label=label)
+    target, valid = _split_ignored(label, ignore_index)
+    cross_entropy = _cross_entropy(logits, _log_softmax(logits), target)
+    prob = (-cross_entropy.detach()).exp().masked_fill(~valid, 1)
+    # topk and not kthvalue, whose CUDA kernel has no deterministic version
+    lowest = prob.flatten().topk(min(min_kept, prob.numel()), largest=False).values[-1:]
+    hard = prob <= F.pad(lowest, (0, 1), value=thresh).max()
+    return _mean_over(cross_entropy, valid & hard)
 
 
 # ------------------------------------------------------------------------ DMT for classification
@@ -480,7 +413,7 @@ def mixup_weights(
         soft_label: Stored class probabilities, (N, C); one-hot for labeled samples.
         is_pseudo: (N,) bool, True for samples with pseudo-labels.
         gamma1: Exponent where student and label agree, times :func:`sigmoid_ramp`.
-        gamma2: Exponent where they disagree and the label is surer, times :func:`sigmoid_ramp`.
+        gamma2: Exponent where they disagree and the label is more confident, times the ramp.
         perm: (N,) mixup partners. Without it the weights are not mixed.
         lam: Mixup's share of a sample itself, in [0, 1].
 
@@ -499,15 +432,13 @@ def mixup_weights(
     _check_is_pseudo(logits, is_pseudo)
     _check_gammas(gamma1=gamma1, gamma2=gamma2)
     confidence, label = soft_label.max(dim=1)
-    student = _read_student(_log_softmax(logits), label)
-    student_wins = _student_wins(student, confidence)
-    weight = torch.ones_like(student.confidence)
+    student = _read_student(_log_softmax(logits), label, confidence)
+    weight = torch.ones_like(student.trust)
     if not gamma1 == gamma2 == 0:
-        weight = _mutual_weight(student, student_wins, gamma1, gamma2)
-        weight = weight.masked_fill(~is_pseudo, 1.0)
+        weight = _mutual_weight(student, gamma1, gamma2).masked_fill(~is_pseudo, 1.0)
     stats = dict(
         disagreement=_count(~student.agrees & is_pseudo),
-        student_wins=_count(student_wins & is_pseudo),
+        student_wins=_count(student.wins & is_pseudo),
         mean_weight=weight.mean(),
     )
     return (weight if perm is None else lam * weight + (1 - lam) * weight[perm]), stats
@@ -541,34 +472,30 @@ def mixup_loss(
 
 
 class _Student(NamedTuple):
-    """What the student says of each pixel, without gradient, each (N, *)."""
+    """What the student predicts on each pixel, without gradient, each (N, *)."""
 
     label: Tensor  # most probable class
-    confidence: Tensor  # its probability
     trust: Tensor  # probability of the target
     agrees: Tensor  # whether label and target are the same class
+    wins: Tensor  # whether it disagrees and is more confident; a tie goes to the teacher
 
 
-def _read_student(log_prob: Tensor, target: Tensor) -> _Student:
+def _read_student(log_prob: Tensor, target: Tensor, confidence: Tensor) -> _Student:
     top = log_prob.max(dim=1)
-    trust = _of_class(log_prob, target).exp()
-    return _Student(top.indices, top.values.exp(), trust, top.indices == target)
+    agrees = top.indices == target
+    wins = ~agrees & (top.values.exp() > confidence.to(top.values))
+    return _Student(top.indices, _of_class(log_prob, target).exp(), agrees, wins)
 
 
-def _student_wins(student: _Student, confidence: Tensor) -> Tensor:
-    """Where the student disagrees and is surer; a tie goes to the teacher."""
-    return ~student.agrees & (student.confidence > confidence.to(student.confidence))
-
-
-def _mutual_weight(student: _Student, student_wins: Tensor, gamma1: float, gamma2: float) -> Tensor:
+def _mutual_weight(student: _Student, gamma1: float, gamma2: float) -> Tensor:
     weight = torch.where(student.agrees, student.trust**gamma1, student.trust**gamma2)
-    return weight.masked_fill(student_wins, 0.0)
+    return weight.masked_fill(student.wins, 0.0)
 
 
 def _agreement_stats(
     log_prob: Tensor, cross_entropy: Tensor, counted: Tensor, confidence: Optional[Tensor]
 ) -> Dict[str, Tensor]:
-    """Counts of pixels on which the student disagrees, and is surer, where no weight needs them.
+    """Counts of pixels on which the student disagrees, and is more confident besides.
 
     Only the largest value is looked for and not its class, which on a CPU would take as long as
     the rest of the loss. A label that shares the first place counts as agreed on.
@@ -602,13 +529,8 @@ def _of_class(values: Tensor, target: Tensor) -> Tensor:
     return values.gather(1, target.unsqueeze(1)).squeeze(1)
 
 
-def _cross_entropy(logits: Tensor, log_prob: Tensor, target: Tensor) -> Tensor:
-    """Cross entropy (N, *) of ``logits``, whose log-softmax is known."""
-    return _CrossEntropy.apply(logits, log_prob, target)
-
-
 class _CrossEntropy(torch.autograd.Function):
-    """Cross entropy whose gradient is made in place.
+    """Cross entropy (N, *) of logits whose log-softmax is known; its gradient is made in place.
 
     Autograd would make one full-size tensor for the gradient of the log-softmax, nearly all zeros,
     and another for that of the logits.
@@ -627,6 +549,9 @@ class _CrossEntropy(torch.autograd.Function):
         grad = grad.unsqueeze(1)
         result = log_prob.exp().mul_(grad).scatter_add_(1, target.unsqueeze(1), -grad)
         return result.to(ctx.dtype), None, None
+
+
+_cross_entropy = _CrossEntropy.apply
 
 
 def _mean_over(values: Tensor, mask: Tensor) -> Tensor:
@@ -670,88 +595,3 @@ def _check_gammas(**gammas: float) -> None:
     for name, value in gammas.items():
         if value < 0:
             raise ValueError(f'`{name}` must be >= 0, got {value}')
-
-
-# -------------------------------------------------------------------------------- parts: contrast
-
-
-def _prepare_contrast(
-    feat: Tensor, label: Tensor, mask: Tensor, bank: Tensor, filled: Optional[Tensor]
-) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Unit anchors (P, D), classes (P,), which anchors count (P,), unit bank (C, K, D)."""
-    pixels = (feat.shape[0], *feat.shape[2:])
-    if tuple(label.shape) != pixels or tuple(mask.shape) != pixels:
-        raise ValueError(
-            f'`label` and `mask` must be {pixels} for `feat` of shape {tuple(feat.shape)}, got '
-            f'{tuple(label.shape)} and {tuple(mask.shape)}; resize them to the feature map'
-        )
-    if bank.ndim != 3 or bank.shape[0] < 2 or bank.shape[2] != feat.shape[1]:
-        raise ValueError(
-            f'`bank` must be (C, K, {feat.shape[1]}) with at least 2 classes, '
-            f'got {tuple(bank.shape)}'
-        )
-    if filled is not None and (filled.dtype != torch.bool or filled.shape != bank.shape[:2]):
-        raise ValueError(
-            f'`filled` must be a bool tensor of shape {tuple(bank.shape[:2])}, got '
-            f'{filled.dtype} of shape {tuple(filled.shape)}'
-        )
-    classes = label.reshape(-1).long()
-    chosen = mask.reshape(-1).bool() & (classes >= 0) & (classes < bank.shape[0])
-    anchors = F.normalize(_as_rows(feat), dim=1)
-    bank = F.normalize(bank.detach().to(anchors), dim=2)
-    return anchors, classes.masked_fill(~chosen, 0), chosen, bank
-
-
-def _as_rows(feat: Tensor) -> Tensor:
-    """(N, D, H, W) features as (N*H*W, D), in float32 or better."""
-    feat = feat.float() if feat.dtype in (torch.float16, torch.bfloat16) else feat
-    return feat.movedim(1, -1).reshape(-1, feat.shape[1])
-
-
-def _similarities(anchor: Tensor, bank: Tensor, filled: Optional[Tensor]) -> Tensor:
-    """Products of (P, D) anchors with a (C, K, D) bank: (P, C, K); very small if not filled."""
-    with _full_precision(anchor.device.type):
-        similarity = (anchor @ bank.flatten(0, 1).t()).unflatten(1, bank.shape[:2])
-    # Finite, because a class of nothing but -inf would have no gradient.
-    return similarity if filled is None else similarity.masked_fill(~filled, _NO_SIMILARITY)
-
-
-def _mean_over_rows(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the masked elements of each row of (P, K); 0 where there are none."""
-    return values.masked_fill(~mask, 0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-
-
-def _full_precision(device_type: str) -> ContextManager:
-    # Autocast would leave 8 or 11 bits of a similarity that is divided by a temperature of 0.1.
-    if device_type in ('cpu', 'cuda'):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
-
-
-def _log_sum_of_others(similarity: Tensor, cls: Tensor) -> Tensor:
-    """Log of the summed exponentials over all classes but ``cls``: (P, C, K) -> (P,)."""
-    per_class = similarity.logsumexp(dim=2)
-    return per_class.scatter(1, cls[:, None], -math.inf).logsumexp(dim=1)
-
-
-def _in_chunks(
-    function: Callable[..., Tensor], rows: List[Tensor], similarities_per_row: int
-) -> Tensor:
-    """``function(*rows)`` for a slice of rows at a time, keeping nothing for the backward pass."""
-    size = max(1, _MAX_SIMILARITIES // max(1, similarities_per_row))
-    if len(rows[0]) <= size:
-        return function(*rows)
-    chunks = zip(*[tensor.split(size) for tensor in rows])
-    return torch.cat(
-        [
-            checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False)
-            for chunk in chunks
-        ]
-    )
-
-
-def _mean_over_classes(losses: Tensor, classes: Tensor, chosen: Tensor, num_classes: int) -> Tensor:
-    """Mean over the anchors of each class, then over the classes that have any."""
-    counts = losses.new_zeros(num_classes).scatter_add(0, classes, chosen.to(losses))
-    weight = chosen / counts.clamp(min=1)[classes]
-    return (losses * weight).sum() / _count(counts > 0).clamp(min=1)

@@ -1,19 +1,18 @@
-"""On-line self-training as a loss module."""
+"""Online self-training as a loss module."""
 
-from typing import Dict, Optional, Tuple
+from typing import Optional
 
 from torch import Tensor, nn
 
-from mmdmt.models.losses.functional import online_pseudo_loss
+from mmdmt.checks import check_range
 from mmdmt.registry import MODELS
+
+from .functional import LossAndStats, online_pseudo_loss
 
 
 @MODELS.register_module()
 class OnlinePseudoLoss(nn.Module):
-    """Cross entropy with labels the student makes on the fly (on-line ablation of DMT).
-
-    Feng et al., "DMT: Dynamic Mutual Training for Semi-Supervised Learning", Pattern Recognition
-    2022. The maths is in :func:`~mmdmt.models.losses.functional.online_pseudo_loss`.
+    """:func:`~mmdmt.models.losses.functional.online_pseudo_loss` (ablation of DMT) as a module.
 
     Args:
         threshold (float): Softmax value that a label needs to exceed. Defaults to 0.9.
@@ -24,8 +23,7 @@ class OnlinePseudoLoss(nn.Module):
 
     def __init__(self, threshold: float = 0.9) -> None:
         super().__init__()
-        if not 0 <= threshold <= 1:
-            raise ValueError(f'`threshold` must be in [0, 1], got {threshold}')
+        check_range('threshold', threshold, 0, 1)
         self.threshold = threshold
 
     def forward(
@@ -36,28 +34,8 @@ class OnlinePseudoLoss(nn.Module):
         is_pseudo: Tensor,
         ignore_index: int = 255,
         valid: Optional[Tensor] = None,
-    ) -> Tuple[Tensor, Dict[str, Tensor]]:
-        """Loss and statistics of a batch.
-
-        Args:
-            logits (Tensor): (N, C, H, W).
-            label (Tensor): (N, H, W), ground truth; not read on pseudo samples.
-            confidence (Tensor): (N, H, W), in (0, 1] on all pixels of an image. Outside of it on
-                padding: 0 of the preprocessor, 255 of a transform that pads as if it were a label.
-            is_pseudo (Tensor): (N,) bool.
-            ignore_index (int): Label of pixels that are not learned.
-            valid (Tensor, optional): (N, H, W) bool, False on padded pixels. Defaults to where
-                ``confidence`` is in (0, 1].
-
-        Returns:
-            tuple: Scalar loss, and ``keep_ratio``.
-        """
-        if valid is None:
+    ) -> LossAndStats:
+        """Loss and statistics; by default pixels with a confidence in (0, 1] are ``valid``."""
+        if valid is None:  # padding has a confidence of 0, or of 255 if padded as a label
             valid = (confidence > 0) & (confidence <= 1)
-        return online_pseudo_loss(
-            logits, label, is_pseudo, self.threshold, ignore_index=ignore_index, valid=valid
-        )
-
-    def extra_repr(self) -> str:
-        """Arguments, for printing."""
-        return f'threshold={self.threshold}'
+        return online_pseudo_loss(logits, label, is_pseudo, self.threshold, ignore_index, valid)

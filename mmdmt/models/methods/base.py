@@ -3,7 +3,8 @@
 import inspect
 import warnings
 from abc import ABCMeta, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Dict, List, Optional, Union
 
 import torch
@@ -14,6 +15,17 @@ from mmdmt.models.forward import is_padded, joint_forward, weighted_losses
 from mmdmt.models.teachers import EMAUpdater, freeze
 
 from .networks import NetworksSegmentor, build_segmentor
+
+
+@contextmanager
+def seeded(seed: Optional[int]) -> Iterator[None]:
+    """Random numbers of their own inside the ``with`` block; nothing changes without a seed."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
@@ -43,6 +55,8 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         rampup_iters (int): Iterations over which the weight of the unsupervised losses rises
             linearly from 0. Defaults to 0.
         ema (dict, optional): Arguments of :class:`~mmdmt.models.teachers.EMAUpdater`.
+        seeds (Sequence[int], optional): Seed of the initial weights of each student. Defaults to
+            the run's random numbers, which differ between students.
         data_preprocessor (dict, optional): For students that have none.
         init_cfg (dict, optional): mmengine's initialization config.
 
@@ -65,6 +79,7 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         unsup_weight: float = 1.0,
         rampup_iters: int = 0,
         ema: Optional[dict] = None,
+        seeds: Optional[Sequence[int]] = None,
         data_preprocessor: Optional[dict] = None,
         init_cfg: Optional[dict] = None,
         **unknown: Any,
@@ -86,8 +101,12 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         self.ema = EMAUpdater(**(ema or {}))
         self.student_names = list(students)
         self.student_of = dict(teachers or {})
+        if seeds and len(seeds) != len(students):
+            raise ValueError(f'`seeds` needs one for each of {list(students)}, got {seeds}')
+        self.seeds = dict(zip(students, seeds or [None] * len(students)))
         for name, cfg in students.items():
-            self.add_module(name, build_segmentor(_without_preprocessor(cfg)))
+            with seeded(self.seeds[name]):
+                self.add_module(name, build_segmentor(_without_preprocessor(cfg)))
         for name, student in self.student_of.items():
             cfg = _without_preprocessor(students[student])
             self.add_module(name, freeze(build_segmentor(cfg)))
@@ -225,7 +244,8 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
     def init_weights(self) -> None:
         """Initialize the students, then make every teacher a copy of its student."""
         for name in self.student_names:
-            self.network(name).init_weights()
+            with seeded(self.seeds[name]):
+                self.network(name).init_weights()
         self.reset_teachers()
         self._is_init = True
 

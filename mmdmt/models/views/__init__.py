@@ -5,6 +5,7 @@ from .cutmix import CutMix
 from .masks import BOXES, box_mask, class_mask
 from .mix import Mixing, MixView
 from .partners import PARTNERS, mix_partners
+from .shift import Shift
 from .strong import STRONG_PRESETS, StrongAugment
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     'CutMix',
     'MixView',
     'Mixing',
+    'Shift',
     'StrongAugment',
     'box_mask',
     'class_mask',

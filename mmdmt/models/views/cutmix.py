@@ -1,15 +1,20 @@
 """CutMix."""
 
+import inspect
+import math
 from typing import Any
 
 from torch import Tensor
 
-from mmdmt.checks import check_choice
+from mmdmt.checks import check_choice, check_range
 from mmdmt.models.forward import Targets
 from mmdmt.registry import MODELS
 
 from .masks import BOXES, box_mask
 from .mix import MixView
+
+# Options of the generators that are ranges, with their upper limit; others are positive numbers.
+RANGES = dict(area=1, share=1, aspect=math.inf)
 
 
 @MODELS.register_module()
@@ -40,7 +45,9 @@ class CutMix(MixView):
         check_choice('CutMix.boxes', boxes, BOXES)
         self.boxes = boxes
         self.options = options
-        BOXES[boxes](1, (64, 64), **options)  # refuses wrong options now
+        inspect.signature(BOXES[boxes]).bind(1, (1, 1), **options)
+        for name, value in options.items():
+            _check_option(name, value)
 
     def mask(self, targets: Targets) -> Tensor:
         """Draw boxes, whatever the targets are."""
@@ -51,3 +58,14 @@ class CutMix(MixView):
     def extra_repr(self) -> str:
         """Settings as shown by ``print(module)``."""
         return f'prob={self.prob}, boxes={self.boxes!r}, partner={self.partner!r}, {self.options}'
+
+
+def _check_option(name: str, value: Any) -> None:
+    """Refuse a value that an option of a generator cannot have."""
+    if name not in RANGES:
+        return check_range(f'CutMix.{name}', value, 1e-6)
+    if not (isinstance(value, (list, tuple)) and 0 < value[0] <= value[-1] <= RANGES[name]):
+        raise ValueError(
+            f'`CutMix.{name}` must be (low, high) with 0 < low <= high <= {RANGES[name]}, got '
+            f'{value!r}'
+        )

@@ -7,6 +7,7 @@ is read back from the device of the tensors.
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import Callable, Dict, Optional, Tuple
 
 import torch
@@ -29,9 +30,10 @@ def box_mask(boxes: Tensor, size: Size) -> Tensor:
     top, left, bottom, right = (side[..., None] for side in boxes.unbind(2))
     rows = torch.arange(size[0], device=boxes.device)
     columns = torch.arange(size[1], device=boxes.device)
-    inside_rows = ((rows >= top) & (rows < bottom)).long()
-    inside_columns = ((columns >= left) & (columns < right)).long()
-    return torch.einsum('nbh,nbw->nhw', inside_rows, inside_columns) % 2 == 0
+    inside_rows = (rows >= top) & (rows < bottom)
+    inside_columns = (columns >= left) & (columns < right)
+    inside = inside_rows[..., None] & inside_columns[:, :, None]
+    return ~reduce(torch.logical_xor, inside.unbind(1))
 
 
 def class_mask(
@@ -144,18 +146,18 @@ def half_boxes(num_images: int, size: Size) -> Tensor:
 
 
 def french_boxes(
-    num_images: int, size: Size, boxes: int = 3, area: Sequence[float] = (0.25, 0.5)
+    num_images: int, size: Size, count: int = 3, area: Sequence[float] = (0.25, 0.5)
 ) -> Tensor:
     """Boxes of CutMix-Seg (BMVC 2020, one of half the area) and CPS (CVPR 2021, three).
 
     The area share a is drawn from U(``area``), the height share of each box is ``a ** u`` with u
-    from U(0, 1), its width share ``a`` over that, both times ``sqrt(1 / boxes)``; where boxes
-    overlap they cancel. Returns (N, boxes, 4).
+    from U(0, 1), its width share ``a`` over that, both times ``sqrt(1 / count)``; where boxes
+    overlap they cancel. Returns (N, count, 4).
     """
-    uniform = torch.rand(num_images, boxes, 4, device='cpu')
+    uniform = torch.rand(num_images, count, 4, device='cpu')
     share = area[0] + (area[1] - area[0]) * uniform[..., 0]
     tall = share ** uniform[..., 1]
-    sides = torch.stack([tall, share / tall], dim=2) * math.sqrt(1 / boxes)
+    sides = torch.stack([tall, share / tall], dim=2) * math.sqrt(1 / count)
     sides = (sides * torch.tensor(size, device='cpu')).round().long()
     return _anywhere(sides, size, uniform[..., 2:])
 

@@ -1,7 +1,7 @@
 """Strong photometric augmentation of a whole batch on its own device."""
 
 import math
-from typing import Dict, NamedTuple, Optional, Sequence
+from typing import Any, Dict, NamedTuple, Optional
 
 import torch
 from kornia.color import grayscale_to_rgb, rgb_to_grayscale
@@ -13,43 +13,35 @@ from kornia.enhance import (
 from kornia.filters import gaussian_blur2d
 from torch import Tensor, nn
 
+from mmdmt.checks import check_choice, check_range, refuse_unknown_keys
 from mmdmt.registry import MODELS
 
+#: After mixing: Dual Teacher (its flip is geometry, so not here) and CTT.
+_AFTER_MIXING = dict(
+    color_jitter=(0.25, 0.25, 0.25, 0.25),
+    jitter_prob=0.8,
+    gray_prob=0.0,
+    blur_prob=0.5,
+    blur_sigma=(0.15, 1.15),
+)
+_UNIMATCH = dict(
+    color_jitter=(0.5, 0.5, 0.5, 0.25),
+    jitter_prob=0.8,
+    gray_prob=0.2,
+    blur_prob=0.5,
+    blur_sigma=(0.1, 2.0),
+)
+#: Published magnitudes by paper; see :class:`StrongAugment`.
 STRONG_PRESETS: Dict[str, dict] = {
     # UniMatch (CVPR 2023) and UniMatch V2, dataset/semi.py.
-    'unimatch': dict(
-        color_jitter=(0.5, 0.5, 0.5, 0.25),
-        jitter_prob=0.8,
-        gray_prob=0.2,
-        blur_prob=0.5,
-        blur_sigma=(0.1, 2.0),
-    ),
+    'unimatch': _UNIMATCH,
     # Dual Teacher (NeurIPS 2023), tools/train.py: the view of the implicit-consistency term.
-    'dual_teacher': dict(
-        color_jitter=(0.5, 0.5, 0.5, 0.25),
-        jitter_prob=1.0,
-        gray_prob=0.2,
-        blur_prob=0.0,
-        blur_sigma=(0.1, 2.0),
-    ),
-    # Dual Teacher, seg_core/augmentations.py: after CutMix (its flip is geometry, so not here).
-    'dual_teacher_cutmix': dict(
-        color_jitter=(0.25, 0.25, 0.25, 0.25),
-        jitter_prob=0.8,
-        gray_prob=0.0,
-        blur_prob=0.5,
-        blur_sigma=(0.15, 1.15),
-    ),
+    'dual_teacher': dict(_UNIMATCH, jitter_prob=1.0, blur_prob=0.0),
+    # Dual Teacher, seg_core/augmentations.py: after CutMix.
+    'dual_teacher_cutmix': _AFTER_MIXING,
     # Cross Teacher Training (Neurocomputing 2022), after ClassMix.
-    'ctt': dict(
-        color_jitter=(0.25, 0.25, 0.25, 0.25),
-        jitter_prob=0.8,
-        gray_prob=0.0,
-        blur_prob=0.5,
-        blur_sigma=(0.15, 1.15),
-    ),
+    'ctt': _AFTER_MIXING,
 }
-"""Published magnitudes by paper; see :class:`StrongAugment`."""
 
 
 class StrongDraws(NamedTuple):
@@ -87,60 +79,37 @@ class StrongAugment(nn.Module):
 
     Args:
         preset: Name in :data:`STRONG_PRESETS` that the arguments below default to.
-        color_jitter: Magnitudes ``(brightness, contrast, saturation, hue)``. The first three
-            draw a factor from U(max(0, 1 - m), 1 + m), the hue a shift from U(-m, m) turns.
-        jitter_prob: Probability of the color jitter.
-        gray_prob: Probability of turning gray.
-        blur_prob: Probability of the blur.
-        blur_sigma: Range of the blur's standard deviation in pixels.
+        **magnitudes: ``color_jitter``, the magnitudes (brightness, contrast, saturation, hue): the
+            first three draw a factor from U(max(0, 1 - m), 1 + m), the hue a shift from U(-m, m)
+            turns; ``jitter_prob``, ``gray_prob``, ``blur_prob``, probabilities per image;
+            ``blur_sigma``, range of the blur's standard deviation in pixels.
 
     Raises:
-        ValueError: If the preset is unknown or a magnitude is out of range.
+        ValueError: If a name is unknown or a magnitude is out of range.
     """
 
-    def __init__(
-        self,
-        preset: str = 'unimatch',
-        color_jitter: Optional[Sequence[float]] = None,
-        jitter_prob: Optional[float] = None,
-        gray_prob: Optional[float] = None,
-        blur_prob: Optional[float] = None,
-        blur_sigma: Optional[Sequence[float]] = None,
-    ) -> None:
+    def __init__(self, preset: str = 'unimatch', **magnitudes: Any) -> None:
         super().__init__()
-        if preset not in STRONG_PRESETS:
-            raise ValueError(
-                f'StrongAugment: unknown preset={preset!r}; use one of {sorted(STRONG_PRESETS)}'
-            )
-        default = STRONG_PRESETS[preset]
-
-        def pick(name, value):
-            return default[name] if value is None else value
-
-        self.color_jitter = tuple(pick('color_jitter', color_jitter))
-        self.jitter_prob = pick('jitter_prob', jitter_prob)
-        self.gray_prob = pick('gray_prob', gray_prob)
-        self.blur_prob = pick('blur_prob', blur_prob)
-        self.blur_sigma = tuple(pick('blur_sigma', blur_sigma))
-        self._check_arguments()
-        # Taps beyond three standard deviations weigh under 0.3 % in sum.
-        self.blur_kernel = 2 * math.ceil(3 * self.blur_sigma[1]) + 1
-
-    def _check_arguments(self) -> None:
+        check_choice('StrongAugment.preset', preset, STRONG_PRESETS)
+        refuse_unknown_keys('StrongAugment', magnitudes, STRONG_PRESETS[preset])
+        settings = dict(STRONG_PRESETS[preset], **magnitudes)
+        self.color_jitter = tuple(settings['color_jitter'])
+        self.blur_sigma = tuple(settings['blur_sigma'])
         for name in ('jitter_prob', 'gray_prob', 'blur_prob'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f'StrongAugment: {name}={getattr(self, name)} is not in [0, 1]')
-        jitter = self.color_jitter
-        if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
+            check_range(f'StrongAugment.{name}', settings[name], 0, 1)
+            setattr(self, name, settings[name])
+        if len(self.color_jitter) != 4 or min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5:
             raise ValueError(
-                f'StrongAugment: color_jitter={jitter} must be (brightness, contrast, '
+                f'StrongAugment: color_jitter={self.color_jitter} must be (brightness, contrast, '
                 'saturation, hue), none negative and hue at most 0.5 turns'
             )
-        sigma = self.blur_sigma
-        if len(sigma) != 2 or not 0 < sigma[0] <= sigma[1]:
+        if len(self.blur_sigma) != 2 or not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
             raise ValueError(
-                f'StrongAugment: blur_sigma={sigma} must be (low, high) with 0 < low <= high'
+                f'StrongAugment: blur_sigma={self.blur_sigma} must be (low, high) with 0 < low <= '
+                'high'
             )
+        # Taps beyond three standard deviations weigh under 0.3 % in sum.
+        self.blur_kernel = 2 * math.ceil(3 * self.blur_sigma[1]) + 1
 
     @torch.no_grad()
     def forward(self, images: Tensor, valid: Optional[Tensor] = None) -> Tensor:
@@ -163,20 +132,13 @@ class StrongAugment(nn.Module):
         # Runners call the data preprocessor under autocast, which would blur in half precision.
         with torch.autocast(images.device.type, enabled=False):
             out = _where(draws.jitter, _jitter, images, draws.factors, draws.order, valid)
-            out = _where(draws.gray, _gray, out)
+            out = _where(draws.gray, lambda out: grayscale_to_rgb(rgb_to_grayscale(out)), out)
             out = _where(draws.blur, _blur, out, draws.sigma, self.blur_kernel, valid)
         out = out.clamp(0, 1)
         return out if valid is None else torch.where(valid[:, None], out, images)
 
     def draw(self, num_images: int) -> StrongDraws:
-        """Draw the parameters of one call; always ``8 * num_images`` numbers and one order.
-
-        Args:
-            num_images: Batch size N.
-
-        Returns:
-            The parameters, on the CPU.
-        """
+        """Draw the parameters of one call: always ``8 * num_images`` numbers and one order."""
         uniform = torch.rand(num_images, 8, device='cpu', dtype=torch.float32)
         magnitude = uniform.new_tensor(self.color_jitter)
         center = uniform.new_tensor([1.0, 1.0, 1.0, 0.0])
@@ -194,11 +156,8 @@ class StrongAugment(nn.Module):
 
     def extra_repr(self) -> str:
         """Magnitudes as shown by ``print(module)``."""
-        return (
-            f'color_jitter={self.color_jitter}, jitter_prob={self.jitter_prob}, '
-            f'gray_prob={self.gray_prob}, blur_prob={self.blur_prob}, '
-            f'blur_sigma={self.blur_sigma}'
-        )
+        names = STRONG_PRESETS['unimatch']
+        return ', '.join(f'{name}={getattr(self, name)}' for name in names)
 
 
 def _check_images(images: Tensor, valid: Optional[Tensor]) -> None:
@@ -207,10 +166,9 @@ def _check_images(images: Tensor, valid: Optional[Tensor]) -> None:
             'StrongAugment needs float images (N, 3, H, W) in [0, 1], got '
             f'{images.dtype} {tuple(images.shape)}'
         )
-    expected = (images.shape[0], *images.shape[2:])
-    if valid is not None and (valid.dtype != torch.bool or tuple(valid.shape) != expected):
+    if valid is not None and (valid.dtype != torch.bool or valid.shape != images[:, 0].shape):
         raise ValueError(
-            f'StrongAugment needs a bool valid mask {expected}, got '
+            f'StrongAugment needs a bool valid mask {tuple(images[:, 0].shape)}, got '
             f'{valid.dtype} {tuple(valid.shape)}'
         )
 
@@ -224,34 +182,27 @@ def _where(chosen: Tensor, operation, images: Tensor, *args) -> Tensor:
 
 
 def _jitter(images: Tensor, factors: Tensor, order: Tensor, valid: Optional[Tensor]) -> Tensor:
-    factors = factors.to(images.device, images.dtype, non_blocking=True)
+    brightness, contrast, saturation, hue = factors.to(
+        images.device, images.dtype, non_blocking=True
+    ).unbind(1)
+    operations = (
+        lambda images: adjust_brightness_accumulative(images, brightness),
+        lambda images: _adjust_contrast(images, contrast, valid),
+        lambda images: adjust_saturation_with_gray_subtraction(images, saturation),
+        lambda images: adjust_hue(images, hue * (2 * math.pi)),
+    )
     for index in order.tolist():
-        factor = factors[:, index]
-        if index == 0:
-            images = adjust_brightness_accumulative(images, factor)
-        elif index == 1:
-            images = _adjust_contrast(images, factor, valid)
-        elif index == 2:
-            images = adjust_saturation_with_gray_subtraction(images, factor)
-        else:
-            images = adjust_hue(images, factor * (2 * math.pi))
+        images = operations[index](images)
     return images
 
 
 def _adjust_contrast(images: Tensor, factor: Tensor, valid: Optional[Tensor]) -> Tensor:
     """Blend with the mean luminance; kornia's would count the padding into that mean."""
     luminance = rgb_to_grayscale(images)
-    if valid is None:
-        mean = luminance.mean((1, 2, 3), keepdim=True)
-    else:
-        weight = valid[:, None].to(luminance.dtype)
-        total = (luminance * weight).sum((1, 2, 3), keepdim=True)
-        mean = total / weight.sum((1, 2, 3), keepdim=True).clamp(min=1)
+    weight = torch.ones_like(luminance) if valid is None else valid[:, None].to(luminance.dtype)
+    total = (luminance * weight).sum((1, 2, 3), keepdim=True)
+    mean = total / weight.sum((1, 2, 3), keepdim=True).clamp(min=1)
     return torch.lerp(mean, images, factor.view(-1, 1, 1, 1)).clamp(0, 1)
-
-
-def _gray(images: Tensor) -> Tensor:
-    return grayscale_to_rgb(rgb_to_grayscale(images))
 
 
 def _blur(images: Tensor, sigma: Tensor, kernel: int, valid: Optional[Tensor]) -> Tensor:

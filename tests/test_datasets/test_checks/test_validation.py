@@ -11,14 +11,15 @@ from PIL import Image
 from tiny_data_tree import LABELED, NUM_CLASSES, UNLABELED, DataTree
 
 from mmdmt.datasets.checks import file_facts
-from mmdmt.datasets.checks.problems import FIXES, Problem, format_problems
-from mmdmt.datasets.checks.validation import (
+from mmdmt.datasets.checks.problems import (
+    FIXES,
     DatasetError,
-    check_dataset,
-    check_folders,
-    check_lists,
+    Problem,
+    format_problems,
     raise_on_problems,
 )
+from mmdmt.datasets.checks.validation import check_dataset
+from mmdmt.registry import DATASETS
 
 
 @pytest.fixture
@@ -275,11 +276,9 @@ def test_data_set_that_cannot_be_built(tree):
         def __init__(self, **kwargs):
             raise AssertionError('there is a file missing')
 
-    from mmdmt.registry import DATASETS
-
     DATASETS.register_module(module=Refusing, force=True)
     problem = only(check(tree, tree.config('labeled', type='mmdmt.Refusing')))
-    assert problem.kind == 'unreadable data set'
+    assert problem.kind == 'unreadable dataset'
     assert 'there is a file missing' in problem.found
 
 
@@ -418,46 +417,6 @@ def test_object_stores_are_left_out(tree):
     config = tree.train_config()
     config['datasets'][1].update(ann_file='s3://bucket/list.txt')
     assert check(tree, config) == []
-
-
-def test_check_lists_touches_no_image(tree):
-    for path in tree.root.rglob('*.jpg'):
-        path.unlink()
-    assert check_lists(tree.train_config(), None, tree.config('val')) == []
-    tree.list('labeled').write_text('a\n\n')
-    tree.list('unlabeled').unlink()
-    tree.list('val').write_text('')
-    kinds = [p.kind for p in check_lists(tree.train_config(), tree.config('val'))]
-    assert kinds == ['odd line', 'missing list', 'empty list']
-
-
-def folders(tree, **settings):
-    defaults = dict(
-        img_dir=str(tree.root / 'img'),
-        mask_dir=str(tree.root / 'ann'),
-        num_classes=NUM_CLASSES,
-        progress=False,
-    )
-    return check_folders(**dict(defaults, **settings))
-
-
-def test_check_folders(tree):
-    lists = {kind: str(tree.list(kind)) for kind in ('labeled', 'unlabeled', 'val')}
-    assert folders(tree, **lists) == []
-    assert folders(tree) == []
-    assert folders(tree, mask_dir=None, num_classes=None) == []
-    tree.mask('d').unlink()
-    assert folders(tree, **lists) == []
-    problem = only(folders(tree))  # every image is labeled now, and no list names it
-    assert (problem.kind, problem.where) == ('missing mask', str(tree.image('d')))
-    assert [p.kind for p in folders(tree, labeled=lists['labeled'], num_classes=1)] == [
-        'label id'
-    ] * len(LABELED)
-
-
-def test_check_folders_needs_masks_for_labeled_lists(tree):
-    with pytest.raises(ValueError, match='mask_dir is needed'):
-        folders(tree, mask_dir=None, labeled=str(tree.list('labeled')))
 
 
 # --- Cache -------------------------------------------------------------------------------------

@@ -2,26 +2,19 @@ import json
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from mmdmt.datasets.checks.file_facts import LabelRules, read_class_presence
-from mmdmt.datasets.splits.draws import (
-    class_aware_split,
-    count_split,
-    difference_maximized_splits,
-    difference_maximized_subsets,
-    fraction_split,
-    list_digest,
-    missing_classes,
-    nested_splits,
+from mmdmt.datasets.splits import difference_maximized_subsets, nested_splits
+from mmdmt.datasets.splits.draws import draw_splits
+from mmdmt.datasets.splits.files import (
+    SplitExistsError,
+    describe_list,
     read_list,
     write_list,
+    write_splits,
 )
-from mmdmt.datasets.splits.files import SplitExistsError, write_splits
 
 GOLDEN = json.loads((Path(__file__).parents[2] / 'data/golden/splits.json').read_text())
 
@@ -31,6 +24,18 @@ seeds = st.integers(0, 2**32)
 
 def make_names(total):
     return [f'img_{i:05d}' for i in range(total)]
+
+
+def draw_counts(names, counts, *args):
+    return draw_splits(names, {count: count for count in counts}, *args)
+
+
+def list_digest(names):
+    return describe_list(names)['sha256']
+
+
+def missing_classes(names, presence):
+    return set().union(*presence.values()) - set().union(*(presence[name] for name in names))
 
 
 def golden_splits(golden, names=None):
@@ -56,8 +61,9 @@ def test_nested_splits_are_the_published_ones(name):
 
 @pytest.mark.parametrize('name', GOLDEN)
 def test_difference_maximized_subsets_are_the_published_ones(name):
-    drawn = difference_maximized_splits(golden_splits(GOLDEN[name]))
-    for (denominator, fold), (left, right) in drawn.items():
+    rng = random.Random(GOLDEN[name]['seed'])
+    for (denominator, fold), (labeled, _) in golden_splits(GOLDEN[name]).items():
+        left, right = difference_maximized_subsets(labeled, rng=rng)
         expected = GOLDEN[name]['difference_maximized'][f'{denominator}_{fold}']
         assert (left[:3], right[:3]) == (expected['left_first'], expected['right_first'])
         assert (len(left), len(right)) == (expected['n_left'], expected['n_right'])
@@ -107,7 +113,7 @@ def test_global_random_state_and_arguments_stay():
     before, names_before = random.getstate(), list(names)
     nested_splits(names, [2])
     difference_maximized_subsets(names)
-    count_split(names, [5])
+    draw_splits(names, {'few': 5})
     assert random.getstate() == before
     assert names == names_before
 
@@ -119,7 +125,7 @@ def test_global_random_state_and_arguments_stay():
 def test_lists_are_nested_disjoint_and_complete(total, folds, seed, data):
     names = make_names(total)
     counts = data.draw(st.lists(st.integers(1, total), min_size=1, max_size=4, unique=True))
-    splits = count_split(names, counts, folds, seed)
+    splits = draw_counts(names, counts, folds, seed)
     assert set(splits) == {(count, fold) for count in counts for fold in range(folds)}
     for fold in range(folds):
         for count in counts:
@@ -135,27 +141,21 @@ def test_equal_sizes_give_equal_lists_however_named(total, seed):
     names = make_names(total)
     by_denominator = nested_splits(names, [4], folds=2, seed=seed)
     size = len(by_denominator[4, 0][0])
-    by_count = count_split(names, [size], folds=2, seed=seed)
+    by_count = draw_counts(names, [size], 2, seed)
     assert [by_count[size, fold] for fold in (0, 1)] == [by_denominator[4, f] for f in (0, 1)]
 
 
 def test_folds_and_seeds_differ():
     names = make_names(100)
-    splits = fraction_split(names, [0.1], folds=3)
-    drawn = {tuple(labeled) for labeled, _ in splits.values()}
-    drawn.add(tuple(fraction_split(names, [0.1], seed=1)[0.1, 0][0]))
+    drawn = {tuple(labeled) for labeled, _ in draw_counts(names, [10], 3).values()}
+    drawn.add(tuple(draw_counts(names, [10], 1, 1)[10, 0][0]))
     assert len(drawn) == 4
 
 
 def test_more_folds_keep_the_first_ones():
     names = make_names(50)
-    few, many = count_split(names, [10], folds=1), count_split(names, [10], folds=3)
+    few, many = draw_counts(names, [10], 1), draw_counts(names, [10], 3)
     assert few[10, 0] == many[10, 0]
-
-
-def test_fraction_rounds():
-    splits = fraction_split(make_names(276), [0.1, 0.5, 1.0])
-    assert [len(labeled) for labeled, _ in splits.values()] == [28, 138, 276]
 
 
 @given(st.integers(0, 200), st.floats(0, 1), seeds)
@@ -188,11 +188,9 @@ def test_difference_maximized_stream_advances():
         (lambda: nested_splits(['a', 'b'], [4]), 'denominator 4 leaves no labeled image of 2'),
         (lambda: nested_splits(['a', 'b'], [0.5]), 'denominator 0.5 is below 1'),
         (lambda: nested_splits(['a', 'b'], [1], folds=0), 'folds=0'),
-        (lambda: fraction_split(['a', 'b'], [1.5]), r'fraction 1.5 is outside \(0, 1\]'),
-        (lambda: fraction_split(['a', 'b'], [0.1]), 'fraction 0.1 leaves no labeled image of 2'),
-        (lambda: count_split(['a', 'b'], [3]), 'count 3 is not a whole number from 1 to 2'),
-        (lambda: count_split(['a', 'b'], [0]), 'count 0'),
-        (lambda: count_split(['a', 'b'], [1.5]), 'count 1.5'),
+        (lambda: draw_counts(['a', 'b'], [3]), 'count 3 is not a whole number from 1 to 2'),
+        (lambda: draw_counts(['a', 'b'], [0]), 'count 0'),
+        (lambda: draw_counts(['a', 'b'], [1.5]), 'count 1.5'),
         (lambda: difference_maximized_subsets(['a'], common=1.2), 'common=1.2 is not a share'),
     ],
 )
@@ -211,7 +209,7 @@ presences = st.lists(st.frozensets(st.integers(0, 9), max_size=4), min_size=1, m
 @given(presences, seeds, st.data())
 def test_class_aware_lists_are_complete_and_nested(presence, seed, data):
     counts = data.draw(st.lists(st.integers(1, len(presence)), min_size=1, max_size=3))
-    splits = class_aware_split(presence, counts, 2, seed)
+    splits = draw_counts(presence, counts, 2, seed, presence)
     for (count, _), (labeled, unlabeled) in splits.items():
         assert len(labeled) == count
         assert sorted(labeled + unlabeled) == sorted(presence)
@@ -223,54 +221,29 @@ def test_class_aware_lists_are_complete_and_nested(presence, seed, data):
 def test_class_aware_shows_every_class_when_there_is_room(presence, seed):
     classes = {label for shown in presence.values() for label in shown}
     count = min(max(len(classes), 1), len(presence))  # one image a class always suffices
-    labeled, _ = class_aware_split(presence, [count], 1, seed)[count, 0]
-    assert missing_classes(labeled, presence) == []
+    labeled, _ = draw_counts(presence, [count], 1, seed, presence)[count, 0]
+    assert not missing_classes(labeled, presence)
 
 
 def test_class_aware_finds_the_rare_class_and_wastes_nothing():
     presence = {name: {0, 1} for name in make_names(99)}
     presence['rare'] = {2, 3, 0}
     for fold in range(5):
-        labeled, _ = class_aware_split(presence, [2], 5)[2, fold]
+        labeled, _ = draw_counts(presence, [2], 5, 7777, presence)[2, fold]
         assert labeled[0] == 'rare'
-        assert missing_classes(labeled, presence) == []
+        assert not missing_classes(labeled, presence)
 
 
 def test_class_aware_small_sets_show_as_much_as_one_image_can():
     presence = {'few': {5}, 'many': {0, 1, 2}, 'more': {3, 4}}
-    labeled, _ = class_aware_split(presence, [1])[1, 0]
+    labeled, _ = draw_counts(presence, [1], 1, 7777, presence)[1, 0]
     assert labeled == ['many']
-    assert missing_classes(labeled, presence) == [3, 4, 5]
 
 
 def test_class_aware_folds_differ():
     presence = {name: {i % 3} for i, name in enumerate(make_names(60))}
-    splits = class_aware_split(presence, [6], folds=3)
+    splits = draw_counts(presence, [6], 3, 7777, presence)
     assert len({frozenset(labeled) for labeled, _ in splits.values()}) == 3
-
-
-def save_mask(path, *ids):
-    Image.fromarray(np.array([ids], np.uint8)).save(path)
-    return path
-
-
-def test_class_presence_is_read_from_masks(tmp_path):
-    masks = {
-        'a': save_mask(tmp_path / 'a.png', 0, 1, 255),
-        'b': save_mask(tmp_path / 'b.png', 2, 2, 2),
-    }
-    presence = read_class_presence(masks, LabelRules(3), progress=False)
-    assert presence == {'a': {0, 1}, 'b': {2}}
-    shifted = read_class_presence(masks, LabelRules(2, reduce_zero_label=True), progress=False)
-    assert shifted == {'a': {0}, 'b': {1}}
-
-
-def test_class_presence_refuses_foreign_ids_and_missing_masks(tmp_path):
-    masks = {'a': save_mask(tmp_path / 'a.png', 0, 7)}
-    with pytest.raises(ValueError, match=r'a\.png has ids \[7\] outside the 3 classes'):
-        read_class_presence(masks, LabelRules(3), progress=False)
-    with pytest.raises(ValueError, match=r'b\.png cannot be read'):
-        read_class_presence({'b': tmp_path / 'b.png'}, LabelRules(3), progress=False)
 
 
 # --- Files -------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ from mmengine.registry import init_default_scope
 from tiny_data_tree import DataTree
 
 from mmdmt import distributed
-from mmdmt.datasets.checks.problems import format_problems
-from mmdmt.datasets.checks.validation import DatasetError, check_dataset
+from mmdmt.datasets.checks.problems import DatasetError, format_problems
+from mmdmt.datasets.checks.validation import check_dataset
 from mmdmt.engine.hooks import dataset_check_hook
 from mmdmt.engine.hooks.dataset_check_hook import DatasetCheckHook
 from mmdmt.registry import DATASETS, HOOKS
@@ -41,6 +41,7 @@ def make_runner(tree, val=True):
         dataset = DATASETS.build(tree.config('val'))
         val_loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset))
     return SimpleNamespace(
+        model=None,
         train_dataloader=SimpleNamespace(dataset=train),
         val_loop=val_loop,
         work_dir=str(tree.root.parent / 'work'),
@@ -141,7 +142,11 @@ def test_our_runner_checks_configs_before_anything_is_built(tree):
     labeled = dict(tree.config('labeled'), ann_file='no_such_list.txt')
     loader = dict(dataset=dict(type='mmdmt.SemiDataset', datasets=[labeled]))
     runner = SimpleNamespace(
-        _train_dataloader=loader, _val_dataloader=None, work_dir=str(tree.root.parent / 'work')
+        model=None,
+        _train_dataloader=loader,
+        _val_dataloader=None,
+        _test_dataloader=None,
+        work_dir=str(tree.root.parent / 'work'),
     )
     with pytest.raises(DatasetError, match=r'no_such_list\.txt'):
         DatasetCheckHook().before_loading(runner)
@@ -150,6 +155,7 @@ def test_our_runner_checks_configs_before_anything_is_built(tree):
 def test_data_are_checked_once(tree, log):
     runner = make_runner(tree)
     runner._train_dataloader, runner._val_dataloader = runner.train_dataloader, None
+    runner._test_dataloader = None
     hook = DatasetCheckHook()
     hook.before_loading(runner)
     hook.before_train(runner)

@@ -10,6 +10,8 @@ from tiny_project import base_config, load_config, make_tree, mutual
 
 from mmdmt.registry import RUNNERS
 
+pytestmark = pytest.mark.usefixtures('unformatted_configs')
+
 HEALTH = {'pseudo_keep_ratio', 'pseudo_disagreement', 'pseudo_student_wins', 'mean_weight'}
 PER_CLASS = {
     f'pseudo_labels/{kind}/{name}' for kind in ('share', 'kept', 'confidence') for name in 'abcd'
@@ -17,7 +19,7 @@ PER_CLASS = {
 
 
 @pytest.fixture(scope='module')
-def stage(tmp_path_factory):
+def stage(unformatted_configs, tmp_path_factory):
     """Folder of a round of two steps of self-training without weights, with two backends."""
     work_dir = tmp_path_factory.mktemp('chain')
     cfg = mutual(

@@ -2,18 +2,15 @@
 
 import json
 import shutil
-import subprocess
 
 import pytest
 import torch
-from forked_tool import ForkedTool
+from forked_tool import ForkedTool, forked_ranks
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from tiny_models import tiny_segmentor
 from tiny_project import (
-    ROOT,
     base_config,
-    environment,
     load_config,
     make_tree,
     mutual,
@@ -24,8 +21,9 @@ from mmdmt.datasets.checks.validation import DatasetError
 from mmdmt.engine.mutual import LedgerMismatchError
 from mmdmt.engine.runners import MutualTrainingRunner
 from mmdmt.models.methods.base import build_segmentor
-from mmdmt.pseudo.labeler import PseudoLabeler
-from mmdmt.registry import RUNNERS
+from mmdmt.registry import RUNNERS, TASK_UTILS
+
+pytestmark = pytest.mark.usefixtures('unformatted_configs')
 
 STAGES = [f'stage_{r}_{m}' for r in range(3) for m in 'ab']
 
@@ -36,7 +34,7 @@ def tree(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def finished(tree, tmp_path_factory):
+def finished(unformatted_configs, tree, tmp_path_factory):
     """An uninterrupted chain: (work dir, ledger entries)."""
     work_dir = tmp_path_factory.mktemp('chain')
     torch.set_num_threads(1)
@@ -116,6 +114,29 @@ def test_the_stage_config_tests_the_stage(finished):
     cfg.update(load_from=str(stage / 'iter_4.pth'), resume=False)
     metrics = RUNNERS.build(cfg).test()
     assert metrics['mIoU'] == pytest.approx(entries['stage_2_a']['metrics']['mIoU'])
+
+
+def test_the_config_of_any_stage_can_be_had_before_it_is_run(finished, tree, tmp_path):
+    """Its text runs by itself, and is what the chain runs."""
+    work_dir, entries = finished
+    cfg = load_config(mutual(base_config(tree, tmp_path)), tmp_path / 'chain.py')
+    runner = MutualTrainingRunner.from_cfg(cfg)
+    planned = runner.stage_config('round_2.a')
+    assert planned.load_from == str(tmp_path / 'stage_1_a' / 'iter_4.pth')
+    hook = planned.default_hooks.pseudo_labels
+    assert hook.checkpoint == str(tmp_path / 'stage_1_b' / 'iter_4.pth')
+    assert not list(tmp_path.glob('stage*')), 'something was written'
+    text = runner.stage_config('round_0.a').pretty_text
+    (tmp_path / 'alone.py').write_text(text)
+    alone = Config.fromfile(str(tmp_path / 'alone.py'))
+    assert alone.runner_type == 'mmdmt.SemiRunner' and alone.custom_imports.imports == ['mmdmt']
+    alone.experiment_name = 'alone'
+    RUNNERS.build(alone).train()
+    path = entries['stage_0_a']['checkpoint']
+    assert_same_weights(tmp_path / path, work_dir / path)
+    cfg.mutual.select = 'best'
+    best = MutualTrainingRunner.from_cfg(cfg).stage_config('round_1.a')
+    assert best.load_from == str(tmp_path / 'stage_0_a' / 'best_mIoU_iter_*.pth')
 
 
 def test_a_stage_alone_gives_what_the_chain_gives(finished, tree, tmp_path):
@@ -242,15 +263,8 @@ def test_the_chain_runs_on_two_processes(tree, tmp_path):
     cfg = mutual(base_config(tree, tmp_path), **settings)
     cfg['train_cfg']['val_interval'] = 2
     config = write_config(cfg, tmp_path / 'chain.py')
-    done = subprocess.run(
-        [str(ROOT / 'tools' / 'dist_train.sh'), str(config), '2'],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
+    for tool in forked_ranks('train.py', config, log=tmp_path / 'rank.log'):
+        tool.finish()
     printed = ForkedTool('train.py', config, '--list-stages', log=tmp_path / 'list.log').finish()
     assert printed.count(' done ') == 5 and 'pending' not in printed
     assert printed.count('/best_mIoU_iter_') == 4
@@ -261,11 +275,10 @@ def test_the_chain_runs_on_two_processes(tree, tmp_path):
 
 def label_again(stage, store_dir):
     """Manifest of the same labeling in this process alone."""
-    hook = dict(Config.fromfile(str(stage / 'config.py')).custom_hooks[-1])
-    checkpoint, ratio = hook.pop('checkpoint'), hook.pop('ratio')
-    hook.pop('type')
+    hook = Config.fromfile(str(stage / 'config.py')).default_hooks.pseudo_labels
     with DefaultScope.overwrite_default_scope('mmseg'):
-        return PseudoLabeler(**dict(hook, store_dir=str(store_dir))).run(checkpoint, ratio)
+        labeler = TASK_UTILS.build(dict(hook.labeler, store=str(store_dir)))
+        return labeler.run(hook.checkpoint, hook.ratio)
 
 
 def test_one_stage_can_be_run_from_the_command_line(tree, tmp_path):

@@ -23,6 +23,8 @@ from mmdmt.pseudo import PseudoLabelStore
 from mmdmt.pseudo.prediction import predict_probabilities
 from mmdmt.registry import DATASETS, RUNNERS
 
+pytestmark = pytest.mark.usefixtures('unformatted_configs')
+
 CAFFE = dict(mean=[104.008, 116.669, 122.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)
 STRATEGIES = sorted(
     path.name.split('_')[0]
@@ -58,7 +60,7 @@ def manifest_of(work_dir, stage):
 
 
 @pytest.fixture(scope='module')
-def mixed(tree, tmp_path_factory):
+def mixed(unformatted_configs, tree, tmp_path_factory):
     """A CNN on RGB and a transformer on mean-subtracted BGR in windows: (work dir, runner)."""
     work_dir = tmp_path_factory.mktemp('mixed')
     other = tiny_segformer()
@@ -75,13 +77,14 @@ def mixed(tree, tmp_path_factory):
 @pytest.mark.parametrize(('learner', 'teacher'), [('cnn', 'former'), ('former', 'cnn')])
 def test_a_member_is_labeled_by_the_others_own_network_and_preprocessing(mixed, learner, teacher):
     work_dir, runner = mixed
-    hook = Config.fromfile(str(work_dir / f'stage_1_{learner}' / 'config.py')).custom_hooks[-1]
+    config = Config.fromfile(str(work_dir / f'stage_1_{learner}' / 'config.py'))
+    labeler = config.default_hooks.pseudo_labels.labeler
     with DefaultScope.overwrite_default_scope('mmseg'):
         trained = Config.fromfile(str(work_dir / f'stage_0_{teacher}' / 'config.py')).model
-        model = build_segmentor(dict(trained, data_preprocessor=hook.model.data_preprocessor))
-        dataset = DATASETS.build(hook.dataset)
-    assert hook.model.data_preprocessor['mean'] == trained.data_preprocessor['mean']
-    assert (hook.model.backbone['type'] == 'MixVisionTransformer') == (teacher == 'former')
+        model = build_segmentor(dict(trained, data_preprocessor=labeler.model.data_preprocessor))
+        dataset = DATASETS.build(labeler.dataset)
+    assert labeler.model.data_preprocessor['mean'] == trained.data_preprocessor['mean']
+    assert (labeler.model.backbone['type'] == 'MixVisionTransformer') == (teacher == 'former')
     content = load_checkpoint_file(runner.ledger.checkpoint(f'stage_0_{teacher}'))
     model.load_state_dict(content['state_dict'])
     sample = dataset[0]
@@ -119,7 +122,8 @@ def test_three_members_label_in_a_ring(tree, tmp_path):
     runner, entries = run(cfg, tmp_path)
     for learner, teacher in ('ab', 'bc', 'ca'):
         config = Config.fromfile(str(tmp_path / f'stage_1_{learner}' / 'config.py'))
-        assert config.custom_hooks[-1].checkpoint == runner.ledger.checkpoint(f'stage_0_{teacher}')
+        used = config.default_hooks.pseudo_labels.checkpoint
+        assert used == runner.ledger.checkpoint(f'stage_0_{teacher}')
     members = [load_checkpoint_file(runner.ledger.checkpoint(f'stage_1_{m}')) for m in 'abc']
     merged = load_checkpoint_file(tmp_path / entries['ensemble']['checkpoint'])['state_dict']
     mean = load_checkpoint_file(tmp_path / entries['averaged_weights']['checkpoint'])['state_dict']
@@ -205,7 +209,7 @@ def test_the_best_so_far_goes_on_from_an_earlier_round(tree, tmp_path, monkeypat
         and 'selected_from' not in (entries['stage_2_a'])
     )
     rows = runner.describe().splitlines()
-    assert '+10.00' in rows[4] and 'best_so_far' in rows[4] and 'stage_0_a' in rows[3]
+    assert '+10.00' in rows[3] and 'best_so_far' in rows[3] and 'stage_0_a' in rows[2]
 
 
 def test_each_round_may_have_its_own_rule(tree, tmp_path):

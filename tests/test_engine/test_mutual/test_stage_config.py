@@ -45,13 +45,17 @@ def build(name, cfg=None, **kwargs):
     return builder.build(stage, f'/work_dir/{stage.name}', **kwargs)
 
 
+def labeler_of(cfg):
+    return cfg.default_hooks.pseudo_labels.labeler
+
+
 def test_round_0_trains_a_plain_segmentor_on_the_labeled_source():
     cfg = build('stage_0_c')
     assert cfg.model.type == 'EncoderDecoder'
     assert [d.ann_file for d in cfg.train_dataloader.dataset.datasets] == ['labeled.txt']
     assert cfg.train_dataloader.sampler.source_ratio == [1]
-    assert not any(h.type == 'mmdmt.PseudoLabelHook' for h in cfg.get('custom_hooks', []))
-    assert 'mutual' not in cfg and 'runner_type' not in cfg
+    assert 'pseudo_labels' not in cfg.default_hooks
+    assert 'mutual' not in cfg and cfg.runner_type == 'mmdmt.SemiRunner'
 
 
 def test_a_round_trains_on_labels_of_the_other_member():
@@ -64,17 +68,29 @@ def test_a_round_trains_on_labels_of_the_other_member():
     )
     assert cfg.model.type == 'mmdmt.PseudoLabelSegmentor'
     assert cfg.load_from == 'own.pth'
-    hook = cfg.custom_hooks[-1]
+    hook = cfg.default_hooks.pseudo_labels
     assert (hook.type, hook.checkpoint, hook.ratio) == ('mmdmt.PseudoLabelHook', 'peer.pth', 1.0)
-    assert hook.pixel_stride == 4 and hook.model.type == 'EncoderDecoder'
-    assert [t.type for t in hook.dataset.pipeline] == ['LoadImageFromFile', 'Pack']
+    labeler = hook.labeler
+    assert labeler.pixel_stride == 4 and labeler.model.type == 'EncoderDecoder'
+    assert [t.type for t in labeler.dataset.pipeline] == ['LoadImageFromFile', 'Pack']
     labeled, pseudo = cfg.train_dataloader.dataset.datasets
     load = pseudo.pipeline[1]
-    assert (load.type, load.store_dir) == ('mmdmt.LoadPseudoLabels', hook.store_dir)
+    assert (load.type, load.store_dir) == ('mmdmt.LoadPseudoLabels', labeler.store)
     assert [t.type for t in labeled.pipeline] == ['Load']
     loader = cfg.train_dataloader
     assert loader.sampler.source_ratio == [1, 7]
     assert loader.batch_size == loader.sampler.batch_size == 16
+
+
+def test_a_round_needs_pseudo_labeled_images_in_its_batches():
+    """Configs of labeled-only training have both sources, at the ratio [1, 0]."""
+    cfg = base_config()
+    cfg.train_dataloader.sampler.source_ratio = [1, 0]
+    assert build('stage_0_c', cfg).train_dataloader.sampler.source_ratio == [1]
+    with pytest.raises(ValueError, match=r'got \[1, 0\]: set `mutual\.round\.source_ratio`'):
+        build('stage_1_c', cfg)
+    cfg.mutual.round = dict(source_ratio=[2, 6])
+    assert build('stage_1_c', cfg).train_dataloader.sampler.source_ratio == [2, 6]
 
 
 def test_length_and_learning_rate_of_a_round_reach_the_schedule():
@@ -104,7 +120,7 @@ def test_members_differ_by_seed_list_and_options():
     # The subsets are for round 0: later rounds learn from all labels, as published.
     later = build('stage_1_l', cfg)
     assert later.train_dataloader.dataset.datasets[0].ann_file == 'labeled.txt'
-    assert later.custom_hooks[-1].model.decode_head.dropout_ratio == 0.3
+    assert labeler_of(later).model.decode_head.dropout_ratio == 0.3
 
 
 def test_seeds_differ_between_members_and_rounds():
@@ -134,7 +150,7 @@ def test_an_unlabeled_source_may_consist_of_several_folders():
     stage = build('stage_1_c', cfg)
     for part in stage.train_dataloader.dataset.datasets[1].datasets:
         assert part.pipeline[1].type == 'mmdmt.LoadPseudoLabels'
-    parts = stage.custom_hooks[-1].dataset.datasets
+    parts = labeler_of(stage).dataset.datasets
     assert [part.data_root for part in parts] == ['/somewhere', '/more']
     assert all([s.type for s in part.pipeline] == ['LoadImageFromFile', 'Pack'] for part in parts)
 
@@ -142,14 +158,14 @@ def test_an_unlabeled_source_may_consist_of_several_folders():
 def test_labeling_loads_no_masks_of_any_kind():
     cfg = base_config()
     cfg.test_dataloader.dataset.pipeline[1] = dict(type='mmdmt.LoadAnnotationsAtImageSize')
-    pipeline = build('stage_1_c', cfg).custom_hooks[-1].dataset.pipeline
+    pipeline = labeler_of(build('stage_1_c', cfg)).dataset.pipeline
     assert [step.type for step in pipeline] == ['LoadImageFromFile', 'Pack']
 
 
 def test_without_a_test_set_images_are_labeled_as_they_are_validated():
     cfg = base_config()
     cfg.val_dataloader = cfg.pop('test_dataloader')
-    assert build('stage_1_c', cfg).custom_hooks[-1].dataset.pipeline[-1].type == 'Pack'
+    assert labeler_of(build('stage_1_c', cfg)).dataset.pipeline[-1].type == 'Pack'
     cfg.pop('val_dataloader')
     with pytest.raises(ValueError, match=r'mutual\.labeling\.pipeline'):
         build('stage_1_c', cfg)
@@ -181,9 +197,9 @@ def test_members_are_labeled_by_the_others_network_preprocessing_and_pipeline():
     options = {'model': dict(_delete_=True, **other), 'test_dataloader.dataset.pipeline': pipeline}
     cfg = base_config(members=[dict(name='c'), dict(name='i', cfg_options=options)])
     first, second = build('stage_1_c', cfg), build('stage_1_i', cfg)
-    assert first.model.backbone.type == second.custom_hooks[-1].model.backbone.type == 'ResNet'
+    assert first.model.backbone.type == labeler_of(second).model.backbone.type == 'ResNet'
     assert second.model.backbone.type == 'MixVisionTransformer'
-    labeler = first.custom_hooks[-1]
+    labeler = labeler_of(first)
     assert labeler.model.backbone.type == 'MixVisionTransformer'
     assert labeler.model.data_preprocessor.mean == [104.0, 117.0, 123.0]
     assert [step.type for step in labeler.dataset.pipeline] == ['LoadImageFromFile', 'Resize']
@@ -208,7 +224,7 @@ def test_every_labeling_setting_reaches_the_hook_and_the_ledger():
     stage = build('stage_1_c', cfg)
     flat = builder.comparable(stage)
     for key, value in labeling.items():
-        assert stage.custom_hooks[-1][key] == value
+        assert labeler_of(stage)[key] == value
         assert any(name.startswith(f'labeling.{key}') for name in flat)
 
 
@@ -267,6 +283,7 @@ def test_the_ledger_compares_what_decides_the_outcome():
             dict(mutual=dict(members=[{}], ratios=[1], labeling=dict(pixel_stride=0))),
             r'labeling\.pixel_stride.*at least 1, got 0',
         ),
+        (dict(mutual=dict(members=[{}], ratios=[1], labeling=dict(pixels=1))), 'num_workers'),
         ({'model.type': 'mmdmt.MeanTeacher'}, 'EncoderDecoder'),
         ({'train_dataloader.dataset.datasets': [dict()]}, 'two sources'),
     ],

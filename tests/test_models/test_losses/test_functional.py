@@ -38,19 +38,19 @@ def reference_mutual(logits, label, confidence, is_pseudo, gamma1, gamma2, confl
     """DMT's formula, one pixel at a time."""
     total = weights = count = disagreement = wins = 0
     off = gamma1 == gamma2 == 0
-    for sample, values, (target, sure) in pixels(logits, label, confidence):
+    for sample, values, (target, given) in pixels(logits, label, confidence):
         if target == 255:
             continue
         prob, weight = softmax(values), 1.0
         top = prob.argmax()
         if is_pseudo[sample]:
-            student_wins = top != target and sure < prob[top]
+            student_wins = top != target and given < prob[top]
             disagreement += top != target
             wins += student_wins
             if not off:
                 weight = prob[target] ** (gamma1 if top == target else gamma2)
             if student_wins and not off:
-                weight = 0.0 if conflict == 'ignore' else (1 - sure) ** gamma2
+                weight = 0.0 if conflict == 'ignore' else (1 - given) ** gamma2
                 target = target if conflict == 'ignore' else top
         total += -weight * math.log(prob[target]) if weight else 0.0
         weights += weight
@@ -137,6 +137,9 @@ def all_losses(logits, label, confidence, is_pseudo):
         'share': L.confidence_share_loss(logits, label, confidence, 0.5, per_image=False)[0],
         'share_image': L.confidence_share_loss(logits, label, confidence, 0.5, per_image=True)[0],
         'consistency': L.masked_consistency_loss(logits, label, confidence, 0.5, valid)[0],
+        'masked_all': L.masked_cross_entropy(logits, label, confidence, 0.5, valid, 'all')[0],
+        'masked_kept': L.masked_cross_entropy(logits, label, confidence, 0.5, valid, 'kept')[0],
+        'ohem': L.ohem_cross_entropy(logits, label, 0.2, 3),
     }
 
 
@@ -202,6 +205,7 @@ def test_gradients_by_finite_differences():
         lambda x: L.confidence_share_loss(x, label, confidence, 0.5, per_image=True)[0],
         lambda x: L.confidence_share_loss(x, label, confidence, 0.5, per_image=False)[0],
         lambda x: L.masked_consistency_loss(x, label, confidence, 0.5, valid)[0],
+        lambda x: L.masked_cross_entropy(x, label, confidence, 0.5, valid, 'kept')[0],
     ):
         assert torch.autograd.gradcheck(function, logits)
 
@@ -251,11 +255,11 @@ def reference_share(logits, label, confidence, threshold, per_image):
     for index, (_, values, (target,)) in enumerate(pixels(logits, label)):
         if target != 255:
             losses.flat[index] = -math.log(softmax(values)[target])
-    valid, sure = (label != 255).numpy(), (confidence >= threshold).numpy()
+    valid, high = (label != 255).numpy(), (confidence >= threshold).numpy()
     if not per_image:
-        return (sure & valid).sum() / valid.sum() * losses.sum() / valid.sum()
+        return (high & valid).sum() / valid.sum() * losses.sum() / valid.sum()
     total = 0.0
-    for loss, v, s in zip(losses, valid, sure):
+    for loss, v, s in zip(losses, valid, high):
         total += (s & v).sum() / max(1, v.sum()) * loss.sum()
     return total / (losses > 0).sum()
 
@@ -272,8 +276,8 @@ def test_confidence_share_loss_matches_the_formula(shape, per_image):
 def test_share_loss_averages_over_pixels_with_positive_cross_entropy():
     """The published normalizer: fitted pixels leave it, pixels of weight 0 stay in it."""
     fitted = torch.tensor([200.0, 0.0])
-    unsure = torch.zeros(2)
-    logits = torch.stack([torch.stack([fitted, unsure], 1), torch.stack([unsure, unsure], 1)])
+    even = torch.zeros(2)
+    logits = torch.stack([torch.stack([fitted, even], 1), torch.stack([even, even], 1)])
     label = torch.zeros(2, 2, dtype=torch.long)
     confidence = torch.tensor([[0.95, 0.0], [0.0, 0.0]])  # shares 1/2 and 0; a tie counts
     loss, stats = L.confidence_share_loss(logits, label, confidence, 0.95, per_image=True)
@@ -297,142 +301,49 @@ def test_masked_consistency_counts_all_valid_pixels_but_learns_confident_ones():
     assert stats['keep_ratio'].item() == pytest.approx(1 / 19)
 
 
-def contrast_case(num_classes=3, seed=0):
-    gen = torch.Generator().manual_seed(seed)
-    feat = torch.randn(2, 6, 4, 5, generator=gen, dtype=torch.double)
-    peer = torch.randn(2, 6, 4, 5, generator=gen, dtype=torch.double)
-    label = torch.randint(num_classes, (2, 4, 5), generator=gen)
-    label[0, 0] = 255
-    mask = torch.rand(2, 4, 5, generator=gen) < 0.6
-    bank = torch.randn(num_classes, 5, 6, generator=gen, dtype=torch.double)
-    return feat, peer, label, mask, bank
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('threshold', [0.5, torch.tensor(0.5)])
+def test_masked_cross_entropy_is_divided_by_what_is_asked_for(shape, threshold):
+    logits, label, confidence, _ = batch(shape, ignored=0)
+    valid = torch.ones(shape, dtype=torch.bool)
+    valid.view(-1)[::3] = False
+    total = num_valid = num_kept = 0
+    for _, values, (target, confident, inside) in pixels(logits, label, confidence, valid):
+        num_valid += inside
+        if inside and confident >= 0.5:
+            num_kept += 1
+            total -= math.log(softmax(values)[target])
+    assert 0 < num_kept < num_valid < label.numel()
+    # U2PL: mean over kept pixels, times the number of all pixels over that of kept ones
+    weighted = total / num_kept * (label.numel() / num_kept)
+    expected = dict(valid=total / num_valid, all=total / label.numel(), kept=weighted)
+    assert set(expected) == set(L.NORMALIZERS)
+    for normalizer, value in expected.items():
+        loss, stats = L.masked_cross_entropy(
+            logits, label, confidence, threshold, valid, normalizer
+        )
+        assert loss.item() == pytest.approx(value, rel=1e-5), normalizer
+        assert stats['keep_ratio'].item() == pytest.approx(num_kept / num_valid)
 
 
-def reference_contrast(feat, label, mask, bank, temperature, peer=None):
-    """CTT's losses, one anchor and one positive at a time."""
-
-    def similarity(a, b):
-        return math.exp(a @ b / np.linalg.norm(a) / np.linalg.norm(b) / temperature)
-
-    per_class = {}
-    bank = bank.numpy()
-    for n, y, x in np.ndindex(*label.shape):
-        cls = label[n, y, x].item()
-        if not mask[n, y, x] or cls >= len(bank):
-            continue
-        anchor = feat[n, :, y, x].numpy()
-        positives = bank[cls] if peer is None else [peer[n, :, y, x].numpy()]
-        others = np.concatenate([bank[c] for c in range(len(bank)) if c != cls])
-        down = sum(similarity(anchor, other) for other in others)
-        ups = [similarity(anchor, positive) for positive in positives]
-        per_class.setdefault(cls, []).append(np.mean([-math.log(u / (u + down)) for u in ups]))
-    return np.mean([np.mean(losses) for losses in per_class.values()])
+def test_masked_cross_entropy_refuses_an_unknown_normalizer():
+    logits, label, confidence, _ = batch((2, 3))
+    with pytest.raises(ValueError, match=r"`normalizer` must be one of .* got 'some'"):
+        L.masked_cross_entropy(logits, label, confidence, 0.5, label != 255, 'some')
 
 
-@pytest.mark.parametrize('temperature', [0.1, 0.5])
-def test_contrastive_losses_match_the_formula(temperature):
-    feat, peer, label, mask, bank = contrast_case()
-    loss = L.memory_contrast_loss(feat, label, mask, bank, temperature)
-    expected = reference_contrast(feat, label, mask, bank, temperature)
-    assert loss.item() == pytest.approx(expected)
-    loss = L.peer_contrast_loss(feat, peer, label, mask, bank, temperature)
-    expected = reference_contrast(feat, label, mask, bank, temperature, peer)
-    assert loss.item() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize('chunk', [1 << 24, 40])
-def test_contrastive_gradients_by_finite_differences(chunk, monkeypatch):
-    monkeypatch.setattr(L, '_MAX_SIMILARITIES', chunk)
-    feat, peer, label, mask, bank = contrast_case()
-    args = feat[:1, :, :2, :3].requires_grad_(), label[:1, :2, :3], mask[:1, :2, :3]
-    assert torch.autograd.gradcheck(
-        lambda f: L.memory_contrast_loss(f, *args[1:], bank, 0.5), args[0]
-    )
-    assert torch.autograd.gradcheck(
-        lambda f: L.peer_contrast_loss(f, peer[:1, :, :2, :3], *args[1:], bank), args[0]
-    )
-
-
-def test_contrast_teaches_only_the_learning_network():
-    feat, peer, label, mask, bank = contrast_case()
-    for tensor in (feat, peer, bank):
-        tensor.requires_grad_()
-    loss = L.memory_contrast_loss(feat, label, mask, bank)
-    loss = loss + L.peer_contrast_loss(feat, peer, label, mask, bank)
-    loss.backward()
-    assert feat.grad.abs().sum() > 0
-    assert peer.grad is None
-    assert bank.grad is None
-
-
-def test_contrast_without_anchors_is_zero_with_a_gradient():
-    feat, peer, label, mask, bank = contrast_case()
-    feat.requires_grad_()
-    for off in (torch.zeros_like(mask), mask & (label == 255)):
-        loss = L.memory_contrast_loss(feat, label, off, bank)
-        loss = loss + L.peer_contrast_loss(feat, peer, label, off, bank)
-        assert loss == 0
-        assert (torch.autograd.grad(loss, feat)[0] == 0).all()
-
-
-def test_rows_that_are_not_filled_are_as_if_not_there():
-    feat, peer, label, mask, bank = contrast_case()
-    filled = torch.ones(3, 5, dtype=torch.bool)
-    filled[:, 3:] = False
-    for name, args in (('memory', (feat,)), ('peer', (feat, peer))):
-        loss = getattr(L, f'{name}_contrast_loss')
-        full = loss(*args, label, mask, bank)
-        torch.testing.assert_close(loss(*args, label, mask, bank, filled=filled | True), full)
-        part = loss(*args, label, mask, bank, filled=filled)
-        torch.testing.assert_close(part, loss(*args, label, mask, bank[:, :3]))
-
-
-def test_classes_with_nothing_filled_have_no_anchors_and_finite_gradients():
-    feat, peer, label, mask, bank = contrast_case()
-    filled = torch.zeros(3, 5, dtype=torch.bool)
-    filled[0] = filled[1, :2] = True
-    feat.requires_grad_()
-    loss = L.memory_contrast_loss(feat, label, mask, bank, filled=filled)
-    known = L.memory_contrast_loss(feat, label, mask & (label != 2), bank, filled=filled)
-    torch.testing.assert_close(loss, known)
-    loss = loss + L.peer_contrast_loss(feat, peer, label, mask, bank, filled=filled)
-    loss = loss + L.memory_contrast_loss(feat, label, mask, bank, filled=filled & False)
-    loss.backward()
-    assert torch.isfinite(loss) and torch.isfinite(feat.grad).all() and feat.grad.abs().sum() > 0
-
-
-def test_contrast_keeps_float32_under_autocast():
-    feat, _, label, mask, bank = (
-        t.float() if t.is_floating_point() else t for t in contrast_case()
-    )
-    expected = L.memory_contrast_loss(feat, label, mask, bank, 0.1)
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        got = L.memory_contrast_loss(feat, label, mask, bank, 0.1)
-    assert got == expected
-    half = L.memory_contrast_loss(feat.half(), label, mask, bank, 0.1)
-    assert half.dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    'change, match',
-    [
-        (dict(bank=torch.zeros(1, 5, 6)), 'at least 2 classes'),
-        (dict(bank=torch.zeros(3, 5, 7)), r'\(C, K, 6\)'),
-        (dict(filled=torch.ones(3, 4, dtype=torch.bool)), r'`filled` must be .* \(3, 5\)'),
-        (dict(mask=torch.ones(2, 8, 10, dtype=torch.bool)), 'feature map'),
-    ],
-)
-def test_contrast_refuses_bad_input(change, match):
-    feat, _, label, mask, bank = contrast_case()
-    args = {**dict(feat=feat, label=label, mask=mask, bank=bank), **change}
-    with pytest.raises(ValueError, match=match):
-        L.memory_contrast_loss(**args)
-
-
-def test_peer_features_of_another_shape_are_refused():
-    feat, peer, label, mask, bank = contrast_case()
-    with pytest.raises(ValueError, match='peer_feat'):
-        L.peer_contrast_loss(feat, peer[:, :, :2], label, mask, bank)
+@pytest.mark.parametrize(('thresh', 'min_kept'), [(0.3, 4), (0.01, 7), (0.01, 0), (0.3, 10**6)])
+def test_ohem_learns_hard_pixels_alone(thresh, min_kept):
+    logits, label, _, _ = batch((3, 4, 5))
+    found = [
+        (softmax(values)[target], -math.log(softmax(values)[target]))
+        for _, values, (target,) in pixels(logits, label)
+        if target != 255
+    ]
+    found.sort()
+    kept = [ce for index, (p, ce) in enumerate(found) if p <= thresh or index < min_kept]
+    loss = L.ohem_cross_entropy(logits, label, thresh, min_kept)
+    assert loss.item() == pytest.approx(np.mean(kept) if kept else 0, rel=1e-5)
 
 
 def test_sigmoid_ramp():
@@ -467,7 +378,3 @@ def test_losses_never_wait_for_the_device():
     args[0].requires_grad_()
     for loss in all_losses(*args).values():
         loss.backward(retain_graph=True)
-    feat, peer, label, mask, bank = (t.to('meta') for t in contrast_case())
-    feat.requires_grad_()
-    L.memory_contrast_loss(feat, label, mask, bank).backward()
-    L.peer_contrast_loss(feat, peer, label, mask, bank).backward()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmdmt.models.losses import functional as L
+from mmdmt.models.losses.contrast import functional as C
 
 GOLDEN = Path(__file__).resolve().parents[2] / 'data' / 'golden'
 SEG_FILES = ['seg_loss_0', 'seg_loss_1', 'seg_loss_2']
@@ -104,7 +105,7 @@ def test_confidence_share_loss_over_batch():
 @pytest.mark.parametrize('chunk', [None, 700])
 def test_memory_contrast_loss(chunk, monkeypatch):
     if chunk:  # a few anchors at a time
-        monkeypatch.setattr(L, '_MAX_SIMILARITIES', chunk)
+        monkeypatch.setattr(C, '_MAX_SIMILARITIES', chunk)
     data = load('ctt_0')
     feat = data['hl_feat'].requires_grad_()
     loss = L.memory_contrast_loss(
@@ -116,7 +117,7 @@ def test_memory_contrast_loss(chunk, monkeypatch):
 @pytest.mark.parametrize('chunk', [None, 700])
 def test_peer_contrast_loss(chunk, monkeypatch):
     if chunk:
-        monkeypatch.setattr(L, '_MAX_SIMILARITIES', chunk)
+        monkeypatch.setattr(C, '_MAX_SIMILARITIES', chunk)
     data = load('ctt_0')
     feat, peer = data['ll_feat'].requires_grad_(), data['ll_peer_feat'].requires_grad_()
     loss = L.peer_contrast_loss(
@@ -128,6 +129,15 @@ def test_peer_contrast_loss(chunk, monkeypatch):
         data['ll_temperature'].item(),
     )
     check(loss, feat, data['ll_loss'], data['ll_grad'])
+
+
+@pytest.mark.parametrize('name', ['ohem_0', 'ohem_1'])
+def test_ohem_cross_entropy(name):
+    data = load(name)
+    logits = data['logits'].requires_grad_()
+    for min_kept in data['min_kept'].tolist():
+        loss = L.ohem_cross_entropy(logits, data['label'], data['thresh'].item(), min_kept)
+        check(loss, logits, data[f'loss_{min_kept}'], data[f'grad_{min_kept}'])
 
 
 def test_mixup_weights_and_loss():

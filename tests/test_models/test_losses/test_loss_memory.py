@@ -40,6 +40,8 @@ LOSSES = {
     'mutual_off': lambda x, y, c, p: L.dynamic_mutual_loss(x, y, c, p, 0, 0),
     'self': lambda x, y, c, p: L.dynamic_self_loss(x, y, p, 9, confidence=c),
     'online': lambda x, y, c, p: L.online_pseudo_loss(x, y, p, 0.3),
+    'masked': lambda x, y, c, p: L.masked_cross_entropy(x, y, c, 0.3, y != 255),
+    'ohem': lambda x, y, c, p: (L.ohem_cross_entropy(x, y, 0.3, 9), {}),
 }
 
 

@@ -52,9 +52,9 @@ def test_online_module_leaves_padding_out(data):
 @pytest.mark.parametrize(
     'cfg, match',
     [
-        (dict(type='mmdmt.DynamicMutualLoss', gamma1=-1), 'gamma1=-1'),
+        (dict(type='mmdmt.DynamicMutualLoss', gamma1=-1), '`gamma1` must be in .* got -1'),
         (dict(type='mmdmt.DynamicMutualLoss', conflict='drop'), "'drop'"),
-        (dict(type='mmdmt.DynamicSelfLoss', gamma=-1), 'gamma'),
+        (dict(type='mmdmt.DynamicSelfLoss', gamma=-1), '`gamma` must be .* got -1'),
         (dict(type='mmdmt.OnlinePseudoLoss', threshold=90), '90'),
     ],
 )

@@ -17,9 +17,6 @@ def find_classifier(segmentor: BaseSegmentor, path: str = CLASSIFIER) -> nn.Modu
         segmentor (BaseSegmentor): Any segmentor; of a cascade the last decode head is taken.
         path (str): Dotted name of the module inside the segmentor.
 
-    Returns:
-        nn.Module: The module.
-
     Raises:
         ValueError: If there is no such module, as in heads that classify masks or points.
     """
@@ -30,10 +27,25 @@ def find_classifier(segmentor: BaseSegmentor, path: str = CLASSIFIER) -> nn.Modu
     if not isinstance(module, nn.Module):
         raise ValueError(
             f'pixel features are read before `{path}`, but {_head_name(segmentor)} has no such '
-            'module: name the layer whose input is one feature per pixel as `classifier`, or '
-            'switch the contrastive modules off (`semi_train_cfg.contrast=None`)'
+            'module: name the layer whose input is one feature per pixel as '
+            '`contrast.classifier`, or switch both modules off (`contrast=None`)'
         )
     return module
+
+
+def feature_channels(classifier: nn.Module) -> int:
+    """Channels of the features that a classifier reads.
+
+    Raises:
+        ValueError: If no ``in_channels`` tells.
+    """
+    for module in classifier.modules():
+        if isinstance(getattr(module, 'in_channels', None), int):
+            return module.in_channels
+    raise ValueError(
+        f'cannot tell how many channels {type(classifier).__name__} reads: `contrast.classifier` '
+        'must name a convolution or hold one'
+    )
 
 
 def _head_name(segmentor: BaseSegmentor) -> str:
@@ -42,23 +54,8 @@ def _head_name(segmentor: BaseSegmentor) -> str:
     return type(head[-1] if isinstance(head, nn.ModuleList) else head).__name__
 
 
-def feature_channels(classifier: nn.Module) -> int:
-    """Channels of the features that a classifier reads.
-
-    Raises:
-        ValueError: If neither ``in_channels`` nor a weight tells.
-    """
-    for module in classifier.modules():
-        if isinstance(getattr(module, 'in_channels', None), int):
-            return module.in_channels
-    raise ValueError(
-        f'cannot tell how many channels {type(classifier).__name__} reads: `classifier` must '
-        'name a convolution or hold one'
-    )
-
-
 class FeatureTap:
-    """Records what the last classifier of a segmentor reads and says, inside a ``with`` block.
+    """Records what the last classifier of a segmentor reads and predicts, inside a ``with`` block.
 
     ::
 
@@ -67,7 +64,7 @@ class FeatureTap:
         features = tap.features  # (N, D, h, w)
 
     mmseg's heads end in ``conv_seg(dropout(features))``. The tap sits directly before
-    ``conv_seg``, i.e. **after** the dropout, as in the published code of Cross Teacher Training:
+    ``conv_seg``, i.e. **after** the dropout, as in the released code of Cross Teacher Training:
     in training mode some channels of an image are 0, in eval mode nothing is. Features keep
     their graph. Nothing of the segmentor is edited, and outside the block nothing is recorded.
 
@@ -116,7 +113,7 @@ class FeatureTap:
         if not self.calls:
             raise ValueError(
                 f'{self.head} never called `{self.path}`: name the layer whose input is one '
-                'feature per pixel as `classifier`'
+                'feature per pixel as `contrast.classifier`'
             )
         maps = [call[index] for call in self.calls]
         return maps[0] if len(maps) == 1 else torch.cat(maps)

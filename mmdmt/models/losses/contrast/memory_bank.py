@@ -1,35 +1,37 @@
-"""Memory of pixel features per class."""
+"""Memory bank: pixel features per class."""
 
 import math
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
+from mmengine.dist import all_gather
 from torch import Tensor, nn
 
-from mmdmt.models.losses.contrast.anchors import gather_pixels
+from mmdmt.checks import check_choice, check_range
+
+from .anchors import gather_pixels
 
 #: What :class:`ClassMemoryBank` compares with its threshold.
 ADMIT_ON = ('prob', 'logit')
+#: What ranks of a distributed run put into their banks.
+SYNCS = ('gather', 'rank')
 
 
 class ClassMemoryBank(nn.Module):
-    """First-in-first-out memory of the most certain, correctly classified features of each class.
+    """First-in-first-out memory of the most confident, correctly classified features of a class.
 
     Xiao et al., "Semi-supervised Semantic Segmentation with Cross Teacher Training",
     Neurocomputing 508, 2022 (arXiv 2209.01327). State lies in buffers: it follows the module to
     a device and into checkpoints. ``update`` waits for nothing on the device.
 
-    Under DDP every rank has a bank of its own images; wrap the model with
-    ``broadcast_buffers=False`` or rank 0's bank replaces all others.
-
     Args:
         num_classes (int): Number of classes C.
         capacity (int): Features kept per class, K. CTT: 256.
         channels (int): Length of a feature, D.
-        threshold (float): Certainty a pixel needs to be admitted. Defaults to 0.95, as published.
+        threshold (float): Confidence a pixel needs to be admitted. Defaults to 0.95, as published.
         admit_on (str): What ``threshold`` is compared with: ``'prob'``, the largest softmax value
-            (the paper), or ``'logit'``, the largest raw logit (the published code, where nearly
+            (the paper), or ``'logit'``, the largest raw logit (the released code, where nearly
             every correct pixel passes). Defaults to ``'prob'``.
 
     Attributes:
@@ -57,8 +59,7 @@ class ClassMemoryBank(nn.Module):
                 '`num_classes`, `capacity` and `channels` must be positive, got '
                 f'{num_classes}, {capacity} and {channels}'
             )
-        if admit_on not in ADMIT_ON:
-            raise ValueError(f'`admit_on` must be one of {ADMIT_ON}, got {admit_on!r}')
+        check_choice('admit_on', admit_on, ADMIT_ON)
         self.threshold = threshold
         self.admit_on = admit_on
         self.register_buffer('feats', torch.zeros(num_classes, capacity, channels))
@@ -70,7 +71,7 @@ class ClassMemoryBank(nn.Module):
 
         ``if bank.is_full`` waits for the device; multiply a loss with it instead.
         """
-        return (self.counts == self.feats.shape[1]).all()
+        return self.filled.all()
 
     @property
     def filled(self) -> Tensor:
@@ -80,7 +81,7 @@ class ClassMemoryBank(nn.Module):
 
     @torch.no_grad()
     def update(self, feat: Tensor, logits: Tensor, label: Tensor, per_class: int) -> None:
-        """Admit the most certain pixels that are classified correctly.
+        """Admit the most confident pixels that are classified correctly.
 
         Args:
             feat (Tensor): (N, D, H, W) features.
@@ -93,7 +94,6 @@ class ClassMemoryBank(nn.Module):
         Raises:
             ValueError: If shapes do not fit or ``per_class`` is not positive.
         """
-        self._check_channels(feat.shape[1])
         self.append(*self.select(feat, logits, label, per_class))
 
     @torch.no_grad()
@@ -116,11 +116,11 @@ class ClassMemoryBank(nn.Module):
             ValueError: As :meth:`update`.
         """
         self._check(feat, logits, label, per_class)
-        scores = self._scores(logits, label.reshape(-1))
+        scores = self._scores(logits, label.flatten())
         per_class = min(per_class, self.feats.shape[1])
         # A fixed number of rows, so that ranks of any image size can exchange them.
         missing = max(0, per_class - scores.shape[1])
-        pixels, counts = _most_certain(F.pad(scores, (0, missing), value=-math.inf), per_class)
+        pixels, counts = _most_confident(F.pad(scores, (0, missing), value=-math.inf), per_class)
         pixels = pixels.clamp(max=scores.shape[1] - 1)
         return gather_pixels(feat, pixels.flatten()).unflatten(0, pixels.shape), counts
 
@@ -131,40 +131,36 @@ class ClassMemoryBank(nn.Module):
         Args:
             rows (Tensor): (C, k, D) features, k at most ``capacity``.
             counts (Tensor): (C,) how many of them, from the first, are real.
+
+        Raises:
+            ValueError: If the features are not as long as those of the bank.
         """
-        self._check_channels(rows.shape[2])
-        self._append(rows.to(self.feats), counts)
-
-    def _scores(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Certainty (C, P) of each pixel for the class it is admitted to, -inf for the others."""
-        logits = logits.movedim(1, -1).reshape(-1, logits.shape[1]).float()
-        values = logits.softmax(dim=1) if self.admit_on == 'prob' else logits
-        certainty, predicted = values.max(dim=1)
-        admitted = (predicted == label) & (certainty >= self.threshold)
-        classes = torch.arange(len(self.counts), device=label.device)
-        own = (classes[:, None] == label) & admitted
-        return certainty.expand_as(own).masked_fill(~own, -math.inf)
-
-    def _append(self, new: Tensor, new_counts: Tensor) -> None:
-        """Append the first ``new_counts`` of (C, k, D) rows, dropping the oldest on overflow."""
-        capacity = self.feats.shape[1]
-        total = (self.counts + new_counts)[:, None]
-        position = torch.arange(capacity, device=new.device).expand(len(new), -1)
+        capacity, channels = self.feats.shape[1:]
+        if rows.shape[2] != channels:
+            raise ValueError(
+                f'features must have the {channels} channels of the bank, got {rows.shape[2]}'
+            )
+        total = (self.counts + counts)[:, None]
+        position = torch.arange(capacity, device=rows.device).expand(len(rows), -1)
         # Place in the queue of old and new rows of what ends up at each position.
         queue = position + (total - capacity).clamp(min=0)
         is_new = (queue >= self.counts[:, None]) & (queue < total)
         # Positions beyond the queue keep what they hold.
         old = torch.where(queue < total, queue, position).clamp(max=capacity - 1)
         source = torch.where(is_new, queue - self.counts[:, None] + capacity, old)
-        rows = torch.cat([self.feats, new], dim=1)
-        self.feats.copy_(rows.gather(1, source[:, :, None].expand(-1, -1, rows.shape[2])))
+        both = torch.cat([self.feats, rows.to(self.feats)], dim=1)
+        self.feats.copy_(both.gather(1, source[:, :, None].expand(-1, -1, channels)))
         self.counts.copy_(total.squeeze(1).clamp(max=capacity))
 
-    def _check_channels(self, channels: int) -> None:
-        if channels != self.feats.shape[2]:
-            raise ValueError(
-                f'features must have the {self.feats.shape[2]} channels of the bank, got {channels}'
-            )
+    def _scores(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Confidence (C, P) of each pixel for the class it is admitted to, -inf for the others."""
+        logits = logits.movedim(1, -1).reshape(-1, logits.shape[1]).float()
+        values = logits.softmax(dim=1) if self.admit_on == 'prob' else logits
+        confidence, predicted = values.max(dim=1)
+        admitted = (predicted == label) & (confidence >= self.threshold)
+        classes = torch.arange(len(self.counts), device=label.device)
+        own = (classes[:, None] == label) & admitted
+        return confidence.expand_as(own).masked_fill(~own, -math.inf)
 
     def _check(self, feat: Tensor, logits: Tensor, label: Tensor, per_class: int) -> None:
         num_classes = len(self.feats)
@@ -183,11 +179,69 @@ class ClassMemoryBank(nn.Module):
             raise ValueError(f'`per_class` must be positive, got {per_class}')
 
 
-def _most_certain(scores: Tensor, k: int) -> Tuple[Tensor, Tensor]:
+class TeacherBank(ClassMemoryBank):
+    """A memory bank of projected features of a teacher, shared by the ranks of a run.
+
+    Args:
+        num_classes (int): Number of classes C.
+        channels (int): Length of a projected feature, D.
+        size (int): Features kept per class. Defaults to 256, as published.
+        threshold (float): Confidence a pixel needs to be admitted. Defaults to 0.95, as published.
+        threshold_on (str): 'prob' (default), or 'logit' as in the released code.
+        per_class (int, optional): Pixels per class that are admitted in a step at most; published
+            is ``max(int(size / labeled images of the dataset * 2), labeled images of the step)``.
+            Defaults to the labeled images of the step.
+        sync (str): Under DDP, 'gather': every rank admits the chosen pixels of all ranks, so that
+            banks are equal. 'rank': only its own; a checkpoint then holds the banks of rank 0, and
+            the model needs ``broadcast_buffers=False`` or they replace all others. Defaults to
+            'gather'.
+
+    Raises:
+        ValueError: If a value is out of range or unknown.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        channels: int,
+        size: int = 256,
+        threshold: float = 0.95,
+        threshold_on: str = 'prob',
+        per_class: Optional[int] = None,
+        sync: str = 'gather',
+    ) -> None:
+        check_range('contrast.bank.size', size, 1)
+        check_choice('contrast.bank.threshold_on', threshold_on, ADMIT_ON)
+        check_choice('contrast.bank.sync', sync, SYNCS)
+        if per_class is not None:
+            check_range('contrast.bank.per_class', per_class, 1)
+        super().__init__(num_classes, size, channels, threshold, threshold_on)
+        self.per_class = per_class
+        self.sync = sync
+
+    @torch.no_grad()
+    def remember(self, feat: Tensor, logits: Tensor, label: Tensor, projection: nn.Module) -> None:
+        """Admit pixels of labeled images.
+
+        Args:
+            feat (Tensor): (N, D', H, W) features of the teacher.
+            logits (Tensor): (N, C, H, W) logits of the same pixels.
+            label (Tensor): (N, H, W) ground truth, resized to the feature map.
+            projection (nn.Module): Maps rows (A, D') to (A, D).
+        """
+        rows, counts = self.select(feat, logits, label, self.per_class or len(feat))
+        rows = projection(rows.to(feat))
+        if self.sync == 'rank':
+            return self.append(rows, counts)
+        for each in zip(all_gather(rows.contiguous()), all_gather(counts)):
+            self.append(*each)
+
+
+def _most_confident(scores: Tensor, k: int) -> Tuple[Tensor, Tensor]:
     """Pixels (C, k) of the highest scores, and how many of them (C,) are no -inf.
 
     In descending order where a class has k pixels, otherwise in the order of the image: so does
-    the published code, which sorts only what it has to cut.
+    the released code, which sorts only what it has to cut.
     """
     top, pixels = scores.topk(k, dim=1)
     found = top > -math.inf

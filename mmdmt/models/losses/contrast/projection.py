@@ -8,9 +8,9 @@ from torch import nn
 def projection_head(in_channels: int, channels: int, hidden: Optional[int] = None) -> nn.Sequential:
     """Two linear layers that map pixel features into the space where they are compared.
 
-    It works on rows (A, in_channels) of chosen pixels, so that its cost depends on their number
-    and not on the size of the feature map. There is no normalization over the rows: which pixels
-    are compared with which would otherwise change what they are.
+    They work on rows (A, in_channels) of chosen pixels, so that their cost depends on the number of
+    these and not on the size of the feature map. There is no normalization over the rows: which
+    pixels are compared with which would otherwise change what they are.
 
     Args:
         in_channels (int): Channels of a feature.

@@ -4,21 +4,45 @@ import pytest
 import torch
 import torch.nn.functional as F
 from no_waiting import NoWaiting
+from torch import nn
 
-from mmdmt.models.losses import functional as L
-from mmdmt.models.losses.contrast.cross_contrast import CrossContrast, View
+from mmdmt.models.losses.contrast import functional as L
+from mmdmt.models.losses.contrast.cross_contrast import (
+    CrossContrast,
+    HighLevel,
+    LowLevel,
+    View,
+    build_part,
+)
+from mmdmt.models.losses.contrast.memory_bank import TeacherBank
 
 CLASSES, CHANNELS = 3, 6
 #: More anchors than there are pixels: nothing is left to chance.
-ALL = dict(anchors_per_class=100, bank_size=5, bank_threshold=0.5)
+ALL = dict(anchors_per_class=100)
+BANK = dict(size=5, threshold=0.5)
 
 
-def build(**settings):
+class Network(nn.Module):
+    """What is read of a segmentor; its images are pixel features already."""
+
+    out_channels = CLASSES
+
+    def __init__(self, channels=CHANNELS):
+        super().__init__()
+        self.decode_head = nn.Module()
+        self.decode_head.conv_seg = nn.Conv2d(channels, CLASSES, 1)
+
+    def encode_decode(self, images, metas):
+        return self.decode_head.conv_seg(images)
+
+
+def build(bank=None, **settings):
     torch.manual_seed(0)
-    module = CrossContrast(dict(l=CHANNELS, r=CHANNELS), CLASSES, **{**ALL, **settings})
-    for bank in module.banks.values():
-        bank.feats.normal_()
-        bank.counts.fill_(bank.feats.shape[1])
+    networks = dict(l=Network(), r=Network())
+    module = CrossContrast(networks, bank=dict(BANK, **(bank or {})), **{**ALL, **settings})
+    for each in module.banks.values():
+        each.feats.normal_()
+        each.counts.fill_(each.feats.shape[1])
     return module
 
 
@@ -54,29 +78,68 @@ def small(maps):
 
 
 def test_paper_values_are_the_defaults():
-    parameters = inspect.signature(CrossContrast.__init__).parameters
-    expected = dict(
-        high_temperature=0.1,
-        low_temperature=0.5,
-        threshold=0.75,
-        bank_size=256,
-        bank_threshold=0.95,
-        bank_threshold_on='prob',
-        start=1.0,
-        requires_surer_peer=True,
-        projection=None,
-    )
-    assert {name: parameters[name].default for name in expected} == expected
+    expected = {
+        CrossContrast: dict(threshold=0.75, start=1.0, projection=None),
+        HighLevel: dict(temperature=0.1),
+        LowLevel: dict(temperature=0.5, requires_confident_peer=True),
+        TeacherBank: dict(size=256, threshold=0.95, threshold_on='prob'),
+    }
+    for part, values in expected.items():
+        parameters = inspect.signature(part).parameters
+        assert {name: parameters[name].default for name in values} == values
+
+
+@pytest.mark.parametrize(
+    ('settings', 'match'),
+    [
+        (dict(start=2), r'`contrast\.start` must be in \[0, 1\], got 2'),
+        (dict(threshold=-1), r'`contrast\.threshold` must be in'),
+        (dict(anchors_per_class=0), r'`contrast\.anchors_per_class` must be in \[1, inf\], got 0'),
+        (dict(high=dict(weight=-1)), r'`contrast\.high\.weight` must be in \[0, inf\], got -1'),
+        (dict(high=dict(temperature=0)), r'`contrast\.high\.temperature` must be in .* got 0'),
+        (dict(low=dict(weight=-1)), r'`contrast\.low\.weight` must be in'),
+        (dict(low=dict(temperature=0)), r'`contrast\.low\.temperature` must be in .* got 0'),
+        (dict(low=dict(peer_threshold=2)), r'`contrast\.low\.peer_threshold` must be in'),
+        (dict(bank=dict(sync='no')), r"`contrast\.bank\.sync` must be one of .* got 'no'"),
+        (dict(bank=dict(threshold_on='x')), r'`contrast\.bank\.threshold_on` must be one of'),
+        (dict(bank=dict(size=0)), r'`contrast\.bank\.size` must be in \[1, inf\], got 0'),
+        (dict(bank=dict(per_class=0)), r'`contrast\.bank\.per_class` must be in'),
+        (
+            dict(high=dict(wait=1)),
+            r"`contrast\.high` has unknown keys \['wait'\]; known: .*'weight'",
+        ),
+        (dict(low=dict(peer=1)), r"`contrast\.low` has unknown keys .*'requires_confident_peer'"),
+        (dict(bank=dict(channels=1)), r"`contrast\.bank` has unknown keys .*known: \['per_class'"),
+        (dict(classifier='decode_head.x'), 'Module has no such module'),
+    ],
+)
+def test_bad_settings_are_refused(settings, match):
+    with pytest.raises(ValueError, match=match):
+        build(**settings)
+
+
+def test_misspelled_settings_are_refused_with_those_that_exist():
+    networks = dict(l=Network(), r=Network())
+    with pytest.raises(ValueError, match=r"`contrast` has unknown keys \['lwo'\]; .*'low'"):
+        build_part('contrast', CrossContrast, dict(lwo={}), networks)
+
+
+def test_features_of_other_lengths_need_a_projection():
+    networks = dict(l=Network(), r=Network(channels=4))
+    with pytest.raises(ValueError, match=r"'l': 6, 'r': 4.*contrast\.projection=dict"):
+        CrossContrast(networks)
+    module = CrossContrast(networks, projection=dict(channels=5))
+    assert [module.students[side][0].in_features for side in 'lr'] == [6, 4]
 
 
 @pytest.mark.parametrize(('side', 'peer'), [('l', 'r'), ('r', 'l')])
-def test_high_level_pulls_labeled_and_sure_pixels_to_the_own_bank(side, peer):
-    module, seen = build(high_weight=2.0, threshold=0.4), views()
+def test_high_level_pulls_labeled_and_confident_pixels_to_the_own_bank(side, peer):
+    module, seen = build(high=dict(weight=2.0), threshold=0.4), views()
     own = seen[side]
     label = torch.cat([small(own.sup_label), small(own.label)])
-    sure = small((own.confidence >= 0.4) & own.valid)
-    mask = torch.cat([small(own.sup_label) != 255, sure])
-    assert 0 < sure.sum() < sure.numel()
+    confident = small((own.confidence >= 0.4) & own.valid)
+    mask = torch.cat([small(own.sup_label) != 255, confident])
+    assert 0 < confident.sum() < confident.numel()
     expected = L.memory_contrast_loss(own.feat, label, mask, module.banks[side].feats, 0.1)
     found = module(seen)[f'contrast_{side}_high_loss']
     torch.testing.assert_close(found, 2 * expected)
@@ -84,16 +147,16 @@ def test_high_level_pulls_labeled_and_sure_pixels_to_the_own_bank(side, peer):
     assert own.feat.grad is not None and seen[peer].feat.grad is None
 
 
-@pytest.mark.parametrize('requires_surer_peer', [True, False])
+@pytest.mark.parametrize('required', [True, False])
 @pytest.mark.parametrize(('side', 'peer'), [('l', 'r'), ('r', 'l')])
-def test_low_level_pulls_unsure_pixels_to_the_surer_peer(side, peer, requires_surer_peer):
-    module = build(low_weight=3.0, threshold=0.6, requires_surer_peer=requires_surer_peer)
+def test_low_level_pulls_other_pixels_to_the_more_confident_peer(side, peer, required):
+    module = build(low=dict(weight=3.0, requires_confident_peer=required), threshold=0.6)
     seen = views()
     own, other = seen[side], seen[peer]
     mine = own.logits[2:].softmax(1).amax(1)
     confidence, label = other.logits[2:].softmax(1).max(1)
     mask = small((own.confidence < 0.6) & own.valid)
-    if requires_surer_peer:
+    if required:
         mask &= confidence > mine
     assert 0 < mask.sum() < mask.numel()
     bank = torch.cat([module.banks[side].feats, module.banks[peer].feats], dim=1)
@@ -105,17 +168,17 @@ def test_low_level_pulls_unsure_pixels_to_the_surer_peer(side, peer, requires_su
     assert own.feat.grad[:2].abs().sum() == 0 < own.feat.grad[2:].abs().sum()
 
 
-def test_the_peer_may_have_to_be_sure_itself():
+def test_the_peer_may_need_a_confidence_of_its_own():
     """Published for DeepLabV3+."""
     seen = views()
-    off = build(peer_threshold=1.0)(seen)
+    off = build(low=dict(peer_threshold=1.0))(seen)
     assert off['contrast_l_low_loss'] == 0 == off['contrast_r_low_loss']
-    assert build(peer_threshold=0.5)(seen)['contrast_l_low_loss'] > 0
+    assert build(low=dict(peer_threshold=0.5))(seen)['contrast_l_low_loss'] > 0
 
 
 @pytest.mark.parametrize(('level', 'other'), [('high', 'low'), ('low', 'high')])
 def test_each_module_can_be_switched_off(level, other):
-    losses = build(**{f'{level}_weight': 0})(views())
+    losses = build(**{level: dict(weight=0)})(views())
     for side in 'lr':
         assert f'contrast_{side}_{level}_loss' not in losses
         assert losses[f'contrast_{side}_{other}_loss'] > 0
@@ -132,7 +195,7 @@ def test_peer_features_of_another_size_are_resampled():
             for name in ('sup_label', 'label', 'confidence', 'valid')
         }
     )
-    losses = build(requires_surer_peer=False)(seen)
+    losses = build(low=dict(requires_confident_peer=False))(seen)
     assert losses['contrast_l_low_loss'] > 0 and losses['contrast_r_low_loss'] > 0
 
 
@@ -187,41 +250,39 @@ def test_nothing_counts_before_the_start_and_gradients_are_zero():
 
 
 def test_banks_take_projected_features_of_the_teacher():
-    module = build(projection=dict(channels=4), per_class=3)
+    module = build(projection=dict(channels=4), bank=dict(per_class=3))
     module.banks['l'].counts.zero_()
-    seen = view(5)
-    label = small(seen.sup_label)
-    logits = 20 * F.one_hot(label.clamp(max=2), CLASSES).movedim(3, 1).float()
-    module.remember('l', seen.feat[:2].detach(), logits, seen.sup_label)
+    feat, sup_label = view(5).feat[:2].detach(), view(5).sup_label
+    label = small(sup_label)
+    # The first channels of the features decide the class.
+    feat[:, :CLASSES] = 20 * F.one_hot(label.clamp(max=2), CLASSES).movedim(3, 1).float()
+    teacher = Network()
+    with torch.no_grad():
+        teacher.decode_head.conv_seg.weight.copy_(torch.eye(CLASSES, CHANNELS)[..., None, None])
+    module.remember('l', teacher, feat, sup_label)
     assert module.banks['l'].counts.tolist() == [3, 3, 3]
-    rows = module.teachers['l'](seen.feat[:2].movedim(1, 3)[label == 1].detach())
+    rows = module.teachers['l'](feat.movedim(1, 3)[label == 1])
     for row in module.banks['l'].feats[1, :3]:
         assert (row - rows).norm(dim=1).min() < 1e-5
 
 
 @pytest.mark.parametrize('threshold_on', ['prob', 'logit'])
-def test_bank_threshold_on_logits_is_the_published_code(threshold_on):
+def test_bank_threshold_on_logits_is_the_released_code(threshold_on):
     """There nearly every correct pixel is admitted."""
-    module = build(bank_threshold=0.95, bank_threshold_on=threshold_on)
-    module.banks['l'].counts.zero_()
+    bank = TeacherBank(CLASSES, CHANNELS, threshold_on=threshold_on)
     label = torch.zeros(1, 2, 2, dtype=torch.long)
     logits = torch.tensor([1.5, 0.5, 0.0]).reshape(1, 3, 1, 1).expand(1, 3, 2, 2)
-    module.remember('l', torch.randn(1, CHANNELS, 2, 2), logits, label)
-    assert module.banks['l'].counts[0] == (1 if threshold_on == 'logit' else 0)
+    bank.remember(torch.randn(1, CHANNELS, 2, 2), logits, label, nn.Identity())
+    assert bank.counts[0] == (1 if threshold_on == 'logit' else 0)
 
 
-@pytest.mark.parametrize(
-    ('settings', 'batch', 'expected'),
-    [
-        (dict(bank_size=256, num_labeled=372), 2, 2),  # Cityscapes
-        (dict(bank_size=256, num_labeled=92), 2, 5),
-        (dict(bank_size=256, num_labeled=212), 10, 10),  # VOC
-        (dict(bank_size=256), 4, 4),
-        (dict(bank_size=256, per_class=7, num_labeled=1), 4, 7),
-    ],
-)
-def test_as_many_pixels_enter_a_bank_as_published(settings, batch, expected):
-    assert build(**settings)._admitted(batch) == expected
+@pytest.mark.parametrize(('per_class', 'expected'), [(None, 3), (5, 5)])
+def test_as_many_pixels_enter_a_bank_as_there_are_labeled_images(per_class, expected):
+    bank = TeacherBank(CLASSES, CHANNELS, threshold=0, per_class=per_class)
+    logits = F.one_hot(torch.zeros(3, 2, 2, dtype=torch.long), CLASSES).movedim(3, 1).float()
+    label = torch.zeros(3, 2, 2, dtype=torch.long)
+    bank.remember(torch.randn(3, CHANNELS, 2, 2), logits, label, nn.Identity())
+    assert bank.counts.tolist() == [expected, 0, 0]
 
 
 # ------------------------------------------------------------------------------------------ cost
@@ -267,9 +328,10 @@ def test_similarities_are_held_a_chunk_at_a_time(monkeypatch):
 
 def test_nothing_waits_for_the_device():
     module, seen = build(start=0.5, projection=dict(channels=4)), views()
+    teacher = Network()
     with NoWaiting():
         losses = module(seen)
         sum(value for key, value in losses.items() if 'loss' in key).backward()
-        module.remember('l', seen['l'].feat[:2], seen['l'].logits[:2], seen['l'].sup_label)
+        module.remember('l', teacher, seen['l'].feat[:2], seen['l'].sup_label)
     with pytest.raises(AssertionError, match='waits for the device'), NoWaiting():
         seen['l'].feat.sum().item()

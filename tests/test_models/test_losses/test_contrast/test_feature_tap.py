@@ -7,7 +7,7 @@ from tiny_models import tiny_segmentor
 
 from mmdmt.models.forward import dense_logits
 from mmdmt.models.losses.contrast.feature_tap import FeatureTap, feature_channels, find_classifier
-from mmdmt.models.methods.base import build_segmentor
+from mmdmt.models.methods.networks import build_segmentor
 
 COMMON = dict(
     num_classes=4,
@@ -89,7 +89,7 @@ def test_features_are_those_after_the_dropout():
 def test_heads_without_a_dense_classifier_are_refused():
     model = build(HEADS['fcn'][0])
     del model.decode_head.conv_seg
-    with pytest.raises(ValueError, match=r'FCNHead has no such module.*`classifier`'):
+    with pytest.raises(ValueError, match=r'FCNHead has no such module.*`contrast\.classifier`'):
         FeatureTap(model)
 
 

@@ -1,0 +1,81 @@
+"""Classes of whole images: the same numbers in all sets, the network and the checkpoint."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Optional
+
+from mmengine.logging import print_log
+
+from mmdmt.datasets.checks.problems import Problem
+from mmdmt.datasets.checks.sources import Source, read_sources
+
+
+def classifies(sources: Sequence[Source]) -> bool:
+    """Whether images have a class each, rather than a mask."""
+    return any(sample.label is not None for source in sources for sample in source.samples)
+
+
+def compare_classes(
+    train: Sequence[Source], val: Sequence[Source], test: Any, num_classes: Optional[int]
+) -> list[Problem]:
+    """Find sets that number other classes than the first labeled set, and a head of another size.
+
+    Warned of are classes without labeled images, and a test set that cannot be read (yet).
+
+    Args:
+        train (Sequence[Source]): Sources of the training set.
+        val (Sequence[Source]): Sources of the validation set.
+        test (BaseDataset | dict, optional): The test set; read only in classification.
+        num_classes (int, optional): ``model.head.num_classes``.
+    """
+    labeled = [source for source in train if source.labeled and source.classes]
+    if not labeled or not classifies(labeled):
+        return []
+    unread: list[Problem] = []
+    others = [*labeled[1:], *val, *read_sources(test, unread)]
+    for problem in unread:
+        print_log(f'test set: {problem.found}', 'current', logging.WARNING)
+    file, classes = labeled[0].file, labeled[0].classes
+    _warn_of_missing_labels(labeled, classes)
+    problems = other_classes(others, classes, f'training ({file})')
+    if num_classes is not None and num_classes != len(classes):
+        found = (
+            f'`model.head.num_classes` is {num_classes}, but the images have {len(classes)} '
+            f'classes: {_some(classes)}'
+        )
+        fix = f'set `num_classes` (of the config, or of model.head) to {len(classes)}'
+        problems.append(Problem('number of classes', file, None, found, fix))
+    return problems
+
+
+def other_classes(sources: Sequence[Source], expected: Sequence[str], whose: str) -> list[Problem]:
+    """Find labeled sets whose classes, where they name them, are not those expected (``whose``)."""
+    return [
+        Problem('other classes', source.file, None, _difference(source.classes, expected, whose))
+        for source in sources
+        if source.labeled and source.classes and source.classes != tuple(expected)
+    ]
+
+
+def _difference(found: Sequence[str], expected: Sequence[str], whose: str) -> str:
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    if not missing and not extra:
+        return f'the classes {_some(found)} are in another order than those of {whose}'
+    differences = (('lacks', missing), ('also has', extra))
+    parts = [f'{what} {_some(names)}' for what, names in differences if names]
+    return f'compared with {whose}, it ' + ' and '.join(parts) + ': classes get wrong numbers'
+
+
+def _some(names: Sequence[str], limit: int = 10) -> str:
+    more = f' and {len(names) - limit} more' if len(names) > limit else ''
+    return ', '.join(names[:limit]) + more
+
+
+def _warn_of_missing_labels(sources: Sequence[Source], classes: Sequence[str]) -> None:
+    found = {sample.label for source in sources for sample in source.samples}
+    missing = [name for number, name in enumerate(classes) if number not in found]
+    if missing:
+        files = ', '.join(source.file for source in sources)
+        message = f'{files}: no labeled image of {_some(missing)}: they will never be predicted'
+        print_log(message, 'current', logging.WARNING)

@@ -1,0 +1,112 @@
+"""What all exports do: read a trained checkpoint, clean its config, write the plain pair."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+from mmengine.config import Config
+from torch import Tensor
+
+from mmdmt.checkpoint import load_checkpoint_file, read_stored_config, save_atomically
+from mmdmt.config import resolve_config
+from mmdmt.registry import MODELS
+
+PathLike = Union[str, Path]
+
+
+def read_trained(
+    checkpoint: PathLike, config: Optional[PathLike] = None, trusted: Sequence[PathLike] = ()
+) -> Tuple[dict, Config]:
+    """Load a checkpoint with the config it was trained with.
+
+    Args:
+        checkpoint: File that a runner wrote.
+        config: Config file; defaults to the text in the checkpoint, which is not executed.
+        trusted: Checkpoints that may be unpickled without restrictions.
+
+    Raises:
+        ValueError: The checkpoint has no weights, or no config and none is named.
+    """
+    loaded = load_checkpoint_file(checkpoint, trusted=trusted)
+    if 'state_dict' not in loaded:
+        raise ValueError(f'{checkpoint} has no state_dict: it was not written by a runner')
+    if config is not None:
+        return loaded, resolve_config(Config.fromfile(config))
+    text = loaded.get('meta', {}).get('cfg')
+    if not text:
+        raise ValueError(f'{checkpoint} stores no config: name the config file')
+    return loaded, read_stored_config(text)
+
+
+def write_plain(
+    stem: Path, plain: Config, weights: Dict[str, Tensor], dataset_meta: dict, what: str
+) -> Tuple[Path, Path]:
+    """Write ``<stem>.py`` and ``<stem>.pth`` if the weights fit the config.
+
+    Args:
+        stem: Path of the files without their suffixes.
+        plain: The config.
+        weights: State dict; what the model of the config does not have is left out.
+        dataset_meta: Classes and palette, which inferencers read from the checkpoint.
+        what: What the weights are, for the message.
+
+    Raises:
+        ValueError: Weights are missing or have another shape.
+    """
+    expected = MODELS.build(copy.deepcopy(plain.model)).state_dict()
+    missing = [key for key in expected if key not in weights]
+    differing = [
+        key for key in expected if key in weights and weights[key].shape != expected[key].shape
+    ]
+    if missing or differing:
+        raise ValueError(
+            f'{what} does not fit the config: {len(missing)} weights are missing '
+            f'{missing[:3]}, {len(differing)} have another shape {differing[:3]}'
+        )
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    meta = {'dataset_meta': dataset_meta, 'cfg': plain.pretty_text}
+    # Copies, since a view would be saved with the storage of all networks.
+    state_dict = {key: weights[key].detach().clone() for key in expected}
+    save_atomically({'meta': meta, 'state_dict': state_dict}, stem.with_suffix('.pth'))
+    plain.dump(stem.with_suffix('.py'))
+    return stem.with_suffix('.py'), stem.with_suffix('.pth')
+
+
+def dicts_in(value: Any) -> Iterator[dict]:
+    """All dicts in nested dicts, lists and tuples, the outermost first."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    for child in value if isinstance(value, (list, tuple)) else ():
+        yield from dicts_in(child)
+
+
+def foreign_types(cfg: Union[Config, dict]) -> List[str]:
+    """Types of mmdmt in a config."""
+    cfg = cfg.to_dict() if isinstance(cfg, Config) else cfg
+    kinds = (str(part.get('type', '')) for part in dicts_in(cfg))
+    return sorted({kind for kind in kinds if kind.startswith('mmdmt.')})
+
+
+def with_imports(plain: dict, trained: dict, own: str) -> Config:
+    """The config, importing what the trained one does, and ``own`` only if it needs it."""
+    imports = (trained.get('custom_imports') or {}).get('imports', [])
+    imports = [imports] if isinstance(imports, str) else imports
+    imports = [name for name in imports if name.split('.')[0] != 'mmdmt']
+    if foreign_types(plain):
+        imports.append(own)
+    if imports:
+        plain = dict(plain, custom_imports=dict(imports=imports, allow_failed_imports=False))
+    return Config(plain)
+
+
+def forget_pretrained(model: dict) -> None:
+    """Do not load initial weights that the checkpoint replaces."""
+    for part in dicts_in(model):
+        if 'pretrained' in part:
+            part['pretrained'] = False if isinstance(part['pretrained'], bool) else None
+        init_cfg = part.get('init_cfg')
+        steps = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
+        if any(isinstance(step, dict) and step.get('type') == 'Pretrained' for step in steps):
+            part['init_cfg'] = None

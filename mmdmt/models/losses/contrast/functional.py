@@ -1,0 +1,227 @@
+"""Contrastive losses of Cross Teacher Training as pure functions of tensors.
+
+Xiao et al., "Semi-supervised Semantic Segmentation with Cross Teacher Training", Neurocomputing
+508, 2022 (arXiv 2209.01327). Half-precision features are handled in float32. Nothing is read back
+to the host, so nothing waits for the device.
+"""
+
+import contextlib
+import math
+from typing import Callable, ContextManager, List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+# Similarities (anchor, bank feature) held at a time: 64 MiB of float32.
+_MAX_SIMILARITIES = 1 << 24
+# Similarity of a bank row that holds nothing: its exponential is 0. Finite, because a class of
+# nothing but -inf would have no gradient.
+_NO_SIMILARITY = -1e4
+
+
+def memory_contrast_loss(
+    feat: Tensor,
+    label: Tensor,
+    mask: Tensor,
+    bank: Tensor,
+    temperature: float = 0.1,
+    filled: Optional[Tensor] = None,
+) -> Tensor:
+    r"""Pulls pixel features to their class in a memory bank (CTT's high-level contrast).
+
+    With :math:`s` the cosine similarity over ``temperature``, the mean over the :math:`K` bank
+    features :math:`b` of an anchor's class of
+
+    .. math:: -\log \frac{e^{s(f, b)}}{e^{s(f, b)} + \sum_{b'} e^{s(f, b')}},
+        \quad b' \text{ of all other classes,}
+
+    averaged over the anchors of a class, then over the classes that have anchors.
+
+    Memory is bounded: anchors are handled in chunks, which are computed again in the backward
+    pass. All pixels are computed and the mask is applied to the result, since gathering the
+    anchors would make the host wait for the device.
+
+    Args:
+        feat: Pixel features, (N, D, H, W).
+        label: Their classes, (N, H, W).
+        mask: (N, H, W) bool, True on anchors. Labels outside 0..C-1 are never anchors.
+        bank: Features of every class, (C, K, D), C >= 2. No gradient flows into it.
+        temperature: Scale of the similarities.
+        filled: (C, K) bool, False on bank rows that hold no feature: these are neither positives
+            nor negatives, and classes without any other row have no anchors. Defaults to all.
+
+    Returns:
+        Scalar loss; 0 where there are no anchors.
+
+    Raises:
+        ValueError: If shapes do not fit or the bank has a single class.
+    """
+    _check_maps(feat, label, mask)
+    rows = _as_rows(feat)
+    return memory_contrast(rows, label.flatten(), mask.flatten(), bank, temperature, filled)
+
+
+def memory_contrast(
+    rows: Tensor,
+    classes: Tensor,
+    chosen: Tensor,
+    bank: Tensor,
+    temperature: float = 0.1,
+    filled: Optional[Tensor] = None,
+) -> Tensor:
+    """:func:`memory_contrast_loss` of (P, D) features, their (P,) classes and (P,) mask."""
+    anchors, classes, chosen = _anchors(rows, classes, chosen, len(bank))
+    bank = _unit_bank(bank, anchors, filled) / temperature
+    if filled is not None:
+        chosen &= filled.any(dim=1)[classes]
+
+    def loss_of(anchor: Tensor, cls: Tensor) -> Tensor:
+        similarity = _similarities(anchor, bank, filled)
+        own = cls[:, None, None].expand(-1, 1, similarity.shape[2])
+        positive = similarity.gather(1, own).squeeze(1)
+        losses = F.softplus(_log_sum_of_others(similarity, cls)[:, None] - positive)
+        return losses.mean(dim=1) if filled is None else _mean_over_rows(losses, filled[cls])
+
+    return _mean_over_classes(_in_chunks(loss_of, [anchors, classes], bank), classes, chosen, bank)
+
+
+def peer_contrast_loss(
+    feat: Tensor,
+    peer_feat: Tensor,
+    label: Tensor,
+    mask: Tensor,
+    bank: Tensor,
+    temperature: float = 0.5,
+    filled: Optional[Tensor] = None,
+) -> Tensor:
+    """Pulls pixel features to the same pixel's feature in the peer network (CTT, low level).
+
+    As :func:`memory_contrast_loss`, but the only positive of an anchor is the feature of the same
+    pixel in ``peer_feat``; negatives are the bank features of other classes.
+
+    Args:
+        feat: Pixel features of the network that learns, (N, D, H, W).
+        peer_feat: Pixel features of its peer, (N, D, H, W). No gradient flows into them.
+        label: Classes, by the peer's prediction, (N, H, W).
+        mask: (N, H, W) bool, True on anchors. Labels outside 0..C-1 are never anchors.
+        bank: (C, K, D), C >= 2; CTT gives both networks' banks concatenated along K.
+        temperature: Scale of the similarities.
+        filled: (C, K) bool, False on bank rows that are no negatives. Defaults to all.
+
+    Returns:
+        Scalar loss; 0 where there are no anchors.
+
+    Raises:
+        ValueError: If shapes do not fit or the bank has a single class.
+    """
+    _check_maps(feat, label, mask)
+    if peer_feat.shape != feat.shape:
+        raise ValueError(
+            f'`peer_feat` must have the shape of `feat`, {tuple(feat.shape)}, '
+            f'got {tuple(peer_feat.shape)}'
+        )
+    rows, peers = _as_rows(feat), _as_rows(peer_feat)
+    return peer_contrast(rows, peers, label.flatten(), mask.flatten(), bank, temperature, filled)
+
+
+def peer_contrast(
+    rows: Tensor,
+    peers: Tensor,
+    classes: Tensor,
+    chosen: Tensor,
+    bank: Tensor,
+    temperature: float = 0.5,
+    filled: Optional[Tensor] = None,
+) -> Tensor:
+    """:func:`peer_contrast_loss` of two (P, D) features, their (P,) classes and (P,) mask."""
+    anchors, classes, chosen = _anchors(rows, classes, chosen, len(bank))
+    bank = _unit_bank(bank, anchors, filled) / temperature
+    peers = F.normalize(peers.detach().to(anchors), dim=1) / temperature
+
+    def loss_of(anchor: Tensor, peer: Tensor, cls: Tensor) -> Tensor:
+        negative = _log_sum_of_others(_similarities(anchor, bank, filled), cls)
+        return F.softplus(negative - (anchor * peer).sum(dim=1))
+
+    losses = _in_chunks(loss_of, [anchors, peers, classes], bank)
+    return _mean_over_classes(losses, classes, chosen, bank)
+
+
+def _check_maps(feat: Tensor, label: Tensor, mask: Tensor) -> None:
+    pixels = (feat.shape[0], *feat.shape[2:])
+    if tuple(label.shape) != pixels or tuple(mask.shape) != pixels:
+        raise ValueError(
+            f'`label` and `mask` must be {pixels} for `feat` of shape {tuple(feat.shape)}, got '
+            f'{tuple(label.shape)} and {tuple(mask.shape)}; resize them to the feature map'
+        )
+
+
+def _as_rows(feat: Tensor) -> Tensor:
+    """(N, D, H, W) features as (N*H*W, D)."""
+    return feat.movedim(1, -1).reshape(-1, feat.shape[1])
+
+
+def _anchors(
+    rows: Tensor, classes: Tensor, chosen: Tensor, num_classes: int
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """Unit anchors (P, D) in float32 or better, classes that may be gathered, which count."""
+    rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+    chosen = chosen.bool() & (classes >= 0) & (classes < num_classes)
+    return F.normalize(rows, dim=1), classes.long().masked_fill(~chosen, 0), chosen
+
+
+def _unit_bank(bank: Tensor, anchors: Tensor, filled: Optional[Tensor]) -> Tensor:
+    if bank.ndim != 3 or bank.shape[0] < 2 or bank.shape[2] != anchors.shape[1]:
+        raise ValueError(
+            f'`bank` must be (C, K, {anchors.shape[1]}) with at least 2 classes, '
+            f'got {tuple(bank.shape)}'
+        )
+    if filled is not None and (filled.dtype != torch.bool or filled.shape != bank.shape[:2]):
+        raise ValueError(
+            f'`filled` must be a bool tensor of shape {tuple(bank.shape[:2])}, got '
+            f'{filled.dtype} of shape {tuple(filled.shape)}'
+        )
+    return F.normalize(bank.detach().to(anchors), dim=2)
+
+
+def _similarities(anchor: Tensor, bank: Tensor, filled: Optional[Tensor]) -> Tensor:
+    """Products of (P, D) anchors with a (C, K, D) bank: (P, C, K); very small if not filled."""
+    with _full_precision(anchor.device.type):
+        similarity = (anchor @ bank.flatten(0, 1).t()).unflatten(1, bank.shape[:2])
+    return similarity if filled is None else similarity.masked_fill(~filled, _NO_SIMILARITY)
+
+
+def _full_precision(device_type: str) -> ContextManager:
+    # Autocast would leave 8 or 11 bits of a similarity that is divided by a temperature of 0.1.
+    if device_type in ('cpu', 'cuda'):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _log_sum_of_others(similarity: Tensor, cls: Tensor) -> Tensor:
+    """Log of the summed exponentials over all classes but ``cls``: (P, C, K) -> (P,)."""
+    per_class = similarity.logsumexp(dim=2)
+    return per_class.scatter(1, cls[:, None], -math.inf).logsumexp(dim=1)
+
+
+def _in_chunks(function: Callable[..., Tensor], rows: List[Tensor], bank: Tensor) -> Tensor:
+    """``function(*rows)`` for a slice of rows at a time, keeping nothing for the backward pass."""
+    size = max(1, _MAX_SIMILARITIES // max(1, bank.shape[0] * bank.shape[1]))
+    if len(rows[0]) <= size:
+        return function(*rows)
+    options = dict(use_reentrant=False, preserve_rng_state=False)
+    chunks = zip(*[tensor.split(size) for tensor in rows])
+    return torch.cat([checkpoint(function, *chunk, **options) for chunk in chunks])
+
+
+def _mean_over_rows(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the masked elements of each row of (P, K); 0 where there are none."""
+    return values.masked_fill(~mask, 0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+def _mean_over_classes(losses: Tensor, classes: Tensor, chosen: Tensor, bank: Tensor) -> Tensor:
+    """Mean over the anchors of each class, then over the classes that have any."""
+    counts = losses.new_zeros(len(bank)).scatter_add(0, classes, chosen.to(losses))
+    weight = chosen / counts.clamp(min=1)[classes]
+    return (losses * weight).sum() / (counts > 0).sum().clamp(min=1)
