@@ -63,9 +63,8 @@ def without_weights(model):
 
 def build(model, scope='mmseg'):
     """Build a model without memory for its weights."""
-    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'):
-        # Rates of stochastic depth are read as numbers.
-        with mock.patch(
-            'torch.linspace', lambda *args, **kwargs: torch.zeros(args[2], device='cpu')
-        ):
-            return MODELS.build(without_weights(model))
+    rates = mock.patch(  # of stochastic depth, which are read as numbers
+        'torch.linspace', lambda start, end, steps, **kwargs: torch.zeros(steps, device='cpu')
+    )
+    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), rates:
+        return MODELS.build(without_weights(model))

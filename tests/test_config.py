@@ -36,7 +36,8 @@ train_dataloader = dict(
             dict(data_root='elsewhere', ann_file='', pipeline=pipeline)])]))
 val_dataloader = dict(batch_size=4, dataset=dict(data_root=data_root, ann_file='l.txt'))
 model = dict(
-    segmentor=dict(data_preprocessor=dict(size=None)), other=dict(size=crop_size, crop_size=crop_size))
+    segmentor=dict(data_preprocessor=dict(size=None)),
+    other=dict(size=crop_size, crop_size=crop_size))
 """
 
 
