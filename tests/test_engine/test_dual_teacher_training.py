@@ -156,10 +156,9 @@ def test_a_run_killed_in_the_middle_of_a_shift_ends_with_the_same_weights(traine
 
 
 def test_a_checkpoint_between_two_shifts_switches_once(tree, tmp_path):
-    """With shifts of 3 iterations every checkpoint lies between two."""
-    whole = RUNNERS.build(
-        load_config(config(tree, tmp_path / 'a', shift_length=3), tmp_path / 'a.py')
-    )
+    """With shifts of 3 iterations that of iteration 6 lies between two."""
+    cfg = config(tree, tmp_path / 'a', shift_length=3, interval=6)
+    whole = RUNNERS.build(load_config(cfg, tmp_path / 'a.py'))
     whole.train()
     cfg = config(tree, tmp_path / 'b', shift_length=3)
     cfg.update(resume=True, load_from=str(tmp_path / 'a' / 'iter_6.pth'))

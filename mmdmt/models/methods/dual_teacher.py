@@ -102,8 +102,11 @@ class DualTeacher(SemiSegmentor):
     ) -> None:
         check_range('num_teachers', num_teachers, 1)
         check_range('consistency_weight', consistency_weight, 0)
-        if shift_length != 'epoch':
-            check_range("shift_length, a number of iterations or 'epoch',", shift_length, 1)
+        if shift_length != 'epoch' and not (isinstance(shift_length, int) and shift_length > 0):
+            raise ValueError(
+                "`shift_length` must be 'epoch' or a positive number of iterations, got "
+                f'{shift_length!r}'
+            )
         teachers = {f'teacher_{index}': 'student' for index in range(num_teachers)}
         super().__init__({'student': segmentor}, teachers, **common)
         for name in self.teacher_names:
@@ -111,7 +114,9 @@ class DualTeacher(SemiSegmentor):
         self.shift_length = shift_length
         # Until `start_run` knows how long an epoch is, the first shift does not end.
         self.shift_iters = sys.maxsize if shift_length == 'epoch' else shift_length
-        self.shifts = nn.ModuleList([self.shift_type(**shift) for shift in shifts])
+        self.shifts = nn.ModuleList(
+            [self.shift_type(**shift) for shift in shifts or PUBLISHED_SHIFTS]
+        )
         self.restart = restart
         self.strong = MODELS.build(strong) if strong else None
         self.threshold = build_threshold(threshold)

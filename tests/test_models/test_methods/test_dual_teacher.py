@@ -119,6 +119,17 @@ def test_padded_pixels_never_count_and_keep_their_value():
         assert (blank[:, 20:] == 1).all(1).logical_or((blank[:, :12] == 1).all(1)).all()
 
 
+def test_an_adaptive_threshold_serves_both_losses(batch):
+    threshold = dict(type='mmdmt.AdaptiveThreshold', init=0.0, momentum=0.0)
+    model = build(threshold=threshold, shifts=[{}]).train()
+    losses = model.loss(*batch)
+    _, confidence = labels_of(model, batch[0])
+    share = (confidence >= model.threshold.value).float().mean()
+    assert 0 < share < 1
+    torch.testing.assert_close(losses['unsup_keep_ratio'], share)
+    torch.testing.assert_close(losses['unsup_confident_share'], share)
+
+
 def test_nothing_confident_gives_zero_loss_with_a_gradient(batch):
     model = build(threshold=1.0).train()
     losses = model.loss(*batch)
@@ -315,6 +326,7 @@ def test_an_epoch_of_unknown_length_is_refused(passes):
         (dict(num_teachers=0), 'num_teachers'),
         (dict(num_teachers='2'), 'num_teachers'),
         (dict(shift_length=0), 'shift_length'),
+        (dict(shift_length=2.5), 'shift_length'),
         (dict(shift_length='iter'), "shift_length.*'epoch'"),
         (dict(threshold=1.5), 'threshold'),
         (dict(consistency_weight=-1), 'consistency_weight'),
