@@ -207,7 +207,8 @@ def test_a_child_config_sets_the_data_root_at_the_top(tmp_path):
     child = tmp_path / 'child.py'
     child.write_text(
         f"_base_ = '{CONFIGS}/pascal_voc12_aug.py'\n"
-        f"data_root = '{tmp_path}/voc'\nsource_ratio = [1, 1]\ncrop_size = (24, 32)\nresize_ratio = (0.5, 1.5)\n"
+        f"data_root = '{tmp_path}/voc'\nsource_ratio = [1, 1]\n"
+        'crop_size = (24, 32)\nresize_ratio = (0.5, 1.5)\n'
     )
     cfg = resolve_config(Config.fromfile(child))
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
