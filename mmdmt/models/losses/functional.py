@@ -30,25 +30,7 @@ from torch.autograd.function import once_differentiable
 
 from mmdmt.checks import check_choice
 
-from .contrast.functional import memory_contrast_loss, peer_contrast_loss
-
-__all__ = [
-    'CONFLICTS',
-    'NORMALIZERS',
-    'LossAndStats',
-    'confidence_share_loss',
-    'dynamic_mutual_loss',
-    'dynamic_self_loss',
-    'masked_consistency_loss',
-    'masked_cross_entropy',
-    'memory_contrast_loss',
-    'mixup_loss',
-    'mixup_weights',
-    'ohem_cross_entropy',
-    'online_pseudo_loss',
-    'peer_contrast_loss',
-    'sigmoid_ramp',
-]
+from .contrast.functional import memory_contrast_loss, peer_contrast_loss  # noqa: F401
 
 LossAndStats = Tuple[Tensor, Dict[str, Tensor]]
 

@@ -47,12 +47,7 @@ class View(NamedTuple):
 
 @dataclass
 class HighLevel:
-    """Settings of the high level.
-
-    Attributes:
-        weight: Of the loss; 0 switches it off.
-        temperature: As published.
-    """
+    """Weight of the high level, of which 0 switches it off, and its published temperature."""
 
     weight: float = 0.1
     temperature: float = 0.1
@@ -64,11 +59,9 @@ class HighLevel:
 
 @dataclass
 class LowLevel:
-    """Settings of the low level.
+    """Weight of the low level, of which 0 switches it off, and its published temperature.
 
     Attributes:
-        weight: Of the loss; 0 switches it off.
-        temperature: As published.
         requires_confident_peer: Whether a pixel is pulled to the peer only where the peer is more
             confident than the student. False is the released code.
         peer_threshold: Confidence the peer needs besides. Published: 0, for DeepLabV3+ 0.75.
@@ -208,7 +201,7 @@ class CrossContrast(nn.Module):
         mask = torch.cat([torch.ones_like(sup_label, dtype=torch.bool), confident])
         index, chosen = sample_anchors(label, mask, self.num_classes, self.anchors_per_class)
         rows = self.students[side](gather_pixels(view.feat, index))
-        feats, filled = self._memory(side)
+        feats, filled = self._bank(side)
         classes = label.flatten()[index]
         return memory_contrast(rows, classes, chosen, feats, self.high.temperature, filled)
 
@@ -228,11 +221,11 @@ class CrossContrast(nn.Module):
             peer_feat = _bilinear(views[peer].feat[count:], size)
             peer_rows = self.students[peer](gather_pixels(peer_feat, index))
         rows = self.students[side](gather_pixels(view.feat[count:], index))
-        feats, filled = self._memory(side, peer)
+        feats, filled = self._bank(side, peer)
         classes = label.flatten()[index]
         return peer_contrast(rows, peer_rows, classes, chosen, feats, self.low.temperature, filled)
 
-    def _memory(self, *sides: str) -> Tuple[Tensor, Optional[Tensor]]:
+    def _bank(self, *sides: str) -> Tuple[Tensor, Optional[Tensor]]:
         """Features of the banks of some sides, (C, K, D), and which of their rows are filled."""
         feats = torch.cat([self.banks[side].feats for side in sides], dim=1)
         if self.start == 1:  # all are, once the losses count
@@ -243,13 +236,9 @@ class CrossContrast(nn.Module):
     def remember(
         self, side: str, teacher: BaseSegmentor, images: Tensor, sup_label: Tensor
     ) -> None:
-        """Put features of a teacher on labeled images into the bank of its side.
+        """Put features that a teacher has of labeled images into the bank of its side.
 
-        Args:
-            side (str): Side of the teacher.
-            teacher (BaseSegmentor): The teacher.
-            images (Tensor): Labeled images, (N_l, 3, H, W), normalized.
-            sup_label (Tensor): Ground truth (N_l, H, W).
+        Images are (N_l, 3, H, W), normalized, and their ground truth ``sup_label`` (N_l, H, W).
         """
         with self.tap(teacher) as tap:
             dense_logits(teacher, images)

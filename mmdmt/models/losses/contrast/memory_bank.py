@@ -102,18 +102,11 @@ class ClassMemoryBank(nn.Module):
     ) -> Tuple[Tensor, Tensor]:
         """Choose what :meth:`update` would append, for a projection or an exchange in between.
 
-        Args:
-            feat (Tensor): (N, D', H, W) features of any length.
-            logits (Tensor): As for :meth:`update`.
-            label (Tensor): As for :meth:`update`.
-            per_class (int): As for :meth:`update`; more than ``capacity`` is never chosen.
+        Arguments and errors are those of :meth:`update`, but features may have any length D'.
 
         Returns:
             tuple[Tensor, Tensor]: Features (C, k, D') with ``k = min(per_class, capacity)``, and
             how many of them (C,) each class has; rows beyond are meaningless.
-
-        Raises:
-            ValueError: As :meth:`update`.
         """
         self._check(feat, logits, label, per_class)
         scores = self._scores(logits, label.flatten())
@@ -185,9 +178,9 @@ class TeacherBank(ClassMemoryBank):
     Args:
         num_classes (int): Number of classes C.
         channels (int): Length of a projected feature, D.
-        size (int): Features kept per class. Defaults to 256, as published.
-        threshold (float): Confidence a pixel needs to be admitted. Defaults to 0.95, as published.
-        threshold_on (str): 'prob' (default), or 'logit' as in the released code.
+        size (int): ``capacity``. Defaults to 256, as published.
+        threshold (float): As of :class:`ClassMemoryBank`.
+        threshold_on (str): Its ``admit_on``.
         per_class (int, optional): Pixels per class that are admitted in a step at most; published
             is ``max(int(size / labeled images of the dataset * 2), labeled images of the step)``.
             Defaults to the labeled images of the step.
@@ -221,14 +214,7 @@ class TeacherBank(ClassMemoryBank):
 
     @torch.no_grad()
     def remember(self, feat: Tensor, logits: Tensor, label: Tensor, projection: nn.Module) -> None:
-        """Admit pixels of labeled images.
-
-        Args:
-            feat (Tensor): (N, D', H, W) features of the teacher.
-            logits (Tensor): (N, C, H, W) logits of the same pixels.
-            label (Tensor): (N, H, W) ground truth, resized to the feature map.
-            projection (nn.Module): Maps rows (A, D') to (A, D).
-        """
+        """Admit pixels of labeled images, see :meth:`select`, after a projection of their rows."""
         rows, counts = self.select(feat, logits, label, self.per_class or len(feat))
         rows = projection(rows.to(feat))
         if self.sync == 'rank':
