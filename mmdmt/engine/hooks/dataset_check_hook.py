@@ -64,7 +64,8 @@ class DatasetCheckHook(Hook):
         """
         loaders = runner._train_dataloader, runner._val_dataloader, runner._test_dataloader
         train, val, test = map(_dataset_of, loaders)
-        self.check(train, val, runner.work_dir, test, _num_classes(runner.model))
+        num_classes = _num_classes(runner.model)
+        self.check(train, val, runner.work_dir, test=test, num_classes=num_classes)
         self._checked = True
 
     def before_train(self, runner: Runner) -> None:
@@ -88,15 +89,10 @@ class DatasetCheckHook(Hook):
             test = read_sources(runner.test_loop.dataloader.dataset, [])
             raise_on_problems(other_classes(test, self._stored_classes, 'the checkpoint'))
 
-    def check(
-        self,
-        train: Any,
-        val: Any,
-        work_dir: str,
-        test: Any = None,
-        num_classes: Optional[int] = None,
-    ) -> None:
+    def check(self, train: Any, val: Any, work_dir: str, **options: Any) -> None:
         """Check datasets or their configs on rank 0; raise on every rank.
+
+        The ``options`` are ``test`` and ``num_classes`` of :func:`check_dataset`.
 
         Raises:
             DatasetError: With a table of all problems, if there are any.
@@ -104,9 +100,8 @@ class DatasetCheckHook(Hook):
         if self.mode == 'off':
             return
         own = osp.join(work_dir, 'dataset_check.json')
-        cache = own if self.cache is True else self.cache or None
-        options = dict(full=self.mode == 'full', cache_file=cache)
-        options.update(test=test, num_classes=num_classes)
+        options['cache_file'] = own if self.cache is True else self.cache or None
+        options['full'] = self.mode == 'full'
         problems = from_main(lambda: _find_problems(train, val, options))
         print_log(f'data check ({self.mode}): {len(problems)} problems', 'current')
         raise_on_problems(problems)
