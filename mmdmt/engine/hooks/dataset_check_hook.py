@@ -6,14 +6,13 @@ from typing import Any, List, Optional, Tuple, Union
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmdmt.datasets.checks.classes import other_classes
 from mmdmt.datasets.checks.problems import DatasetError, Problem, raise_on_problems
 from mmdmt.datasets.checks.sources import read_sources
 from mmdmt.datasets.checks.validation import check_dataset
-from mmdmt.distributed import from_main
+from mmdmt.distributed import from_main, unwrap
 from mmdmt.registry import HOOKS
 
 MODES = ('full', 'fast', 'off')
@@ -127,5 +126,5 @@ def _dataset_of(loader: Any) -> Any:
 
 def _num_classes(model: Any) -> Optional[int]:
     """Number of classes of a classifier; None for a segmentor."""
-    model = model.module if is_model_wrapper(model) else model
+    model = unwrap(model)
     return getattr(getattr(model, 'head', None), 'num_classes', None)
