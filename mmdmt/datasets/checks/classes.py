@@ -21,13 +21,8 @@ def compare_classes(
 ) -> list[Problem]:
     """Find sets that number other classes than the first labeled set, and a head of another size.
 
-    Warned of are classes without labeled images, and a test set that cannot be read (yet).
-
-    Args:
-        train (Sequence[Source]): Sources of the training set.
-        val (Sequence[Source]): Sources of the validation set.
-        test (BaseDataset | dict, optional): The test set; read only in classification.
-        num_classes (int, optional): ``model.head.num_classes``.
+    Warned of are classes without labeled images, and a test set that cannot be read (yet). There
+    are no problems in segmentation. ``num_classes`` is ``model.head.num_classes``.
     """
     labeled = [source for source in train if source.labeled and source.classes]
     if not labeled or not classifies(labeled):

@@ -64,8 +64,8 @@ class DatasetCheckHook(Hook):
         """
         loaders = runner._train_dataloader, runner._val_dataloader, runner._test_dataloader
         train, val, test = map(_dataset_of, loaders)
-        options = dict(test=test, num_classes=_num_classes(runner.model))
-        self.check(train, val, runner.work_dir, **options)
+        num_classes = _num_classes(runner.model)
+        self.check(train, val, runner.work_dir, test=test, num_classes=num_classes)
         self._checked = True
 
     def before_train(self, runner: Runner) -> None:
@@ -90,22 +90,18 @@ class DatasetCheckHook(Hook):
             raise_on_problems(other_classes(test, self._stored_classes, 'the checkpoint'))
 
     def check(self, train: Any, val: Any, work_dir: str, **options: Any) -> None:
-        """Check datasets or their configs on rank 0.
+        """Check datasets or their configs on rank 0; raise on every rank.
 
-        Args:
-            train: Training dataset.
-            val: Validation dataset, or None.
-            work_dir: Where the cache lies by default.
-            **options: More arguments of ``check_dataset``.
+        The ``options`` are ``test`` and ``num_classes`` of :func:`check_dataset`.
 
         Raises:
-            DatasetError: On every rank, with a table of all problems, if there are any.
+            DatasetError: With a table of all problems, if there are any.
         """
         if self.mode == 'off':
             return
         own = osp.join(work_dir, 'dataset_check.json')
-        cache = own if self.cache is True else self.cache or None
-        options.update(full=self.mode == 'full', cache_file=cache)
+        options['cache_file'] = own if self.cache is True else self.cache or None
+        options['full'] = self.mode == 'full'
         problems = from_main(lambda: _find_problems(train, val, options))
         print_log(f'data check ({self.mode}): {len(problems)} problems', 'current')
         raise_on_problems(problems)
@@ -126,5 +122,4 @@ def _dataset_of(loader: Any) -> Any:
 
 def _num_classes(model: Any) -> Optional[int]:
     """Number of classes of a classifier; None for a segmentor."""
-    model = unwrap(model)
-    return getattr(getattr(model, 'head', None), 'num_classes', None)
+    return getattr(getattr(unwrap(model), 'head', None), 'num_classes', None)

@@ -17,7 +17,7 @@ from tiny_project import (
     write_config,
 )
 
-from mmdmt.datasets.checks.validation import DatasetError
+from mmdmt.datasets.checks.problems import DatasetError
 from mmdmt.engine.mutual import LedgerMismatchError
 from mmdmt.engine.runners import MutualTrainingRunner
 from mmdmt.models.methods.base import build_segmentor
