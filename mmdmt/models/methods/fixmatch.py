@@ -36,9 +36,6 @@ class FixMatch(SemiSegmentor):
         sup_weight (float): Defaults to 0.5.
         unsup_weight (float): Defaults to 0.5.
         **common: Settings of :class:`SemiSegmentor`.
-
-    Raises:
-        ValueError: If ``labeler`` is unknown.
     """
 
     def __init__(

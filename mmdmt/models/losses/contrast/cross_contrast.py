@@ -110,8 +110,8 @@ class CrossContrast(nn.Module):
         classifier (str): Layer whose input is the feature, see :class:`.FeatureTap`.
 
     Raises:
-        ValueError: If a value is out of range, a key is unknown, a network has no such classifier,
-            or both have features of different channels and no ``projection``.
+        ValueError: If a network has no such classifier, or both have features of different channels
+            and no ``projection``.
     """
 
     def __init__(

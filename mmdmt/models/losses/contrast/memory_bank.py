@@ -36,9 +36,6 @@ class ClassMemoryBank(nn.Module):
     Attributes:
         feats (Tensor): (C, K, D), oldest first; rows from ``counts`` on are not filled.
         counts (Tensor): (C,) long, number of filled rows.
-
-    Raises:
-        ValueError: If a size is not positive or ``admit_on`` is unknown.
     """
 
     feats: Tensor
@@ -176,9 +173,6 @@ class TeacherBank(ClassMemoryBank):
             banks are equal. 'rank': only its own; a checkpoint then holds the banks of rank 0, and
             the model needs ``broadcast_buffers=False`` or they replace all others. Defaults to
             'gather'.
-
-    Raises:
-        ValueError: If a value is out of range or unknown.
     """
 
     def __init__(
