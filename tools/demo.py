@@ -46,7 +46,7 @@ from mmdmt.pseudo import PseudoLabelStore
 sys.path.insert(0, str(shipped_dir('examples')))
 from toy_scenes import generate
 
-CONFIG = 'demo/dmt_fcn_unet_24_toy-scenes-96x96.py'
+CONFIG = 'dmt/dmt_fcn_unet_toy-scenes-96x96.py'
 SCENES = dict(num_train=320, num_val=20, num_test=100, num_labeled=24)
 QUICK_SCENES = dict(num_train=10, num_val=2, num_test=3, num_labeled=4)
 QUICK_OPTIONS = {
@@ -169,7 +169,7 @@ def train(cfg: Config, fresh: bool) -> MutualTrainingRunner:
 def score(runner: MutualTrainingRunner) -> List[Row]:
     """Score the product of every stage on the test images."""
     entries = runner.ledger.read()
-    labels = len(read_list(runner.cfg.data_root, 'labeled'))
+    labels = len(read_list(runner.cfg.test_dataloader.dataset.data_root, 'labeled'))
     rows, steps = [], {}
     for stage in runner.plan.stages:
         cfg = stage_config(runner, stage.name)
