@@ -83,14 +83,12 @@ class CrossContrast(nn.Module):
     Neurocomputing 508, 2022 (arXiv 2209.01327). The released code computes both losses and adds
     neither, so their weights are not known; those here are this project's choice.
 
-    - **High level**: features of labeled pixels and of unlabeled pixels with a confident label are
-      pulled to the bank of their class and pushed from all others
-      (:func:`~mmdmt.models.losses.functional.memory_contrast_loss`). A student's bank holds
-      features of **its own** teacher on labeled pixels.
-    - **Low level**: features of the other unlabeled pixels are pulled to the feature of the same
-      pixel in the peer, where the peer is more confident than the student, and pushed from the
-      features of other classes in both banks
-      (:func:`~mmdmt.models.losses.functional.peer_contrast_loss`).
+    - **High level** (:func:`.memory_contrast_loss`): features of labeled pixels and of unlabeled
+      pixels with a confident label are pulled to the bank of their class and pushed from all
+      others. A student's bank holds features of **its own** teacher on labeled pixels.
+    - **Low level** (:func:`.peer_contrast_loss`): features of the other unlabeled pixels are pulled
+      to the feature of the same pixel in the peer, where the peer is more confident than the
+      student, and pushed from the features of other classes in both banks.
 
     Args:
         students (dict[str, BaseSegmentor]): The two networks, by side ('l', 'r'), of which only

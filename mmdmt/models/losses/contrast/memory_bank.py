@@ -31,7 +31,7 @@ class ClassMemoryBank(nn.Module):
         threshold (float): Confidence a pixel needs to be admitted. Defaults to 0.95, as published.
         admit_on (str): What ``threshold`` is compared with: ``'prob'``, the largest softmax value
             (the paper), or ``'logit'``, the largest raw logit (the released code, where nearly
-            every correct pixel passes). Defaults to ``'prob'``.
+            every correct pixel passes).
 
     Attributes:
         feats (Tensor): (C, K, D), oldest first; rows from ``counts`` on are not filled.
@@ -161,11 +161,9 @@ class TeacherBank(ClassMemoryBank):
     """A memory bank of projected features of a teacher, shared by the ranks of a run.
 
     Args:
-        num_classes (int): As of :class:`ClassMemoryBank`, and so are the next four.
-        channels (int): Length of a projected feature.
-        size (int): ``capacity``. Defaults to 256, as published.
-        threshold (float): ``threshold``.
-        threshold_on (str): ``admit_on``.
+        num_classes, channels, threshold: As of :class:`ClassMemoryBank`.
+        size (int): Its ``capacity``. Defaults to 256, as published.
+        threshold_on (str): Its ``admit_on``.
         per_class (int, optional): Pixels per class that are admitted in a step at most; published
             is ``max(int(size / labeled images of the dataset * 2), labeled images of the step)``.
             Defaults to the labeled images of the step.
