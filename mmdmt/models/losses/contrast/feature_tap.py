@@ -51,7 +51,7 @@ class FeatureTap:
     ::
 
         with FeatureTap(segmentor) as tap:
-            logits = dense_logits(segmentor, images)
+            dense_logits(segmentor, images)
         features = tap.features  # (N, D, h, w)
 
     mmseg's heads end in ``conv_seg(dropout(features))``. The tap sits directly before

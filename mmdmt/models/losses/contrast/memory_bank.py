@@ -120,14 +120,13 @@ class ClassMemoryBank(nn.Module):
             raise ValueError(
                 f'features must have the {channels} channels of the bank, got {rows.shape[2]}'
             )
-        total = (self.counts + counts)[:, None]
+        held, total = self.counts[:, None], (self.counts + counts)[:, None]
         position = torch.arange(capacity, device=rows.device).expand(len(rows), -1)
         # Place in the queue of old and new rows of what ends up at each position.
         queue = position + (total - capacity).clamp(min=0)
-        is_new = (queue >= self.counts[:, None]) & (queue < total)
+        source = torch.where(queue < held, queue, queue - held + capacity)
         # Positions beyond the queue keep what they hold.
-        old = torch.where(queue < total, queue, position).clamp(max=capacity - 1)
-        source = torch.where(is_new, queue - self.counts[:, None] + capacity, old)
+        source = torch.where(queue < total, source, position)
         both = torch.cat([self.feats, rows.to(self.feats)], dim=1)
         self.feats.copy_(both.gather(1, source[:, :, None].expand(-1, -1, channels)))
         self.counts.copy_(total.squeeze(1).clamp(max=capacity))
