@@ -43,16 +43,13 @@ def load_checkpoint_file(
     trusted: Sequence[Union[str, Path]] = (),
     mmap: bool = False,
 ) -> dict:
-    """Load a local checkpoint without letting it run code.
+    """Load a local checkpoint as :func:`torch.load` does, without letting it run code.
 
     Args:
         path: File written by :func:`torch.save`.
         map_location: As in :func:`torch.load`.
         trusted: Files that may be unpickled without restrictions, by path.
         mmap: Leave the tensors on disk until they are read (a quick look at ``meta``).
-
-    Returns:
-        What was saved, usually ``dict(meta, state_dict, ...)``.
 
     Raises:
         FileNotFoundError: ``path`` is not a file.
@@ -87,9 +84,6 @@ def safe_loading(trusted: Sequence[Union[str, Path]] = ()) -> Iterator[None]:
     ``CheckpointLoader``, which unpickles freely (official) or falls back to doing so (maintained).
     Inside the block local files go through :func:`load_checkpoint_file`, and downloads
     (``http``, ``torchvision://``, ``open-mmlab://``) are loaded with ``weights_only=True``.
-
-    Args:
-        trusted: Local files that may be unpickled without restrictions.
 
     Raises:
         UntrustedCheckpointError: Something loaded inside the block needs more than the allow-list.
@@ -277,8 +271,7 @@ def _warn(message: str) -> None:
 def read_stored_config(text: str) -> Config:
     """Read the config text that mmengine stores in ``meta['cfg']`` of a checkpoint.
 
-    mmengine's reader executes it, which would undo what loading with ``weights_only`` is for. What
-    a runner writes consists of assignments of plain values, so only those are read.
+    mmengine's reader executes it, which would undo what loading with ``weights_only`` is for.
 
     Raises:
         ValueError: The text holds anything but ``name = value`` with plain values.

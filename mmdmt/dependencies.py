@@ -13,21 +13,13 @@ from typing import NamedTuple, Optional, Tuple
 
 
 class Dependency(NamedTuple):
-    """A package that must be importable in a range of versions.
-
-    Attributes:
-        module: Name to import.
-        minimum: Lowest version that works.
-        below: First version that is not known to work; ``None`` where there is no such bound.
-        install: What to give to ``pip install``.
-        official: The same for users of the official OpenMMLab distribution, and its name.
-    """
+    """A package that must be importable in a range of versions."""
 
     module: str
     minimum: str
-    below: Optional[str]
-    install: str
-    official: Tuple[str, str] = ('', '')
+    below: Optional[str]  # the first version not known to work
+    install: str  # what to give to `pip install`
+    official: Tuple[str, str] = ('', '')  # the OpenMMLab distribution, and its `install`
 
     @property
     def bounds(self) -> str:
@@ -42,37 +34,19 @@ class Dependency(NamedTuple):
         return f'pip install {chosen}'
 
 
+# fmt: off
 DEPENDENCIES = (
     Dependency('torch', '2.1.0', None, '"torch>=2.4" torchvision'),
-    Dependency(
-        'mmengine',
-        '0.10.0',
-        '0.11.0',
-        '"onedl-mmengine>=0.10.12,<0.11"',
-        ('mmengine', '"mmengine>=0.10.7,<0.11"'),
-    ),
-    Dependency(
-        'mmcv',
-        '2.0.0',
-        '2.4.0',
-        '"onedl-mmcv>=2.3.6,<2.4"',
-        ('mmcv', '"mmcv>=2.0.1,<2.2"'),
-    ),
-    Dependency(
-        'mmseg',
-        '1.2.0',
-        '1.5.0',
-        '"onedl-mmsegmentation>=1.4.2,<1.5"',
-        ('mmsegmentation', '"mmsegmentation>=1.2.2,<1.3"'),
-    ),
+    Dependency('mmengine', '0.10.0', '0.11.0', '"onedl-mmengine>=0.10.12,<0.11"',
+               ('mmengine', '"mmengine>=0.10.7,<0.11"')),
+    Dependency('mmcv', '2.0.0', '2.4.0', '"onedl-mmcv>=2.3.6,<2.4"',
+               ('mmcv', '"mmcv>=2.0.1,<2.2"')),
+    Dependency('mmseg', '1.2.0', '1.5.0', '"onedl-mmsegmentation>=1.4.2,<1.5"',
+               ('mmsegmentation', '"mmsegmentation>=1.2.2,<1.3"')),
 )
-MMPRETRAIN = Dependency(
-    'mmpretrain',
-    '1.2.0',
-    '1.4.0',
-    '"onedl-mmpretrain>=1.3.6,<1.4"',
-    ('mmpretrain', '"mmpretrain>=1.2.0,<1.3"'),
-)
+MMPRETRAIN = Dependency('mmpretrain', '1.2.0', '1.4.0', '"onedl-mmpretrain>=1.3.6,<1.4"',
+                        ('mmpretrain', '"mmpretrain>=1.2.0,<1.3"'))
+# fmt: on
 _UNDECLARED_BY_MMSEG = ('ftfy', 'regex')
 
 
@@ -96,15 +70,7 @@ def check_dependencies() -> None:
 
 
 def check_optional(dependency: Dependency, purpose: str) -> None:
-    """Import a library that only a part of the package needs and compare its version.
-
-    Args:
-        dependency: The library.
-        purpose: What needs it, for the message.
-
-    Raises:
-        ImportError: If it is missing, broken or of a wrong version, with the command that mends it.
-    """
+    """The same for a library that only a part of the package needs: its ``purpose``."""
     try:
         _check(dependency)
     except ImportError as error:
@@ -160,11 +126,7 @@ def _reason(error: Exception) -> str:
 
 def _is_installed(distribution: str) -> bool:
     """Whether pip knows a distribution of this name."""
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    return any(metadata.distributions(name=distribution))
 
 
 def _release(version: str) -> Tuple[int, ...]:

@@ -62,50 +62,35 @@ class EvaluationProtocol:
         return [*steps, dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
 
 
+# fmt: off
 PROTOCOLS: Dict[str, EvaluationProtocol] = {
     'pascal_voc12_whole': EvaluationProtocol(
-        'PascalVOCDataset', 'standard: whole images at their size'
-    ),
+        'PascalVOCDataset', 'standard: whole images at their size'),
     'pascal_voc12_padded': EvaluationProtocol(
-        'PascalVOCDataset', 'DMT, DST-CBC: whole images, padded to 505x505', pad_to=(505, 505)
-    ),
+        'PascalVOCDataset', 'DMT, DST-CBC: whole images, padded to 505x505', pad_to=(505, 505)),
     'cityscapes_whole': EvaluationProtocol(
-        'CityscapesDataset', 'standard: whole images at 1024x2048'
-    ),
+        'CityscapesDataset', 'standard: whole images at 1024x2048'),
     'cityscapes_sliding': EvaluationProtocol(
-        'CityscapesDataset', 'standard: windows of the crop size at 1024x2048', slide=True
-    ),
+        'CityscapesDataset', 'standard: windows of the crop size at 1024x2048', slide=True),
     'cityscapes_half': EvaluationProtocol(
-        'CityscapesDataset',
-        'DMT: images and labels at 512x1024',
-        image_scale=(1024, 512),
-        scale_labels=True,
-    ),
+        'CityscapesDataset', 'DMT: images and labels at 512x1024',
+        image_scale=(1024, 512), scale_labels=True),
     'cityscapes_half_input': EvaluationProtocol(
         'CityscapesDataset',
         'images at 512x1024, scored at 1024x2048: networks trained at half size against others',
-        image_scale=(1024, 512),
-    ),
+        image_scale=(1024, 512)),
     'ade20k': EvaluationProtocol(
-        'ADE20KDataset',
-        'standard: shorter side 512, scored at the size of the labels',
-        image_scale=(2048, 512),
-        keep_ratio=True,
-    ),
+        'ADE20KDataset', 'standard: shorter side 512, scored at the size of the labels',
+        image_scale=(2048, 512), keep_ratio=True),
 }
+# fmt: on
 
 
 def apply_protocol(cfg: Config) -> Config:
-    """Write the protocol that ``cfg.evaluation_protocol`` names into a config, and drop the name.
+    """Write the protocol that ``cfg.evaluation_protocol`` names into ``cfg``, and drop the name.
 
     Validation and test pipelines, ``test_pipeline``, the padding of the data preprocessor and the
-    segmentor's ``test_cfg`` are set; training is left as it is.
-
-    Args:
-        cfg (Config): Changed in place.
-
-    Returns:
-        Config: ``cfg``.
+    segmentor's ``test_cfg`` are set in place; training is left as it is.
 
     Raises:
         ValueError: If the name is unknown or the protocol is for another dataset, or it needs

@@ -17,11 +17,9 @@ from mmengine.registry import Registry
 
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, locations=['mmdmt.datasets'])
 DATA_SAMPLERS = Registry(
-    'data sampler', parent=MMENGINE_DATA_SAMPLERS, locations=['mmdmt.datasets.samplers']
+    'data sampler', parent=MMENGINE_DATA_SAMPLERS, locations=['mmdmt.datasets']
 )
-TRANSFORMS = Registry(
-    'transform', parent=MMENGINE_TRANSFORMS, locations=['mmdmt.datasets.transforms']
-)
+TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, locations=['mmdmt.datasets'])
 MODELS = Registry('model', parent=MMENGINE_MODELS, locations=['mmdmt.models'])
 OPTIM_WRAPPERS = Registry(
     'optim wrapper', parent=MMENGINE_OPTIM_WRAPPERS, locations=['mmdmt.engine']

@@ -25,8 +25,7 @@ class ExportedClassifier(NamedTuple):
 
     config: Path
     checkpoint: Path
-    foreign_types: List[str]
-    """Types of mmdmt that have no counterpart in mmpretrain; the config imports mmdmt for them."""
+    foreign_types: List[str]  # of mmdmt, for which the config imports it
 
 
 def export_classifier(
@@ -37,14 +36,8 @@ def export_classifier(
 ) -> ExportedClassifier:
     """Write the averaged network as ``classifier.py`` and ``classifier.pth`` for mmpretrain.
 
-    Args:
-        checkpoint: Checkpoint of a stage of mutual training, or of labeled-only training.
-        out_dir: Folder to write to.
-        config: Config file the checkpoint was trained with. Defaults to the text stored in it.
-        trusted: Checkpoints that may be unpickled without restrictions.
-
-    Returns:
-        The files, and what in the config is not mmpretrain's.
+    The checkpoint is of a stage of mutual training, or of labeled-only training; the arguments are
+    those of :func:`mmdmt.export.segmentor.export_segmentor`.
 
     Raises:
         ValueError: No config, one of another model, or weights that do not fit it.
@@ -59,13 +52,9 @@ def export_classifier(
 
 
 def plain_classifier_config(cfg: Config) -> Config:
-    """Config with mmpretrain's own types for testing the classifier.
+    """Flat config with mmpretrain's own types for testing the classifier of a training config.
 
-    Args:
-        cfg (Config): Training config.
-
-    Returns:
-        Config: Flat. It imports mmdmt only if ``foreign_types`` are left.
+    It imports mmdmt only if ``foreign_types`` are left.
 
     Raises:
         ValueError: If the model is not a classifier.

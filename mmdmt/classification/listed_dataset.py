@@ -10,8 +10,6 @@ from mmdmt.classification.soft_labels import SoftLabelStore
 from mmdmt.datasets.splits.files import read_list
 from mmdmt.registry import DATASETS
 
-MAX_NAMES_IN_ERRORS = 5
-
 
 @DATASETS.register_module()
 class ListedDataset(BaseDataset):
@@ -53,11 +51,7 @@ class ListedDataset(BaseDataset):
         super().__init__(ann_file=ann_file, **kwargs)
 
     def load_data_list(self) -> List[Dict[str, Any]]:
-        """Find the listed images.
-
-        Returns:
-            list[dict]: What the dataset says of each, with ``name``, in the order of the list.
-        """
+        """Find the listed images: what the dataset says of each, in the order of the list."""
         infos = {info['name']: info for info in self._all_infos()}
         infos = [infos[name] for name in self._listed(list(infos))]
         if self.soft_labels:
@@ -85,12 +79,11 @@ class ListedDataset(BaseDataset):
         listed, known = read_list(self.ann_file), set(names)
         unknown = [name for name in listed if name not in known]
         if unknown or not listed:
+            wrong = ''.join(f', {name!r}' for name in unknown[:5])
             raise ValueError(
                 f'{self.ann_file} names {len(listed)} images, {len(unknown)} of which are not in '
-                f'the {self.dataset_cfg["type"]} of {len(names)} images'
-                + ''.join(f', {name!r}' for name in unknown[:MAX_NAMES_IN_ERRORS])
-                + '; names look like '
-                + ', '.join(repr(name) for name in names[:2])
+                f'the {self.dataset_cfg["type"]} of {len(names)} images{wrong}; names look like '
+                + ', '.join(map(repr, names[:2]))
             )
         return listed
 
@@ -106,6 +99,6 @@ class ListedDataset(BaseDataset):
             )
         for info in infos:
             row = rows[info['name']]
+            soft = stored.probabilities[row]
             if stored.selected[row]:
-                label = int(stored.probabilities[row].argmax())
-                yield dict(info, gt_label=label, soft_label=stored.probabilities[row])
+                yield dict(info, gt_label=int(soft.argmax()), soft_label=soft)

@@ -5,6 +5,7 @@ from typing import Any, List, Union
 import numpy as np
 from mmpretrain.datasets.transforms import RandAugment as FixedRandAugment
 
+from mmdmt.checks import check_choice, check_range
 from mmdmt.registry import TRANSFORMS
 
 #: The 14 transforms of the paper, each applied whenever it is drawn. A name in a config instead of
@@ -59,15 +60,12 @@ class RandAugment(FixedRandAugment):
         channel_order: str = 'bgr',
         **kwargs: Any,
     ) -> None:
-        if max_magnitude < 1:
-            raise ValueError(f'`max_magnitude` must be at least 1, got {max_magnitude}')
-        if channel_order not in ('bgr', 'rgb'):
-            raise ValueError(f"`channel_order` must be 'bgr' or 'rgb', got {channel_order!r}")
+        check_range('max_magnitude', max_magnitude, 1)
+        check_choice('channel_order', channel_order, ('bgr', 'rgb'))
         if policies == 'paper':
             policies = list(PAPER)
         if cutout:
-            square = dict(type='Cutout', magnitude_range=(0, cutout), prob=1.0)
-            policies = [*policies, square]
+            policies = [*policies, dict(type='Cutout', magnitude_range=(0, cutout), prob=1.0)]
         super().__init__(policies, num_policies, magnitude_level=max_magnitude, **kwargs)
         self.max_magnitude = max_magnitude
         self.channel_order = channel_order

@@ -19,14 +19,8 @@ INIT = (
 class PreActivationBlock(BaseModule):
     """Two 3x3 convolutions, each after normalization and ReLU, and a shortcut.
 
-    Where the shape changes, the shortcut is a 1x1 convolution of the activated input.
-
-    Args:
-        in_channels (int): Channels of the input.
-        out_channels (int): Channels of the output.
-        stride (int): Of the first convolution.
-        drop_rate (float): Dropout between the convolutions.
-        norm_cfg (dict): Normalization layers.
+    The first has the stride; dropout is between them. Where the shape changes, the shortcut is a
+    1x1 convolution of the activated input.
     """
 
     def __init__(
@@ -40,9 +34,8 @@ class PreActivationBlock(BaseModule):
         self.relu = nn.ReLU(inplace=True)
         self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
         same = in_channels == out_channels and stride == 1
-        self.shortcut = (
-            None if same else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-        )
+        fitting = dict(kernel_size=1, stride=stride, bias=False)
+        self.shortcut = None if same else nn.Conv2d(in_channels, out_channels, **fitting)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
@@ -91,11 +84,8 @@ class WideResNet(BaseModule):
         for base, stride in zip(BASE_CHANNELS, (1, 2, 2)):
             wide = base * widen_factor
             shapes = [(channels, stride)] + [(wide, 1)] * (blocks - 1)
-            stages.append(
-                Sequential(
-                    *[PreActivationBlock(c, wide, s, drop_rate, norm_cfg) for c, s in shapes]
-                )
-            )
+            layers = [PreActivationBlock(c, wide, s, drop_rate, norm_cfg) for c, s in shapes]
+            stages.append(Sequential(*layers))
             channels = wide
         self.stages = Sequential(*stages)
         self.norm = build_norm_layer(norm_cfg, channels)[1]

@@ -1,14 +1,15 @@
 """Datasets, samplers and transforms."""
 
-from mmdmt.datasets.samplers import MultiSourceSampler, SeededIndex
+from mmdmt.datasets.samplers.multi_source_sampler import MultiSourceSampler
+from mmdmt.datasets.samplers.seeded_index import SeededIndex
 from mmdmt.datasets.semi_dataset import SemiDataset
-from mmdmt.datasets.transforms import (
+from mmdmt.datasets.transforms.image_size import (
     LoadAnnotationsAtImageSize,
     LoadImageAtSize,
-    LoadPseudoLabels,
-    PackSemiInputs,
     ScoreAtImageSize,
 )
+from mmdmt.datasets.transforms.load_pseudo_labels import LoadPseudoLabels
+from mmdmt.datasets.transforms.pack_semi_inputs import PackSemiInputs
 from mmdmt.datasets.unlabeled_dataset import UnlabeledDataset
 
 __all__ = [

@@ -37,7 +37,9 @@ class _NetworksMixin:
         default, metrics = model.predict_on, {}
         for name in self.networks or _networks(model):
             with model.predicting_on(name):
-                found = self._evaluate()
+                for index, batch in enumerate(self.dataloader):
+                    self.run_iter(index, batch)
+                found = self.evaluator.evaluate(len(self.dataloader.dataset))
             prefix = name if isinstance(name, str) else '+'.join(name)
             metrics.update({f'{prefix}/{key}': value for key, value in found.items()})
             if name == default:
@@ -45,12 +47,6 @@ class _NetworksMixin:
         runner.call_hook(f'after_{self.mode}_epoch', metrics=metrics)
         runner.call_hook(f'after_{self.mode}')
         return metrics
-
-    def _evaluate(self) -> Dict[str, float]:
-        """Metrics of the network that predicts now."""
-        for index, batch in enumerate(self.dataloader):
-            self.run_iter(index, batch)
-        return self.evaluator.evaluate(len(self.dataloader.dataset))
 
 
 def _networks(model: SemiSegmentor) -> List[Union[str, Sequence[str]]]:
@@ -64,10 +60,9 @@ class NetworksValLoop(_NetworksMixin, ValLoop):
     """Validates several networks of a ``SemiSegmentor``.
 
     Args:
-        *args: Arguments of mmengine's ``ValLoop``.
+        *args: As ``**kwargs``, of mmengine's ``ValLoop``.
         networks (Sequence[str], optional): Names of the networks, or whatever else ``predict_on``
             may be, such as 'average'; by default all networks, and ``predict_on``.
-        **kwargs: Arguments of mmengine's ``ValLoop``.
     """
 
     mode = 'val'

@@ -18,10 +18,10 @@ PathLike = Union[str, Path]
 def read_trained(
     checkpoint: PathLike, config: Optional[PathLike] = None, trusted: Sequence[PathLike] = ()
 ) -> Tuple[dict, Config]:
-    """Load a checkpoint with the config it was trained with.
+    """Load a runner's checkpoint with the config it was trained with.
 
     Args:
-        checkpoint: File that a runner wrote.
+        checkpoint: The file.
         config: Config file; defaults to the text in the checkpoint, which is not executed.
         trusted: Checkpoints that may be unpickled without restrictions.
 
@@ -42,7 +42,7 @@ def read_trained(
 def write_plain(
     stem: Path, plain: Config, weights: Dict[str, Tensor], dataset_meta: dict, what: str
 ) -> Tuple[Path, Path]:
-    """Write ``<stem>.py`` and ``<stem>.pth`` if the weights fit the config.
+    """Write config and weights as ``<stem>.py`` and ``<stem>.pth`` if they fit.
 
     Args:
         stem: Path of the files without their suffixes.
@@ -56,9 +56,8 @@ def write_plain(
     """
     expected = MODELS.build(copy.deepcopy(plain.model)).state_dict()
     missing = [key for key in expected if key not in weights]
-    differing = [
-        key for key in expected if key in weights and weights[key].shape != expected[key].shape
-    ]
+    given = {key: weights[key] for key in expected if key in weights}
+    differing = [key for key, value in given.items() if value.shape != expected[key].shape]
     if missing or differing:
         raise ValueError(
             f'{what} does not fit the config: {len(missing)} weights are missing '
@@ -67,7 +66,7 @@ def write_plain(
     stem.parent.mkdir(parents=True, exist_ok=True)
     meta = {'dataset_meta': dataset_meta, 'cfg': plain.pretty_text}
     # Copies, since a view would be saved with the storage of all networks.
-    state_dict = {key: weights[key].detach().clone() for key in expected}
+    state_dict = {key: value.detach().clone() for key, value in given.items()}
     save_atomically({'meta': meta, 'state_dict': state_dict}, stem.with_suffix('.pth'))
     plain.dump(stem.with_suffix('.py'))
     return stem.with_suffix('.py'), stem.with_suffix('.pth')

@@ -23,15 +23,8 @@ from mmdmt.export.plain import (
 from mmdmt.registry import MODELS
 
 # What a config needs to be tested and to predict, beside model and data.
-_RUNTIME_KEYS = (
-    'default_scope',
-    'env_cfg',
-    'vis_backends',
-    'visualizer',
-    'log_processor',
-    'log_level',
-    'tta_model',
-)
+_RUNTIME_KEYS = ('default_scope', 'env_cfg', 'vis_backends', 'visualizer', 'log_processor',
+                 'log_level', 'tta_model')  # fmt: skip
 _HOOKS = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
@@ -44,7 +37,7 @@ _PLAIN_TYPES = {
     'mmdmt.PseudoLabelSegmentor': 'EncoderDecoder',
     'mmdmt.PackSemiInputs': 'PackSegInputs',
 }
-# Parts of a segmentor, by which its keys in a checkpoint are known.
+# By which a segmentor's keys in a checkpoint are known.
 _PARTS = ('backbone', 'decode_head')
 
 
@@ -53,10 +46,8 @@ class ExportedSegmentor(NamedTuple):
 
     config: Path
     checkpoint: Path
-    network: str
-    """Name of the exported network, empty if the checkpoint holds a single one."""
-    foreign_types: List[str]
-    """Types of mmdmt that have no counterpart in mmseg; the config imports mmdmt for them."""
+    network: str  # empty if the checkpoint holds a single one
+    foreign_types: List[str]  # of mmdmt, for which the config imports it
 
 
 def export_segmentor(
@@ -75,13 +66,10 @@ def export_segmentor(
         checkpoint: Checkpoint of an online method, of a stage of an offline one, or of
             supervised training.
         out_dir: Folder to write to.
-        config: Config file the checkpoint was trained with. Defaults to the text stored in it.
+        config: Config file it was trained with. Defaults to the text stored in it.
         network: Name of the network (``student``, ``teacher``, ...), or ``auto``: the one that
             predicts (``predict_on``, of several the first; else the first teacher).
         trusted: Checkpoints that may be unpickled without restrictions.
-
-    Returns:
-        The files, the network and what in the config is not mmseg's.
 
     Raises:
         ValueError: No such network, no config, or weights that do not fit the config.
@@ -91,11 +79,8 @@ def export_segmentor(
     network = select_network(loaded['state_dict'], cfg.model, network)
     plain = plain_config(cfg, network)
     prefix = f'{network}.' if network else ''
-    weights = {
-        key[len(prefix) :]: value
-        for key, value in loaded['state_dict'].items()
-        if key.startswith(prefix)
-    }
+    found = loaded['state_dict'].items()
+    weights = {key[len(prefix) :]: value for key, value in found if key.startswith(prefix)}
     meta = loaded.get('meta', {}).get('dataset_meta')
     meta = meta or plain.get('test_dataloader', {}).get('dataset', {}).get('metainfo', {})
     what = f'network {network!r} of {checkpoint}'
@@ -104,18 +89,10 @@ def export_segmentor(
 
 
 def select_network(state_dict: Dict[str, Tensor], model: dict, network: str = 'auto') -> str:
-    """Name of the network to export.
-
-    Args:
-        state_dict: Weights of the checkpoint.
-        model: Model config of the checkpoint.
-        network: Name or ``auto``.
-
-    Returns:
-        The name; empty for a checkpoint of a single network.
+    """Name of the network that ``network`` stands for; empty where a checkpoint holds only one.
 
     Raises:
-        ValueError: The checkpoint holds no such network.
+        ValueError: The checkpoint, of this ``state_dict`` and config ``model``, holds no such one.
     """
     pairs = (key.split('.')[:2] for key in state_dict)
     names = list(dict.fromkeys(pair[0] for pair in pairs if pair[-1] in _PARTS and len(pair) == 2))
@@ -147,14 +124,9 @@ def _predicting_network(names: List[str], model: dict) -> str:
 
 
 def plain_config(cfg: Config, network: str = '') -> Config:
-    """Config with mmseg's own types for testing a single network.
+    """Flat config with mmseg's own types for testing one ``network`` of a training config.
 
-    Args:
-        cfg: Training config.
-        network: Name of the network, for a method whose networks have configs of their own.
-
-    Returns:
-        A flat config. It imports mmdmt only if types of it are left.
+    It imports mmdmt only if types of it are left.
     """
     cfg = copy.deepcopy(cfg.to_dict())
     plain = {key: cfg[key] for key in _RUNTIME_KEYS if key in cfg}
@@ -175,8 +147,7 @@ def _plain_model(cfg: dict, network: str) -> dict:
     if model['type'] == 'mmdmt.PseudoLabelSegmentor':
         for key in ('pseudo_loss', 'ignore_index'):
             model.pop(key, None)
-    given = (part.get('data_preprocessor') for part in (first, outer, cfg))
-    given = next(filter(None, given))
+    given = next(filter(None, (part.get('data_preprocessor') for part in (first, outer, cfg))))
     known = inspect.signature(SegDataPreProcessor.__init__).parameters
     kept = {key: value for key, value in given.items() if key in known}
     model['data_preprocessor'] = dict(kept, type='SegDataPreProcessor')

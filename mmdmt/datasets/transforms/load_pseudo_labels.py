@@ -13,8 +13,6 @@ class LoadPseudoLabels(BaseTransform):
     Both maps are put into ``seg_fields``, so mmseg's geometric transforms carry them along with
     the image, by nearest neighbor. The label is 255 below the threshold of its class.
 
-    The store may be filled after the dataset has been built.
-
     Args:
         store_dir (str): Folder of a :class:`~mmdmt.pseudo.PseudoLabelStore`.
 
@@ -24,7 +22,7 @@ class LoadPseudoLabels(BaseTransform):
 
     def __init__(self, store_dir: str) -> None:
         self.store_dir = store_dir
-        self._store = PseudoLabelStore(store_dir)  # reads nothing yet
+        self._store = PseudoLabelStore(store_dir)  # reads nothing yet: it may be filled later
 
     def transform(self, results: dict) -> dict:
         """Add the stored maps.
@@ -50,8 +48,7 @@ class LoadPseudoLabels(BaseTransform):
         results['gt_seg_map'] = label
         # In full precision: DMT compares confidences, which differ far above 254/255.
         results['pseudo_confidence'] = confidence
-        fields = results.setdefault('seg_fields', [])
-        fields.extend(['gt_seg_map', 'pseudo_confidence'])
+        results.setdefault('seg_fields', []).extend(['gt_seg_map', 'pseudo_confidence'])
         return results
 
     def __repr__(self) -> str:

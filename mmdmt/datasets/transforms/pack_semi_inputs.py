@@ -19,18 +19,8 @@ class PackSemiInputs(PackSegInputs):
         meta_keys (Sequence[str]): Keys that go to the meta information, where they exist.
     """
 
-    META_KEYS = (
-        'img_path',
-        'seg_map_path',
-        'name',
-        'ori_shape',
-        'img_shape',
-        'pad_shape',
-        'scale_factor',
-        'flip',
-        'flip_direction',
-        'reduce_zero_label',
-    )
+    META_KEYS = ('img_path', 'seg_map_path', 'name', 'ori_shape', 'img_shape', 'pad_shape',
+                 'scale_factor', 'flip', 'flip_direction', 'reduce_zero_label')  # fmt: skip
 
     def __init__(self, meta_keys: tuple = META_KEYS) -> None:
         super().__init__(meta_keys=meta_keys)
@@ -48,7 +38,14 @@ class PackSemiInputs(PackSegInputs):
         Raises:
             ValueError: If a map does not have the size of the image.
         """
-        self._check_sizes(results)
+        size = results['img'].shape[:2]
+        for key in ('gt_seg_map', 'pseudo_confidence'):
+            # A mask of another size would train on wrong labels without any other sign.
+            if key in results and results[key].shape[:2] != size:
+                raise ValueError(
+                    f'`{key}` of {results.get("img_path")} has the size '
+                    f'{results[key].shape[:2]} where the image has {size}'
+                )
         packed = super().transform(results)
         if 'pseudo_confidence' in results:
             confidence = torch.from_numpy(results['pseudo_confidence'].copy())
@@ -56,14 +53,3 @@ class PackSemiInputs(PackSegInputs):
             sample.pseudo_confidence = PixelData(data=confidence[None])
             sample.set_metainfo(dict(is_pseudo=True))
         return packed
-
-    @staticmethod
-    def _check_sizes(results: dict) -> None:
-        """A mask of another size would train on wrong labels without any other sign."""
-        size = results['img'].shape[:2]
-        for key in ('gt_seg_map', 'pseudo_confidence'):
-            if key in results and results[key].shape[:2] != size:
-                raise ValueError(
-                    f'`{key}` of {results.get("img_path")} has the size '
-                    f'{results[key].shape[:2]} where the image has {size}'
-                )

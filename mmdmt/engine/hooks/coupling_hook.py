@@ -1,6 +1,6 @@
 """Logs how alike teachers and students are."""
 
-from typing import Dict, List, Optional
+from typing import Any, Dict, List
 
 import torch
 from mmengine.hooks import Hook
@@ -31,10 +31,8 @@ class CouplingHook(Hook):
     teachers are left alone.
 
     Args:
-        interval (int): Iterations between measurements. Defaults to 50, as the logger's.
-
-    Raises:
-        ValueError: If ``interval`` is not positive.
+        interval (int): Iterations between measurements, at least 1. Defaults to 50, as the
+            logger's.
     """
 
     # After the teachers have moved (50), before the logger writes (60).
@@ -45,20 +43,12 @@ class CouplingHook(Hook):
         self.interval = interval
         self.following: List[str] = []
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Optional[dict] = None
-    ) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict) -> None:
         """Note which teachers follow in this step; after it, it can be the turn of others."""
         model = unwrap(runner.model)
         self.following = model.teachers_to_update() if hasattr(model, 'student_of') else []
 
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Optional[dict] = None,
-        outputs: Optional[dict] = None,
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict, **_: Any) -> None:
         """Measure if it is time to."""
         if not self.following or not self.every_n_train_iters(runner, self.interval):
             return

@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from mmdmt.checks import check_choice
 from mmdmt.datasets.checks.classes import other_classes
 from mmdmt.datasets.checks.problems import DatasetError, Problem, raise_on_problems
 from mmdmt.datasets.checks.sources import read_sources
@@ -22,8 +23,8 @@ MODES = ('full', 'fast', 'off')
 class DatasetCheckHook(Hook):
     """Checks lists, images, masks and classes before training; refuses to start if any is faulty.
 
-    Finds what ``tools/misc/check_dataset.py`` finds and fails with the same message. Rank 0
-    checks, every rank gets the error. Decoding everything takes about as long as reading every
+    Finds what ``tools/misc/check_dataset.py`` finds and fails with the same message, on every
+    rank; rank 0 checks. Decoding everything takes about as long as reading every
     file once; for large datasets on several machines run the tool first with ``--cache``, since
     the other ranks' wait for rank 0 is limited by ``env_cfg.dist_cfg.timeout``.
 
@@ -37,17 +38,13 @@ class DatasetCheckHook(Hook):
         cache (bool | str): Remember sound files, so that a resumed run only looks whether they
             changed: in ``dataset_check.json`` of the work dir (True), or in the file named.
             Defaults to True.
-
-    Raises:
-        ValueError: If ``mode`` is none of the three.
     """
 
     # Before anything that uses the data, such as making pseudo-labels in the same hook point.
     priority = 'VERY_HIGH'
 
     def __init__(self, mode: str = 'full', cache: Union[bool, str] = True) -> None:
-        if mode not in MODES:
-            raise ValueError(f'DatasetCheckHook: mode={mode!r} is none of {", ".join(MODES)}')
+        check_choice('DatasetCheckHook.mode', mode, MODES)
         self.mode = mode
         self.cache = cache
         self._checked = False
@@ -58,9 +55,6 @@ class DatasetCheckHook(Hook):
 
         Building a dataset without its list would fail with another message, or silently use the
         whole folder.
-
-        Raises:
-            DatasetError: On every rank, with a table of all problems, if there are any.
         """
         loaders = runner._train_dataloader, runner._val_dataloader, runner._test_dataloader
         train, val, test = map(_dataset_of, loaders)
@@ -71,8 +65,7 @@ class DatasetCheckHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Check the built data under runners without ``before_loading``, with the same error."""
         if not self._checked:
-            val_loop = getattr(runner, 'val_loop', None)
-            val = None if val_loop is None else val_loop.dataloader.dataset
+            val = None if runner.val_loop is None else runner.val_loop.dataloader.dataset
             train = runner.train_dataloader.dataset
             self.check(train, val, runner.work_dir, num_classes=_num_classes(runner.model))
 
@@ -90,12 +83,10 @@ class DatasetCheckHook(Hook):
             raise_on_problems(other_classes(test, self._stored_classes, 'the checkpoint'))
 
     def check(self, train: Any, val: Any, work_dir: str, **options: Any) -> None:
-        """Check datasets or their configs on rank 0; raise on every rank.
-
-        The ``options`` are ``test`` and ``num_classes`` of :func:`check_dataset`.
+        """Check datasets or their configs on rank 0; ``options`` are of :func:`check_dataset`.
 
         Raises:
-            DatasetError: With a table of all problems, if there are any.
+            DatasetError: On every rank, with a table of all problems, if there are any.
         """
         if self.mode == 'off':
             return

@@ -1,7 +1,7 @@
 """Random states as a function of the iteration."""
 
 import random
-from typing import Optional, Union
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +12,7 @@ from mmdmt.registry import HOOKS
 
 
 def seed_everything_at(seed: int, rank: int, iteration: int) -> None:
-    """Seed Python, NumPy and torch (every device) for one iteration of one process.
-
-    Args:
-        seed: Seed of the run.
-        rank: Rank of the process.
-        iteration: Number of the iteration, from 0.
-    """
+    """Seed Python, NumPy and torch (every device) for one iteration, from 0, of one process."""
     # SeedSequence is NumPy's documented, version-stable hash of several integers.
     state = np.random.SeedSequence((seed, rank, iteration)).generate_state(4)
     random.seed(int(state[0]))
@@ -42,11 +36,6 @@ class IterSeedHook(Hook):
     # Before any hook that might draw.
     priority = 'VERY_HIGH'
 
-    def before_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Optional[Union[dict, tuple, list]] = None,
-    ) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:
         """Seed for the iteration that begins."""
         seed_everything_at(runner.seed, runner.rank, runner.iter)

@@ -1,6 +1,6 @@
 """What the models of online methods need from a run."""
 
-from typing import Optional
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -39,13 +39,7 @@ class MethodHook(Hook):
             ],
         )
 
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Optional[dict] = None,
-        outputs: Optional[dict] = None,
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:
         """Let the model follow if the optimizer has stepped."""
         model = unwrap(runner.model)
         last = batch_idx + 1 == runner.max_iters

@@ -1,7 +1,7 @@
 """A progress bar in the terminal."""
 
 import os.path as osp
-from typing import Optional
+from typing import Any, Optional
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -40,13 +40,7 @@ class ProgressBarHook(Hook):
             disable=not is_main_process(),
         )
 
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Optional[dict] = None,
-        outputs: Optional[dict] = None,
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, outputs: dict, **_: Any) -> None:
         """Move on, and show the loss now and then."""
         if outputs and self.every_n_train_iters(runner, self.interval):
             self._bar.set_postfix(loss=f'{float(outputs["loss"]):.3f}', refresh=False)

@@ -29,7 +29,6 @@ class ValidateOnResumeHook(Hook):
 
     @staticmethod
     def _is_due(loop: BaseLoop) -> bool:
-        """Whether the loop would have validated after the iteration that it goes on from."""
         if not isinstance(loop, IterBasedTrainLoop) or not 0 < loop.iter <= loop.max_iters:
             return False
         regular = loop.iter % loop.val_interval == 0

@@ -16,11 +16,7 @@ from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_to_mod
 from torch import nn
 from torch.nn.modules.batchnorm import SyncBatchNorm
 
-from mmdmt.checkpoint import (
-    find_latest_valid_checkpoint,
-    load_checkpoint_file,
-    safe_loading,
-)
+from mmdmt.checkpoint import find_latest_valid_checkpoint, load_checkpoint_file, safe_loading
 from mmdmt.config import resolve_config
 from mmdmt.distributed import from_main, join_process_group, unwrap
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
@@ -44,7 +40,7 @@ class SemiRunner(Runner):
     - ``launcher='pytorch'`` on a machine without an accelerator trains with gloo; SyncBN layers
       become ordinary ones there, which a warning says.
     - Config key ``channels_last=True`` stores convolution weights channels-last.
-    - Settings with which training could not do what they say are refused at the start.
+    - Settings that would fail late or do nothing are refused at the start.
     - Hooks may have a method ``before_loading(runner)``, called before datasets and loaders are
       built: to check the data, or to make pseudo-labels.
 
@@ -55,25 +51,18 @@ class SemiRunner(Runner):
 
     @classmethod
     def from_cfg(cls, cfg: Union[dict, Config]) -> 'SemiRunner':
-        """Build a runner from a config, which is not changed, after its settings are spread."""
+        """Build a runner from a config, which is not changed, after it is resolved."""
         return super().from_cfg(resolve_config(copy.deepcopy(cfg)))
 
     # --- Environment -----------------------------------------------------------------------------
 
     def setup_env(self, env_cfg: dict) -> None:
-        """Set up processes; without an accelerator, join the gloo group before mmengine asks CUDA.
-
-        Raises:
-            RuntimeError: A launcher other than ``pytorch`` on a machine without an accelerator.
-        """
+        """Join the process group, with gloo on CPUs, before mmengine asks CUDA."""
         join_process_group(self.launcher, env_cfg)
         super().setup_env(env_cfg)
 
     def set_randomness(
-        self,
-        seed: Optional[int],
-        diff_rank_seed: bool = False,
-        deterministic: bool = False,
+        self, seed: Optional[int], diff_rank_seed: bool = False, deterministic: bool = False
     ) -> None:
         """Seed all generators; None takes a random seed that ranks share and checkpoints store.
 
@@ -89,12 +78,12 @@ class SemiRunner(Runner):
         super().set_randomness(seed, deterministic=deterministic)
 
     def build_model(self, model: Union[nn.Module, dict]) -> nn.Module:
-        """Build the model; what it loads meanwhile is loaded safely."""
+        """Build the model; weights it loads meanwhile are loaded safely."""
         with safe_loading(self.trusted_checkpoints):
             return super().build_model(model)
 
     def _init_model_weights(self) -> None:
-        """Initialize weights; ``init_cfg=dict(type='Pretrained')`` is loaded safely."""
+        """Also those that ``init_cfg=dict(type='Pretrained')`` loads later."""
         with safe_loading(self.trusted_checkpoints):
             super()._init_model_weights()
 
@@ -124,7 +113,7 @@ class SemiRunner(Runner):
         """Train, from the start or from where an interrupted run stopped.
 
         Raises:
-            ValueError: A setting with which training could not do what it says.
+            ValueError: A setting that would fail late or do nothing.
         """
         self._check_settings()
         self._adopt_seed()
@@ -133,7 +122,6 @@ class SemiRunner(Runner):
         return super().train()
 
     def _check_settings(self) -> None:
-        """Refuse settings that would fail late or do nothing."""
         loop = self._train_loop
         if not isinstance(loop, dict) or 'max_iters' not in loop:
             return
@@ -147,11 +135,10 @@ class SemiRunner(Runner):
                 'default_hooks.checkpoint.by_epoch=True together with train_cfg.max_iters='
                 f'{loop["max_iters"]} would save nothing before the end; set by_epoch=False'
             )
-        self._check_dataset()
-        self._check_accumulation(checkpoint.get('interval', -1))
+        self._warn_of_unseeded_samples()
+        self._warn_of_lost_gradients(checkpoint.get('interval', -1))
 
-    def _check_dataset(self) -> None:
-        """Warn when augmentation would depend on workers and interruptions."""
+    def _warn_of_unseeded_samples(self) -> None:
         loader = self._train_dataloader
         dataset = loader.get('dataset') if isinstance(loader, dict) else None
         if isinstance(dataset, dict) and 'SemiDataset' not in str(dataset.get('type')):
@@ -161,8 +148,7 @@ class SemiRunner(Runner):
                 'will see other augmentations than an uninterrupted one.'
             )
 
-    def _check_accumulation(self, interval: int) -> None:
-        """Warn when a checkpoint would fall between two steps of the optimizer."""
+    def _warn_of_lost_gradients(self, interval: int) -> None:
         wrapper = self.optim_wrapper if isinstance(self.optim_wrapper, dict) else {}
         counts = wrapper.get('accumulative_counts', 1)
         if interval > 0 and interval % counts:
@@ -204,11 +190,7 @@ class SemiRunner(Runner):
         return from_main(lambda: find_latest_valid_checkpoint(self.work_dir))
 
     def load_or_resume(self) -> None:
-        """Resume, or load weights, or do nothing, as ``resume`` and ``load_from`` say.
-
-        ``resume=True`` without ``load_from`` takes the newest complete checkpoint of the work dir
-        and starts afresh where there is none.
-        """
+        """Resume, or load weights, or do nothing, as ``resume`` and ``load_from`` say."""
         if self._has_loaded:
             return
         path = self._checkpoint_to_resume()
@@ -229,26 +211,21 @@ class SemiRunner(Runner):
         """Load weights into the model; also the first step of :meth:`resume`.
 
         Raises:
-            mmdmt.checkpoint.UntrustedCheckpointError: The file needs more than the
-                allow-list and is not listed in ``trusted_checkpoints``.
+            UntrustedCheckpointError: As :func:`mmdmt.checkpoint.safe_loading`.
         """
         with safe_loading(self.trusted_checkpoints):
             checkpoint = _load_checkpoint(str(filename), map_location=map_location)
         # mmengine's `resume` would execute this text, which old versions stored.
         checkpoint.get('meta', {}).pop('config', None)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        _load_checkpoint_to_model(
-            unwrap(self.model), checkpoint, strict, revise_keys=list(revise_keys)
-        )
+        model = unwrap(self.model)
+        _load_checkpoint_to_model(model, checkpoint, strict, revise_keys=list(revise_keys))
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')
         return checkpoint
 
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
-        """Save a checkpoint, on rank 0, that is either completely on disk or not there.
-
-        Remote folders are left to mmengine's backend.
-        """
+        """Save on rank 0, atomically; remote folders are left to mmengine's backend."""
         if is_remote(str(out_dir)):
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
         elif self.rank == 0:

@@ -32,7 +32,7 @@ def train(model, iters, batch=None, hook=None):
     for runner.iter in range(iters):
         hook.before_train_iter(runner, runner.iter, batch)
         nudge(model)
-        MethodHook().after_train_iter(runner, runner.iter, batch)
+        MethodHook().after_train_iter(runner, runner.iter)
         hook.after_train_iter(runner, runner.iter, batch)
     scalars = runner.message_hub.log_scalars
     return {name: value.data[0].tolist() for name, value in scalars.items()}

@@ -163,7 +163,7 @@ def test_data_are_checked_once(tree, log):
 
 
 def test_mode_is_checked():
-    with pytest.raises(ValueError, match="mode='quick' is none of full, fast, off"):
+    with pytest.raises(ValueError, match=r"mode` must be one of \['full', 'fast', 'off'\], got"):
         DatasetCheckHook(mode='quick')
 
 

@@ -1,0 +1,87 @@
+"""Training and scoring at another size than that of the files."""
+
+from typing import Optional, Tuple
+
+import mmcv
+from mmcv.transforms import BaseTransform, LoadImageFromFile
+from mmseg.datasets.transforms import LoadAnnotations
+
+from mmdmt.registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class LoadImageAtSize(LoadImageFromFile):
+    """Load an image and bring it to one size, which counts as its original size from then on.
+
+    With ``LoadImageFromFile`` and ``Resize``, mmseg scales the prediction back to the size of the
+    file. Protocols that score at a reduced size (Cityscapes at 512x1024 in DMT) must not do that,
+    and pseudo-labels that are used at this size need not be stored at another one.
+
+    Args:
+        scale (tuple[int, int]): Width and height, as in mmcv's ``Resize``. The aspect ratio is
+            not kept; interpolation is bilinear.
+        **kwargs: Of ``LoadImageFromFile``.
+
+    Added keys: ``img`` (H, W, 3) uint8, ``img_shape`` and ``ori_shape``, both (H, W) of ``scale``.
+
+    Raises:
+        ValueError: If ``scale`` is not two positive numbers.
+    """
+
+    def __init__(self, scale: Tuple[int, int], **kwargs) -> None:
+        super().__init__(**kwargs)
+        if len(scale) != 2 or min(scale) < 1:
+            raise ValueError(f'`scale` must be (width, height) in pixels, got {scale!r}')
+        self.scale = tuple(scale)
+
+    def transform(self, results: dict) -> Optional[dict]:
+        """Load and resize; None for an unreadable file with ``ignore_empty``."""
+        results = super().transform(results)
+        if results is not None:
+            results['img'] = mmcv.imresize(results['img'], self.scale)
+            results['img_shape'] = results['ori_shape'] = results['img'].shape[:2]
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(scale={self.scale})'
+
+
+@TRANSFORMS.register_module()
+class LoadAnnotationsAtImageSize(LoadAnnotations):
+    """mmseg's ``LoadAnnotations``, then nearest neighbor to the size of the image so far.
+
+    Required keys: ``img`` and ``seg_map_path``. Added keys: ``gt_seg_map`` (H, W) uint8 of the
+    size of ``img``, and ``seg_fields``.
+    """
+
+    def transform(self, results: dict) -> dict:
+        """Load and resize.
+
+        Raises:
+            KeyError: If no image was loaded before.
+        """
+        if 'img' not in results:
+            raise KeyError('LoadAnnotationsAtImageSize needs `img`: load the image first')
+        results = super().transform(results)
+        height, width = results['img'].shape[:2]
+        results['gt_seg_map'] = mmcv.imresize(
+            results['gt_seg_map'], (width, height), interpolation='nearest', backend='cv2'
+        )
+        return results
+
+
+@TRANSFORMS.register_module()
+class ScoreAtImageSize(BaseTransform):
+    """Declare the size of the image so far to be its original one.
+
+    mmseg scales predictions back to ``ori_shape``, the size of the file. Protocols that resize the
+    labels together with the image (the published code of Dual Teacher on ADE20K) score at the size
+    of the resized image instead: put this behind the last resizing, with the labels loaded before.
+
+    Required keys: ``img_shape``. Modified keys: ``ori_shape``.
+    """
+
+    def transform(self, results: dict) -> dict:
+        """Replace ``ori_shape``."""
+        results['ori_shape'] = results['img_shape']
+        return results
