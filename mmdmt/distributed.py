@@ -14,11 +14,8 @@ from torch import nn
 def from_main(function: Callable[[], Any]) -> Any:
     """Result of a function that only the first rank runs; all ranks return it.
 
-    For files that every rank would otherwise read or write. Where there is no process group,
-    every process is its own first rank.
-
-    Args:
-        function (Callable): Takes nothing and returns something that can be pickled.
+    For files that every rank would otherwise read or write. The result must be picklable. Where
+    there is no process group, every process is its own first rank.
 
     Raises:
         Exception: What ``function`` raised, on every rank: none waits for the others in vain.
@@ -53,11 +50,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def join_process_group(launcher: str, env_cfg: dict) -> None:
-    """Join the process group that a launcher asks for, unless that was done before.
-
-    Args:
-        launcher: As ``launcher`` of a config.
-        env_cfg: As ``env_cfg`` of a config; ``dist_cfg`` is read.
+    """Join the process group that ``launcher`` and ``env_cfg.dist_cfg`` of a config ask for.
 
     Raises:
         RuntimeError: A launcher other than ``pytorch`` on a machine without an accelerator.

@@ -18,13 +18,9 @@ class ConversionError(RuntimeError):
 
 
 class Job(NamedTuple):
-    """One file to write.
+    """One file to write: ``function(*args)`` gives its pixels, as :func:`save_png` takes them.
 
-    Attributes:
-        output: The file.
-        function: Returns its pixels, (H, W) or (H, W, 3) uint8. A function of a module, so that
-            it can be sent to another process.
-        args: What ``function`` is called with.
+    It must be a function of a module, so that it can be sent to another process.
     """
 
     output: Path
@@ -50,18 +46,10 @@ def save_png(path: Union[str, Path], pixels: np.ndarray) -> None:
 def convert_all(
     jobs: Iterable[Job], workers: int = 1, overwrite: bool = False, title: str = ''
 ) -> int:
-    """Write all files that do not exist yet, with a progress bar.
+    """Write all files that do not exist yet, with a progress bar; return how many.
 
-    A run that was cut goes on where it was: a file that exists is complete.
-
-    Args:
-        jobs: What to write.
-        workers: Number of processes; 1 works in this one.
-        overwrite: Whether to write files that exist again.
-        title: Shown beside the progress bar.
-
-    Returns:
-        The number of files written.
+    A run that was cut goes on where it was: a file that exists is complete. A single worker is this
+    process itself.
 
     Raises:
         ConversionError: If a file cannot be converted, naming it.
@@ -105,10 +93,10 @@ def read_ids(path: Union[str, Path]) -> np.ndarray:
 
 
 def require_folder(path: Union[str, Path], what: str) -> Path:
-    """Give ``path`` if it is a folder.
+    """Give ``path`` if it is a folder, where ``what`` should be.
 
     Raises:
-        ConversionError: If it is not, saying ``what`` should be there.
+        ConversionError: If it is not.
     """
     path = Path(path)
     if not path.is_dir():

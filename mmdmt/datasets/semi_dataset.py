@@ -11,7 +11,7 @@ import torch
 from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.logging import print_log
 
-from mmdmt.checks import listed
+from mmdmt.checks import check_range, listed
 from mmdmt.pseudo import PseudoLabelError
 from mmdmt.registry import DATASETS
 
@@ -20,11 +20,7 @@ MAX_REPLACEMENTS = 20
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's (CPU) generators, and restore them afterwards.
-
-    Args:
-        seed (int): Non-negative, below ``2**64``.
-    """
+    """Seed Python's, NumPy's and torch's (CPU) generators inside, below ``2**64``."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(np.array([seed % 2**32, seed // 2**32], dtype=np.uint32))
@@ -71,8 +67,7 @@ class SemiDataset(ConcatDataset):
         # are all the attributes it sets.
         if not datasets:
             raise ValueError('`datasets` is empty; give at least one source')
-        if not 0 <= max_corrupt_share <= 1:
-            raise ValueError(f'`max_corrupt_share` must be in [0, 1], got {max_corrupt_share}')
+        check_range('max_corrupt_share', max_corrupt_share, 0, 1)
         self.datasets = [DATASETS.build(d) if isinstance(d, dict) else d for d in datasets]
         self.ignore_keys: list[str] = []
         self._metainfo = self.datasets[0].metainfo
@@ -95,14 +90,7 @@ class SemiDataset(ConcatDataset):
                 )
 
     def __getitem__(self, idx: int) -> Any:
-        """Load one sample.
-
-        Args:
-            idx (int): Index over all sources. The augmentation of a ``SeededIndex`` starts from
-                its seed, that of a plain ``int`` from the state of the process.
-
-        Returns:
-            Any: What the pipeline of the source returns.
+        """Load what the pipeline of the source returns for an index over all sources.
 
         Raises:
             RuntimeError: If more than ``max_corrupt_share`` of the images cannot be loaded.
@@ -137,12 +125,8 @@ class SemiDataset(ConcatDataset):
         if self.corrupt_share > self.max_corrupt_share:
             raise RuntimeError(f'{self._corrupt_summary()} The last error was {reason}') from error
         if not known:
-            print_log(
-                f'{self._file(start + index)} cannot be loaded and is replaced by another image '
-                f'({reason})',
-                logger='current',
-                level=logging.WARNING,
-            )
+            what = f'{self._file(start + index)} cannot be loaded and is replaced by another image'
+            print_log(f'{what} ({reason})', logger='current', level=logging.WARNING)
 
     def _file(self, idx: int) -> str:
         return self.get_data_info(idx).get('img_path', f'sample {idx}')

@@ -7,6 +7,7 @@ from typing import Any, Optional, Union
 from mmengine import fileio
 from mmseg.datasets import BaseSegDataset
 
+from mmdmt.checks import listed
 from mmdmt.registry import DATASETS
 
 
@@ -51,16 +52,11 @@ class UnlabeledDataset(BaseSegDataset):
                 'UnlabeledDataset reads no masks; take `seg_map_path` out of `data_prefix` '
                 f'{data_prefix}'
             )
-        super().__init__(
-            ann_file=ann_file, img_suffix=img_suffix, data_prefix=data_prefix, **kwargs
-        )
+        kwargs.update(ann_file=ann_file, img_suffix=img_suffix, data_prefix=data_prefix)
+        super().__init__(**kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Find the images.
-
-        Returns:
-            list[dict]: ``img_path``, ``name`` and what mmseg's transforms expect.
-        """
+        """Find the images: ``img_path``, ``name`` and what mmseg's transforms expect."""
         folder = self.data_prefix['img_path']
         if not fileio.isdir(folder, backend_args=self.backend_args):
             raise FileNotFoundError(f'the image folder {folder} does not exist')
@@ -99,13 +95,8 @@ class UnlabeledDataset(BaseSegDataset):
 
     def _found(self, folder: str) -> Iterable[tuple[str, str]]:
         """(name, file) of each image below the folder, in a fixed order."""
-        files = fileio.list_dir_or_file(
-            folder,
-            list_dir=False,
-            suffix=self.img_suffixes,
-            recursive=True,
-            backend_args=self.backend_args,
-        )
+        options = dict(list_dir=False, recursive=True, backend_args=self.backend_args)
+        files = fileio.list_dir_or_file(folder, suffix=self.img_suffixes, **options)
         for file in sorted(path.replace('\\', '/') for path in files):
             # The longest suffix, so that '_left.png' wins over '.png' whatever their order.
             suffix = max((s for s in self.img_suffixes if file.endswith(s)), key=len)
@@ -117,6 +108,4 @@ class UnlabeledDataset(BaseSegDataset):
             raise ValueError(f'{where} has no image (`img_suffix={self.img_suffix!r}`)')
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
-            raise ValueError(
-                f'{where} has {len(twice)} names more than once: {", ".join(twice[:10])}'
-            )
+            raise ValueError(f'{where} has {len(twice)} names more than once: {listed(twice)}')

@@ -160,8 +160,7 @@ def map_in_threads(
 ) -> list[Result]:
     """Apply a function to every item, in order, with a progress bar on stderr.
 
-    Threads suffice: Pillow decodes without holding Python's lock. By default as many as there are
-    cores, at most 8.
+    Threads suffice: Pillow decodes without holding Python's lock.
     """
     return thread_map(
         function,

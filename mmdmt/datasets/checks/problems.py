@@ -37,9 +37,8 @@ class Problem:
 
     Attributes:
         kind (str): A key of :data:`FIXES`.
-        file (str): The list that names the sample; the image or mask itself where there is no
-            list.
-        line (int, optional): Line in that list, from 1; None where there is no list.
+        file (str): The list that names the sample; without one, the image or mask itself.
+        line (int, optional): Line in that list, from 1.
         found (str): What was found, with the path of the image or mask.
         fix (str): What to do. Defaults to the entry of :data:`FIXES`.
     """
@@ -93,9 +92,6 @@ def format_problems(problems: Sequence[Problem], limit: Optional[int] = None) ->
 
 
 def raise_on_problems(problems: Sequence[Problem], limit: Optional[int] = 30) -> None:
-    """Raise :class:`DatasetError` if there are any problems, with ``limit`` rows in its table.
-
-    ``tools/misc/check_dataset.py`` prints all of them.
-    """
+    """Raise :class:`DatasetError` if there are any problems, with ``limit`` rows in its table."""
     if problems:
         raise DatasetError(format_problems(problems, limit), problems)

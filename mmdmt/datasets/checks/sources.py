@@ -59,15 +59,12 @@ class _ListFile:
 
 
 def read_sources(dataset: Any, problems: list[Problem]) -> list[Source]:
-    """Read every innermost dataset that can be read.
+    """Read every innermost dataset that has its list and folders and can be built.
 
     Args:
         dataset (BaseDataset | dict | list): Dataset, wrappers of datasets, or a config of such;
             None holds nothing. A configured one is built without its pipeline.
         problems (list[Problem]): Gets all that is wrong with lists, folders and configs.
-
-    Returns:
-        list[Source]: One for each dataset that has its list and folders and can be built.
     """
     sources = []
     for leaf in _leaves(dataset):

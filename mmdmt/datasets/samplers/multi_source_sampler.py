@@ -7,6 +7,7 @@ import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
 from torch.utils.data import Sampler
 
+from mmdmt.checks import check_range
 from mmdmt.datasets.samplers.seeded_index import SeededIndex
 from mmdmt.registry import DATA_SAMPLERS
 
@@ -64,17 +65,13 @@ class MultiSourceSampler(Sampler):
         self._check_sources()
         self.items_per_batch = self._split_batch()
         # For each place in a batch: its source, and its rank among the items of that source.
-        self._places = [
-            (source, item)
-            for source, count in enumerate(self.items_per_batch)
-            for item in range(count)
-        ]
+        counts = enumerate(self.items_per_batch)
+        self._places = [(source, item) for source, count in counts for item in range(count)]
         self._passes = [(-1, None)] * len(self.source_sizes)
         self._skipped = 0
 
     def _check_sources(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f'`batch_size` must be at least 1, got {self.batch_size}')
+        check_range('batch_size', self.batch_size, 1)
         if len(self.source_ratio) != len(self.source_sizes):
             raise ValueError(
                 f'`source_ratio` {self.source_ratio} has {len(self.source_ratio)} numbers, but '
@@ -144,18 +141,14 @@ class MultiSourceSampler(Sampler):
         return int(sequence.generate_state(1, np.uint64)[0])
 
     def skip(self, num_samples: int) -> None:
-        """Advance this rank's stream, so that the next ``iter()`` starts further on.
+        """Let the next ``iter()`` leave out so many draws, of all sources together.
 
         mmengine's training loop calls this on resuming. Iterators that exist already do not move.
 
-        Args:
-            num_samples (int): Number of draws to leave out, of all sources together.
-
         Raises:
-            ValueError: If it is negative.
+            ValueError: If the number is negative.
         """
-        if num_samples < 0:
-            raise ValueError(f'`num_samples` must not be negative, got {num_samples}')
+        check_range('num_samples', num_samples, 0)
         self._skipped += num_samples
 
     def batches_per_pass(self, source: int = 0) -> int:

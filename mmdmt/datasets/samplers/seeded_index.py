@@ -6,13 +6,9 @@ class SeededIndex(int):
 
     It travels through batch samplers and to loader workers like any index, so the augmentation of
     a sample depends on the draw alone: not on the number of workers, nor on where a run was cut.
-
-    Args:
-        value (int): The index.
-        seed (int): Non-negative, below ``2**64``.
     """
 
-    seed: int
+    seed: int  # non-negative, below 2**64
 
     def __new__(cls, value: int, seed: int) -> 'SeededIndex':
         """Make the int, which cannot be done later, and note the seed."""

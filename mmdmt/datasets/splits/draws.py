@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Optional, Union
 
+from mmdmt.checks import check_range
+
 Split = tuple[list[str], list[str]]
 """Two lists of ids: (labeled, unlabeled), or (left, right)."""
 
@@ -21,10 +23,7 @@ PUBLISHED_SEED = 7777
 
 
 def nested_splits(
-    names: Iterable[str],
-    denominators: Sequence[float],
-    folds: int = 3,
-    seed: int = PUBLISHED_SEED,
+    names: Iterable[str], denominators: Sequence[float], folds: int = 3, seed: int = PUBLISHED_SEED
 ) -> Splits:
     """Draw nested labeled/unlabeled lists exactly as DMT and DST-CBC published theirs.
 
@@ -143,8 +142,7 @@ def difference_maximized_subsets(
     Raises:
         ValueError: If ``common`` is outside [0, 1].
     """
-    if not 0 <= common <= 1:
-        raise ValueError(f'common={common} is not a share: give a number from 0 to 1')
+    check_range('common', common, 0, 1)
     if not isinstance(rng, random.Random):
         rng = random.Random(PUBLISHED_SEED if rng is None else rng)
     order = list(names)

@@ -65,11 +65,8 @@ def write_splits(
         ValueError: If the manifest that is there is none.
     """
     out_dir = Path(out_dir)
-    files = {
-        out_dir / name / f'{kind}.txt': ids
-        for name, lists in sets.items()
-        for kind, ids in lists.items()
-    }
+    kinds = [(name, kind) for name, lists in sets.items() for kind in lists]
+    files = {out_dir / name / f'{kind}.txt': sets[name][kind] for name, kind in kinds}
     if not force:
         _refuse_others(files)
     manifest_file = out_dir / 'manifest.json'
@@ -84,11 +81,8 @@ def write_splits(
 
 
 def _refuse_others(files: Mapping[Path, list[str]]) -> None:
-    differing = [
-        str(path)
-        for path, ids in files.items()
-        if path.exists() and path.read_text(encoding='utf-8').splitlines() != ids
-    ]
+    there = {path: ids for path, ids in files.items() if path.exists()}
+    differing = [path for path, ids in there.items() if path.read_text('utf-8').splitlines() != ids]
     if differing:
         raise SplitExistsError(
             f'{len(differing)} lists exist with other content, the first is {differing[0]}: '

@@ -191,7 +191,10 @@ def test_difference_maximized_stream_advances():
         (lambda: draw_counts(['a', 'b'], [3]), 'count 3 is not a whole number from 1 to 2'),
         (lambda: draw_counts(['a', 'b'], [0]), 'count 0'),
         (lambda: draw_counts(['a', 'b'], [1.5]), 'count 1.5'),
-        (lambda: difference_maximized_subsets(['a'], common=1.2), 'common=1.2 is not a share'),
+        (
+            lambda: difference_maximized_subsets(['a'], common=1.2),
+            r'`common` must be in \[0, 1\], got 1.2',
+        ),
     ],
 )
 def test_bad_input_is_refused(call, message):
