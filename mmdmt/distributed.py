@@ -50,7 +50,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def join_process_group(launcher: str, env_cfg: dict) -> None:
-    """Join the process group that ``launcher`` and ``env_cfg.dist_cfg`` of a config ask for.
+    """Join the process group that ``launcher`` and ``env_cfg`` ask for, unless that was done.
 
     Raises:
         RuntimeError: A launcher other than ``pytorch`` on a machine without an accelerator.

@@ -65,8 +65,11 @@ def write_splits(
         ValueError: If the manifest that is there is none.
     """
     out_dir = Path(out_dir)
-    kinds = [(name, kind) for name, lists in sets.items() for kind in lists]
-    files = {out_dir / name / f'{kind}.txt': sets[name][kind] for name, kind in kinds}
+    files = {
+        out_dir / name / f'{kind}.txt': ids
+        for name, lists in sets.items()
+        for kind, ids in lists.items()
+    }
     if not force:
         _refuse_others(files)
     manifest_file = out_dir / 'manifest.json'

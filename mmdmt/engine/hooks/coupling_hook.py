@@ -31,8 +31,10 @@ class CouplingHook(Hook):
     teachers are left alone.
 
     Args:
-        interval (int): Iterations between measurements, at least 1. Defaults to 50, as the
-            logger's.
+        interval (int): Iterations between measurements. Defaults to 50, as the logger's.
+
+    Raises:
+        ValueError: If ``interval`` is not positive.
     """
 
     # After the teachers have moved (50), before the logger writes (60).

@@ -24,9 +24,9 @@ class DatasetCheckHook(Hook):
     """Checks lists, images, masks and classes before training; refuses to start if any is faulty.
 
     Finds what ``tools/misc/check_dataset.py`` finds and fails with the same message, on every
-    rank; rank 0 checks. Decoding everything takes about as long as reading every
-    file once; for large datasets on several machines run the tool first with ``--cache``, since
-    the other ranks' wait for rank 0 is limited by ``env_cfg.dist_cfg.timeout``.
+    rank; rank 0 checks. Decoding everything takes about as long as reading every file once; for
+    large datasets on several machines run the tool first with ``--cache``, since the other ranks'
+    wait for rank 0 is limited by ``env_cfg.dist_cfg.timeout``.
 
     In classification, sets that do not number the same classes alike, a head of another number of
     classes, and testing on other classes than the checkpoint's are refused as well.
@@ -38,6 +38,9 @@ class DatasetCheckHook(Hook):
         cache (bool | str): Remember sound files, so that a resumed run only looks whether they
             changed: in ``dataset_check.json`` of the work dir (True), or in the file named.
             Defaults to True.
+
+    Raises:
+        ValueError: If ``mode`` is none of the three.
     """
 
     # Before anything that uses the data, such as making pseudo-labels in the same hook point.
@@ -55,6 +58,9 @@ class DatasetCheckHook(Hook):
 
         Building a dataset without its list would fail with another message, or silently use the
         whole folder.
+
+        Raises:
+            DatasetError: As :meth:`check`.
         """
         loaders = runner._train_dataloader, runner._val_dataloader, runner._test_dataloader
         train, val, test = map(_dataset_of, loaders)

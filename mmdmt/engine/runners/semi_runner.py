@@ -57,7 +57,11 @@ class SemiRunner(Runner):
     # --- Environment -----------------------------------------------------------------------------
 
     def setup_env(self, env_cfg: dict) -> None:
-        """Join the process group, with gloo on CPUs, before mmengine asks CUDA."""
+        """Join the process group, with gloo on CPUs, before mmengine asks CUDA.
+
+        Raises:
+            RuntimeError: As :func:`mmdmt.distributed.join_process_group`.
+        """
         join_process_group(self.launcher, env_cfg)
         super().setup_env(env_cfg)
 
@@ -83,7 +87,7 @@ class SemiRunner(Runner):
             return super().build_model(model)
 
     def _init_model_weights(self) -> None:
-        """Also those that ``init_cfg=dict(type='Pretrained')`` loads later."""
+        """``init_cfg=dict(type='Pretrained')`` is loaded safely, too."""
         with safe_loading(self.trusted_checkpoints):
             super()._init_model_weights()
 
@@ -190,7 +194,11 @@ class SemiRunner(Runner):
         return from_main(lambda: find_latest_valid_checkpoint(self.work_dir))
 
     def load_or_resume(self) -> None:
-        """Resume, or load weights, or do nothing, as ``resume`` and ``load_from`` say."""
+        """Resume, or load weights, or do nothing, as ``resume`` and ``load_from`` say.
+
+        ``resume=True`` without ``load_from`` takes the newest complete checkpoint of the work dir
+        and starts afresh where there is none.
+        """
         if self._has_loaded:
             return
         path = self._checkpoint_to_resume()
