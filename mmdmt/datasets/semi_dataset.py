@@ -20,7 +20,7 @@ MAX_REPLACEMENTS = 20
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's (CPU) generators inside, below ``2**64``."""
+    """Seed Python's, NumPy's and torch's (CPU) generators, and restore them afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(np.array([seed % 2**32, seed // 2**32], dtype=np.uint32))
