@@ -12,8 +12,9 @@ from mmengine.runner import Runner
 from mmdmt.checks import refuse_unknown_keys
 from mmdmt.protocols import apply_protocol
 
-#: What runners and tools read, beside the arguments of mmengine's runner.
+#: What runners and tools read.
 KEPT_KEYS = {
+    *inspect.signature(Runner).parameters,
     'runner_type',
     'custom_imports',
     'trusted_checkpoints',
@@ -67,8 +68,9 @@ def resolve_config(cfg: Config) -> Config:
 
     A path ends with a key; ``**`` stands for any number of steps; in a list a step is an index or
     the ``type`` of an element, without its prefix; ``*`` in a step stands for any characters. A
-    place that holds another value than the default keeps it; one that holds None takes the setting.
-    Members and stages of ``mutual`` may change settings in their ``cfg_options``.
+    place that holds another value than the default keeps it; a config that changes a setting and
+    uses the new value itself notes it too. Members and stages of ``mutual`` may change settings in
+    their ``cfg_options``.
 
     Then ``evaluation_protocol`` is applied (:func:`mmdmt.protocols.apply_protocol`), sources whose
     ``train_dataloader.sampler.source_ratio`` is 0 are dropped, and variables that only feed other
@@ -90,19 +92,33 @@ def resolve_config(cfg: Config) -> Config:
     _drop_unused_sources(cfg)
     _check_batch_size(cfg)
     if settings:
-        for key in set(cfg) - KEPT_KEYS - set(inspect.signature(Runner).parameters):
+        for key in set(cfg) - KEPT_KEYS:
             cfg.pop(key)
     return cfg
 
 
+def merge_options(cfg: Config, options: Dict[str, Any]) -> None:
+    """Merge ``--cfg-options`` into a config that was not resolved yet.
+
+    Raises:
+        ValueError: If an option is a variable at the top that the config does not have.
+    """
+    if cfg.get('settings'):
+        known = {*cfg, *KEPT_KEYS, 'evaluation_protocol'}
+        refuse_unknown_keys('--cfg-options', [key.split('.')[0] for key in options], known)
+    cfg.merge_from_dict(options)
+
+
 def _settings(cfg: Config) -> Dict[str, dict]:
-    """The noted settings that have a default, by name."""
-    noted = {}
+    """Defaults and paths of the noted settings that have a default, by name."""
+    noted: Dict[str, dict] = {}
     for key in [key for key in cfg if key == 'settings' or key.endswith('_settings')]:
         for name, setting in cfg[key].items():
             refuse_unknown_keys(f'{key}.{name}', setting, ('default', 'sets'))
             if 'default' in setting:
-                noted[name] = setting
+                found = noted.setdefault(name, dict(defaults=[], sets=[]))
+                found['defaults'].append(_plain(setting['default']))
+                found['sets'] += setting.get('sets', ())
             elif name in cfg:
                 raise ValueError(
                     f'`{name}` is set to {cfg[name]!r}, but nothing of this config takes it: '
@@ -132,18 +148,18 @@ def _spread(cfg: Config, settings: Dict[str, dict]) -> None:
 
 def _places(everywhere: List[Place], cfg: Config, name: str, setting: dict) -> List[Place]:
     """The places of a setting that have no value of their own."""
-    old, new = _plain(setting['default']), _plain(cfg[name])
-    paths = [path.split('.') for path in setting.get('sets', ())]
+    old, new = setting['defaults'], _plain(cfg[name])
+    paths = [path.split('.') for path in setting['sets']]
     found = [
         place
         for place in everywhere
-        if (place.value is None or _plain(place.value) in (old, new))
+        if _plain(place.value) in (*old, new)
         and any(path[-1] == place.names[-1][0] and _leads(path, place.names) for path in paths)
     ]
-    if old != new and not found:
+    if new not in old and not found:
         raise ValueError(
-            f'`{name}` is set to {new!r}, but reaches no place: none of {setting.get("sets")} is '
-            f'there with the value that it had, {old!r}'
+            f'`{name}` is set to {new!r}, but reaches no place: none of {setting["sets"]} is '
+            f'there with the value that it had, {old[0]!r}'
         )
     return found
 

@@ -3,7 +3,7 @@ import copy
 import pytest
 from mmengine.config import Config
 
-from mmdmt.config import resolve_config
+from mmdmt.config import merge_options, resolve_config
 
 TEXT = """
 data_root = 'data/x'
@@ -36,7 +36,7 @@ train_dataloader = dict(
             dict(data_root='elsewhere', ann_file='', pipeline=pipeline)])]))
 val_dataloader = dict(batch_size=4, dataset=dict(data_root=data_root, ann_file='l.txt'))
 model = dict(
-    segmentor=dict(data_preprocessor=dict(size=None)),
+    segmentor=dict(data_preprocessor=dict(size=crop_size)),
     other=dict(size=crop_size, crop_size=crop_size))
 """
 
@@ -68,15 +68,20 @@ def test_lists_move_even_if_they_swap_places_and_stay_where_no_path_leads(cfg):
     assert cfg.val_dataloader.dataset.ann_file == 'l.txt'
 
 
-def test_types_of_list_elements_are_steps_of_a_path_and_none_takes_the_setting(cfg):
+def test_types_of_list_elements_are_steps_of_a_path(cfg):
     resolved(cfg, crop_size=[64, 48])  # a list, as the command line gives it
     assert [source.pipeline[1].crop_size for source in sources(cfg)] == [(64, 48)] * 3
-    assert cfg.model.segmentor.data_preprocessor['size'] == [64, 48]
+    assert cfg.model.segmentor.data_preprocessor['size'] == (64, 48)
     assert cfg.model.other['size'] == cfg.model.other.crop_size == (32, 32)
 
 
-def test_an_unchanged_setting_fills_places_that_wait_for_it(cfg):
-    assert resolved(cfg).model.segmentor.data_preprocessor['size'] == (32, 32)
+def test_a_config_in_between_that_used_its_own_value_notes_it_too(cfg):
+    cfg.merge_from_dict(dict(crop_size=(16, 16), small_settings=dict(crop_size=dict())))
+    cfg.small_settings.crop_size['default'] = (16, 16)
+    cfg.model.segmentor.data_preprocessor['size'] = (16, 16)
+    resolved(cfg, crop_size=(64, 48))
+    assert cfg.model.segmentor.data_preprocessor['size'] == (64, 48)
+    assert [source.pipeline[1].crop_size for source in sources(cfg)] == [(64, 48)] * 3
 
 
 def test_the_batch_size_is_that_of_training_only(cfg):
@@ -178,3 +183,15 @@ def test_a_config_without_settings_is_left_alone():
 def test_different_batch_sizes_of_loader_and_sampler_are_refused(cfg):
     with pytest.raises(ValueError, match=r'`train_dataloader\.batch_size` is 8.* is 4'):
         resolved(cfg, **{'train_dataloader.batch_size': 8})
+
+
+def test_options_that_no_config_has_are_refused(cfg):
+    merge_options(
+        cfg, {'crop_size': (8, 8), 'evaluation_protocol': 'x', 'model.new': 1, 'resume': 1}
+    )
+    assert (cfg.crop_size, cfg.model.new) == ((8, 8), 1)
+    with pytest.raises(ValueError, match=r"--cfg-options.*\['crop_sise'\].*crop_size"):
+        merge_options(cfg, {'crop_sise': (8, 8)})
+    plain = Config(dict(model=dict()))
+    merge_options(plain, dict(mine=1))
+    assert plain.mine == 1

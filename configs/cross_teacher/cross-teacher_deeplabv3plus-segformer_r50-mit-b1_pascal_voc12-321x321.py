@@ -14,6 +14,7 @@ _base_ = [
 source_ratio = [1, 1]
 segformer = Config.fromfile('{{ fileDirname }}/../_base_/models/segformer_mit-b1.py').model
 segformer.decode_head.num_classes = _base_.num_classes
+segformer.data_preprocessor.size = _base_.crop_size
 contrast = dict(_base_.method.contrast, projection=dict(channels=256))
 method = dict(_base_.method, contrast=contrast)
 model = dict(_delete_=True, segmentor=dict(l=_base_.model, r=segformer), **method)

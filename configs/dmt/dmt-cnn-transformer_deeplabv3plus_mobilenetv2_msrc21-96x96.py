@@ -6,6 +6,7 @@ _base_ = './dmt_deeplabv3plus_mobilenetv2_msrc21-96x96.py'
 
 segformer = Config.fromfile('{{ fileDirname }}/../_base_/models/segformer_mit-b0.py').model
 segformer.decode_head.num_classes = _base_.num_classes
+segformer.data_preprocessor.size = _base_.crop_size
 mutual = dict(
     members=[
         dict(name='a', seed=1),

@@ -17,7 +17,10 @@ coco_member = dict(
     load_from='pretrained/deeplabv2_r101_coco_backbone.pth', cfg_options=_base_.coco_options
 )
 # Two of the four convolutions, as published.
-model = dict(decode_head=dict(num_classes=_base_.num_classes, num_summed=2))
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    decode_head=dict(num_classes=_base_.num_classes, num_summed=2),
+)
 optim_wrapper = dict(optimizer=dict(lr=0.004))
 train_cfg = dict(val_interval=350)
 mutual = dict(

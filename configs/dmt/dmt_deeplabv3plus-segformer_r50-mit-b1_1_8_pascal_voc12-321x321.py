@@ -8,6 +8,7 @@ _base_ = './dmt_deeplabv3plus_r50_1_8_pascal_voc12-321x321.py'
 
 segformer = Config.fromfile('{{ fileDirname }}/../_base_/models/segformer_mit-b1.py').model
 segformer.decode_head.num_classes = _base_.num_classes
+segformer.data_preprocessor.size = _base_.crop_size
 adamw = Config.fromfile('{{ fileDirname }}/../_base_/schedules/schedule_40k_adamw.py').optim_wrapper
 options = dict(model=dict(_delete_=True, **segformer), optim_wrapper=dict(_delete_=True, **adamw))
 mutual = dict(

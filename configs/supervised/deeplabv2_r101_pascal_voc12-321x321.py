@@ -7,5 +7,8 @@ _base_ = [
 ]
 
 resize_ratio = (0.5, 1.5)
-model = dict(decode_head=dict(num_classes=_base_.num_classes))
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    decode_head=dict(num_classes=_base_.num_classes),
+)
 optim_wrapper = dict(optimizer=dict(lr=0.002))

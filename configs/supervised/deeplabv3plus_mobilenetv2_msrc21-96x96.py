@@ -7,5 +7,8 @@ _base_ = [
 ]
 
 channels_last = True  # halves the step of MobileNetV2 on a CPU
-model = dict(decode_head=dict(num_classes=_base_.num_classes))
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    decode_head=dict(num_classes=_base_.num_classes),
+)
 default_hooks = dict(checkpoint=dict(interval=600))

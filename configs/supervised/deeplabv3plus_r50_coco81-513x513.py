@@ -6,7 +6,10 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(decode_head=dict(num_classes=_base_.num_classes, align_corners=True))
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    decode_head=dict(num_classes=_base_.num_classes, align_corners=True),
+)
 optim_wrapper = dict(
     optimizer=dict(lr=0.004, weight_decay=1e-4),
     paramwise_cfg=dict(custom_keys=dict(head=dict(lr_mult=10.0))),

@@ -12,7 +12,7 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size=None,  # crop_size
+        size=_base_.crop_size,
         test_cfg=dict(size_divisor=32),
     ),
     # The first convolution has stride 2, so the prediction has half the size of the image; the

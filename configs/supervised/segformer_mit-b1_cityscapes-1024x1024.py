@@ -7,4 +7,7 @@ _base_ = [
 
 evaluation_protocol = 'cityscapes_sliding'
 crop_size = (1024, 1024)
-model = dict(decode_head=dict(num_classes=_base_.num_classes))
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    decode_head=dict(num_classes=_base_.num_classes),
+)

@@ -6,4 +6,7 @@ _base_ = [
 ]
 
 crop_size = (512, 512)
-model = dict(decode_head=dict(num_classes=_base_.num_classes))
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    decode_head=dict(num_classes=_base_.num_classes),
+)

@@ -131,6 +131,16 @@ def test_config_builds(name):
     assert build_once(repr(model), scope) == cfg.model.type.split('.')[-1]
 
 
+@pytest.mark.parametrize('name', SEGMENTORS)
+def test_the_model_is_whole_before_settings_are_resolved(name):
+    """What reads a config file without the runners builds the same model."""
+    cfg = read(name)
+    for network in networks(cfg):
+        crop = network.data_preprocessor.get('size') or network.data_preprocessor.size_divisor
+        assert crop is not None
+        assert network.decode_head.num_classes == cfg.num_classes
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_all_types_exist(name):
     cfg = load(name)

@@ -7,6 +7,7 @@ _base_ = './cityscapes.py'
 
 image_size = (1024, 512)  # (width, height)
 crop_size = (256, 512)
+half_settings = dict(crop_size=dict(default=crop_size))  # models are written with this one
 resize_ratio = (0.5, 1.5)
 batch_size = 8
 

@@ -4,6 +4,7 @@ _base_ = './msrc21.py'
 
 image_size = (160, 107)
 crop_size = (96, 96)
+small_settings = dict(crop_size=dict(default=crop_size))  # models are written with this one
 
 test_pipeline = [
     dict(type='LoadImageFromFile'),

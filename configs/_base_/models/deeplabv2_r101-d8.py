@@ -11,7 +11,6 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size=None,  # crop_size
     ),
     backbone=dict(
         type='ResNet',

@@ -211,8 +211,7 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
 
     def after_step(self) -> None:
         """Move the teachers and count; called by ``MethodHook`` after each optimizer step."""
-        for name in self.teachers_to_update():
-            self.update_teacher(name)
+        self.update_teachers()
         self.step += 1
         self.iterations += 1
 
@@ -221,6 +220,11 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
     def teachers_to_update(self) -> List[str]:
         """Names of the teachers that follow their student in this step. Defaults to all."""
         return self.teacher_names
+
+    def update_teachers(self) -> None:
+        """Move the teachers towards their students."""
+        for name in self.teachers_to_update():
+            self.update_teacher(name)
 
     def update_teacher(self, name: str) -> None:
         """Move one teacher towards its student."""
