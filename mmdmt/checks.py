@@ -1,6 +1,6 @@
-"""Refusal of settings that nobody reads or that are out of range."""
+"""What checks have in common: refusing settings, and naming what was found."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 
@@ -39,3 +39,9 @@ def check_choice(name: str, value: Any, choices: Collection) -> None:
     """
     if value not in choices:
         raise ValueError(f'`{name}` must be one of {list(choices)}, got {value!r}')
+
+
+def listed(names: Sequence[str], limit: int = 10) -> str:
+    """The first of some names, and how many more there are: ``'a, b and 3 more'``."""
+    more = len(names) - limit
+    return ', '.join(names[:limit]) + (f' and {more} more' if more > 0 else '')

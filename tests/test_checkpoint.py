@@ -79,6 +79,17 @@ def test_files_of_both_numpy_versions_are_loaded(tmp_path, core):
     assert np.array_equal(loaded['meta']['palette'], np.eye(2))
 
 
+def test_without_an_allow_list_only_plain_checkpoints_are_loaded(tmp_path, monkeypatch):
+    """As with torch < 2.4."""
+    monkeypatch.delattr(torch.serialization, 'add_safe_globals')
+    torch.serialization.clear_safe_globals()
+    save_atomically(dict(state_dict=dict(a=torch.ones(1)), meta=dict(iter=1)), tmp_path / 'a.pth')
+    assert load_checkpoint_file(tmp_path / 'a.pth')['meta'] == dict(iter=1)
+    save_atomically(make_checkpoint(), tmp_path / 'b.pth')
+    with pytest.raises(UntrustedCheckpointError, match=r'HistoryBuffer.*--trust-checkpoint'):
+        load_checkpoint_file(tmp_path / 'b.pth')
+
+
 class Lookup:
     """Reaches for an attribute when it is unpickled."""
 
@@ -237,6 +248,8 @@ def test_downloads_are_loaded_safely(tmp_path, monkeypatch):
         address = f'http://127.0.0.1:{server.server_port}'
         with safe_loading():
             assert CheckpointLoader.load_checkpoint(f'{address}/good.pth')['meta']['iter'] == 3
+            # The maintained mmengine takes its own allow-list back.
+            assert load_checkpoint_file('good.pth')['meta']['iter'] == 3
         with pytest.raises(UntrustedCheckpointError, match='mkdir'), safe_loading():
             CheckpointLoader.load_checkpoint(f'{address}/bad.pth')
         server.shutdown()

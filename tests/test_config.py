@@ -11,20 +11,33 @@ labeled_list = 'l.txt'
 unlabeled_list = 'u.txt'
 crop_size = (32, 32)
 batch_size = 4
-overridable = dict(
-    data_root=data_root, labeled_list=labeled_list, unlabeled_list=unlabeled_list,
-    crop_size=crop_size, batch_size=batch_size)
-pipeline = [dict(type='RandomCrop', crop_size=crop_size)]
-parts = [
-    dict(data_root=data_root, ann_file=labeled_list, pipeline=pipeline),
-    dict(data_root='elsewhere', ann_file=unlabeled_list, pipeline=pipeline),
-]
+source_ratio = [1, 3]
+settings = dict(
+    data_root=dict(default=data_root, sets=['*_dataloader.**.data_root']),
+    labeled_list=dict(
+        default=labeled_list, sets=['train_dataloader.dataset.datasets.0.**.ann_file']),
+    unlabeled_list=dict(
+        default=unlabeled_list, sets=['train_dataloader.dataset.datasets.1.**.ann_file']),
+    crop_size=dict(default=crop_size, sets=[
+        'train_dataloader.**.RandomCrop.crop_size', 'model.**.data_preprocessor.size']),
+    source_ratio=dict(default=source_ratio, sets=['train_dataloader.sampler.source_ratio']))
+loader_settings = dict(
+    batch_size=dict(
+        default=batch_size,
+        sets=['train_dataloader.batch_size', 'train_dataloader.sampler.batch_size']))
+pipeline = [dict(type='Load'), dict(type='some.RandomCrop', crop_size=crop_size)]
 train_dataloader = dict(
     batch_size=batch_size,
-    sampler=dict(batch_size=batch_size),
-    dataset=dict(datasets=parts))
-val_dataloader = dict(batch_size=4, dataset=dict(data_root=data_root, ann_file='v.txt'))
-model = dict(data_preprocessor=dict(size=crop_size), other=dict(size=(9, 9)))
+    sampler=dict(batch_size=batch_size, source_ratio=source_ratio),
+    dataset=dict(datasets=[
+        dict(data_root=data_root, ann_file=labeled_list, pipeline=pipeline),
+        dict(type='ConcatDataset', datasets=[
+            dict(dataset=dict(data_root=data_root, ann_file=unlabeled_list, pipeline=pipeline)),
+            dict(data_root='elsewhere', ann_file='', pipeline=pipeline)])]))
+val_dataloader = dict(batch_size=4, dataset=dict(data_root=data_root, ann_file='l.txt'))
+model = dict(
+    segmentor=dict(data_preprocessor=dict(size=None)),
+    other=dict(size=crop_size, crop_size=crop_size))
 """
 
 
@@ -33,99 +46,135 @@ def cfg():
     return Config.fromstring(TEXT, '.py')
 
 
-def test_one_data_root_moves_every_data_set_that_used_it(cfg):
-    cfg.merge_from_dict(dict(data_root='/new'))
-    resolve_config(cfg)
-    first, second = cfg.train_dataloader.dataset.datasets
-    assert (first.data_root, second.data_root) == ('/new', 'elsewhere')
+def sources(cfg):
+    labeled, unlabeled = cfg.train_dataloader.dataset.datasets
+    return [labeled, unlabeled.datasets[0].dataset, unlabeled.datasets[1]]
+
+
+def resolved(cfg, **options):
+    cfg.merge_from_dict(options)
+    return resolve_config(cfg)
+
+
+def test_a_setting_reaches_every_place_of_its_paths_in_nested_sources_too(cfg):
+    resolved(cfg, data_root='/new')
+    assert [source.data_root for source in sources(cfg)] == ['/new', '/new', 'elsewhere']
     assert cfg.val_dataloader.dataset.data_root == '/new'
-    assert cfg.parts[0].data_root == '/new'
 
 
-def test_lists_move_even_if_they_swap_places(cfg):
-    cfg.merge_from_dict(dict(labeled_list='u.txt', unlabeled_list='l.txt'))
-    resolve_config(cfg)
-    assert [d.ann_file for d in cfg.train_dataloader.dataset.datasets] == ['u.txt', 'l.txt']
-    assert cfg.val_dataloader.dataset.ann_file == 'v.txt'
+def test_lists_move_even_if_they_swap_places_and_stay_where_no_path_leads(cfg):
+    resolved(cfg, labeled_list='u.txt', unlabeled_list='l.txt')
+    assert [source.ann_file for source in sources(cfg)] == ['u.txt', 'l.txt', '']
+    assert cfg.val_dataloader.dataset.ann_file == 'l.txt'
 
 
-def test_the_crop_size_reaches_pipelines_and_the_model(cfg):
-    cfg.merge_from_dict(dict(crop_size=[64, 48]))  # a list, as the command line gives it
-    resolve_config(cfg)
-    for dataset in cfg.train_dataloader.dataset.datasets:
-        assert dataset.pipeline[0].crop_size == (64, 48)
-    assert cfg.model.data_preprocessor['size'] == (64, 48)
-    assert cfg.model.other['size'] == (9, 9)
+def test_types_of_list_elements_are_steps_of_a_path_and_none_takes_the_setting(cfg):
+    resolved(cfg, crop_size=[64, 48])  # a list, as the command line gives it
+    assert [source.pipeline[1].crop_size for source in sources(cfg)] == [(64, 48)] * 3
+    assert cfg.model.segmentor.data_preprocessor['size'] == [64, 48]
+    assert cfg.model.other['size'] == cfg.model.other.crop_size == (32, 32)
+
+
+def test_an_unchanged_setting_fills_places_that_wait_for_it(cfg):
+    assert resolved(cfg).model.segmentor.data_preprocessor['size'] == (32, 32)
 
 
 def test_the_batch_size_is_that_of_training_only(cfg):
-    cfg.merge_from_dict(dict(batch_size=6))
-    resolve_config(cfg)
+    resolved(cfg, batch_size=6)
     assert cfg.train_dataloader.batch_size == cfg.train_dataloader.sampler.batch_size == 6
     assert cfg.val_dataloader.batch_size == 4
 
 
 def test_a_place_with_a_value_of_its_own_keeps_it(cfg):
-    cfg.merge_from_dict({'data_root': '/new', 'val_dataloader.dataset.data_root': '/val'})
-    assert resolve_config(cfg).val_dataloader.dataset.data_root == '/val'
+    resolved(cfg, **{'data_root': '/new', 'val_dataloader.dataset.data_root': '/val'})
+    assert cfg.val_dataloader.dataset.data_root == '/val'
 
 
-def test_works_once_and_again(cfg):
-    cfg.merge_from_dict(dict(data_root='/new', crop_size=(8, 8)))
-    once = copy.deepcopy(resolve_config(cfg)).to_dict()
+def test_what_only_feeds_other_keys_goes_and_a_second_call_changes_nothing(cfg, tmp_path):
+    cfg.work_dir, cfg.channels_last = '/work', True
+    resolved(cfg, data_root='/new')
+    assert set(cfg) == {'train_dataloader', 'val_dataloader', 'model', 'work_dir', 'channels_last'}
+    once = copy.deepcopy(cfg).to_dict()
     assert resolve_config(cfg).to_dict() == once
-    cfg.merge_from_dict(dict(data_root='/newer'))
-    assert resolve_config(cfg).val_dataloader.dataset.data_root == '/newer'
+    cfg.dump(tmp_path / 'cfg.py')
+    assert resolve_config(Config.fromfile(tmp_path / 'cfg.py')).to_dict() == once
 
 
-def test_works_on_a_config_that_was_dumped_and_read_again(cfg, tmp_path):
-    cfg.merge_from_dict(dict(data_root='/new'))
-    resolve_config(cfg).dump(tmp_path / 'cfg.py')
-    again = Config.fromfile(tmp_path / 'cfg.py')
-    again.merge_from_dict(dict(data_root='/newer'))
-    assert resolve_config(again).val_dataloader.dataset.data_root == '/newer'
+@pytest.mark.parametrize(
+    ('ratio', 'left', 'lists'), [([1, 0], [1], ['l.txt']), ([0, 2], [2], ['u.txt'])]
+)
+def test_a_source_with_the_ratio_0_is_not_read(cfg, ratio, left, lists):
+    cfg.train_dataloader.dataset.datasets[1] = dict(ann_file='u.txt')
+    resolved(cfg, source_ratio=ratio)
+    assert cfg.train_dataloader.sampler.source_ratio == left
+    assert [source.ann_file for source in cfg.train_dataloader.dataset.datasets] == lists
 
 
-def test_an_unchanged_config_stays_as_it_is(cfg):
+def test_mutual_training_needs_both_sources(cfg):
+    cfg.mutual = dict(members=[dict(name='a')])
+    with pytest.raises(ValueError, match=r'`source_ratio` is \[1, 0\].*both sources'):
+        resolved(cfg, source_ratio=[1, 0])
+
+
+def test_members_and_rounds_change_settings_of_their_own(cfg):
+    cfg.mutual = dict(
+        members=[dict(name='a'), dict(name='b', cfg_options=dict(crop_size=(8, 8), lr=1))],
+        round=dict(cfg_options=dict(batch_size=2)),
+    )
+    resolved(cfg)
+    options = cfg.mutual.members[1].cfg_options.to_dict()
+    crop = 'train_dataloader.dataset.datasets.0.pipeline.1.crop_size'
+    assert options.pop('lr') == 1 and options[crop] == (8, 8)
+    assert options['model.segmentor.data_preprocessor.size'] == (8, 8)
+    assert set(cfg.mutual.round.cfg_options) == {
+        'train_dataloader.batch_size',
+        'train_dataloader.sampler.batch_size',
+    }
+    member = copy.deepcopy(cfg)
+    member.merge_from_dict(options)
+    assert [source.pipeline[1].crop_size for source in sources(member)] == [(8, 8)] * 3
+    assert sources(cfg)[0].pipeline[1].crop_size == (32, 32)
+
+
+def test_a_setting_reaches_what_members_replace_also_behind_dots(cfg):
+    cfg.settings.num_classes = dict(
+        default=4, sets=['model.**.num_classes', 'mutual.**.num_classes']
+    )
+    head = {'model.decode_head.num_classes': 4, 'model.decode_head.other': 4}
+    cfg.mutual = dict(members=[dict(cfg_options=head)])
+    resolved(cfg, num_classes=7)
+    assert list(cfg.mutual.members[0].cfg_options.values()) == [7, 4]
+
+
+def test_a_setting_that_goes_nowhere_is_refused(cfg):
+    cfg.settings.crop_size.sets = ['train_dataloader.**.RandomCrop.cropsize']
+    resolve_config(copy.deepcopy(cfg))  # as long as it is not changed
+    with pytest.raises(ValueError, match=r'`crop_size` is set to \[8, 8\].*cropsize'):
+        resolved(cfg, crop_size=(8, 8))
+
+
+def test_a_setting_that_no_dataset_notes_is_refused(cfg):
+    cfg.settings.val_list = dict(sets=['val_dataloader.**.ann_file'])
+    with pytest.raises(ValueError, match=r"`val_list` is set to 'v.txt'.*has no default"):
+        resolved(cfg, val_list='v.txt')
+
+
+def test_a_misspelled_setting_is_refused(cfg):
+    cfg.settings.crop_sise = dict(default=(32, 32), sets=['model.size'])
+    with pytest.raises(ValueError, match=r"notes \['crop_sise'\]"):
+        resolved(cfg)
+    cfg.settings.pop('crop_sise')
+    cfg.settings.crop_size.set = []
+    with pytest.raises(ValueError, match=r"settings\.crop_size.*\['set'\].*sets"):
+        resolved(cfg)
+
+
+def test_a_config_without_settings_is_left_alone():
+    cfg = Config(dict(data_root='/new', val_dataloader=dict(dataset=dict(data_root='old')), mine=1))
     before = copy.deepcopy(cfg).to_dict()
     assert resolve_config(cfg).to_dict() == before
 
 
-def test_length_classes_and_validation_list(cfg):
-    cfg.merge_from_dict(
-        dict(
-            overridable=dict(max_iters=100, num_classes=10, val_list='v.txt'),
-            train_cfg=dict(max_iters=100, val_interval=100),
-            param_scheduler=[dict(begin=0, end=10), dict(begin=10, end=100)],
-            mutual=dict(round=dict(max_iters=100)),
-            max_iters=77,
-            num_classes=5,
-            val_list='w.txt',
-        )
-    )
-    cfg.model.head = dict(num_classes=10)
-    cfg.train_dataloader.dataset.datasets[0].ann_file = 'v.txt'
-    resolve_config(cfg)
-    assert cfg.train_cfg.to_dict() == dict(max_iters=77, val_interval=100)
-    assert [scheduler.end for scheduler in cfg.param_scheduler] == [10, 77]
-    assert cfg.mutual.round.max_iters == 100
-    assert cfg.model.head.num_classes == 5
-    assert cfg.val_dataloader.dataset.ann_file == 'w.txt'
-    assert cfg.train_dataloader.dataset.datasets[0].ann_file == 'v.txt'
-
-
-def test_a_config_without_overridable_settings_is_left_alone():
-    cfg = Config(dict(data_root='/new', val_dataloader=dict(dataset=dict(data_root='old'))))
-    assert resolve_config(cfg).val_dataloader.dataset.data_root == 'old'
-
-
-def test_unknown_settings_are_refused(cfg):
-    cfg.overridable.colour = 1
-    with pytest.raises(ValueError, match=r"\['colour'\]; known: .*data_root"):
-        resolve_config(cfg)
-
-
 def test_different_batch_sizes_of_loader_and_sampler_are_refused(cfg):
-    cfg.merge_from_dict({'train_dataloader.batch_size': 8})
     with pytest.raises(ValueError, match=r'`train_dataloader\.batch_size` is 8.* is 4'):
-        resolve_config(cfg)
+        resolved(cfg, **{'train_dataloader.batch_size': 8})

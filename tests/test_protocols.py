@@ -103,6 +103,7 @@ def files(tmp_path):
 def test_a_protocol_is_one_line_and_applying_it_again_changes_nothing(name):
     cfg = resolve_config(config(name))
     once = cfg.to_dict()
+    assert 'evaluation_protocol' not in cfg
     for section in ('val_dataloader', 'test_dataloader'):
         assert cfg[section].dataset.pipeline == PROTOCOLS[name].pipeline()
     assert resolve_config(cfg).to_dict() == once
@@ -132,23 +133,23 @@ def test_windows_have_the_size_of_the_crop_that_is_trained():
     cfg.evaluation_protocol = 'cityscapes_half'
     assert resolve_config(cfg).model.test_cfg == dict(mode='whole')
     cfg.evaluation_protocol = 'cityscapes_sliding'
-    cfg.pop('crop_size')
-    with pytest.raises(ValueError, match='needs `crop_size`'):
+    cfg.train_dataloader.dataset.datasets[0].pipeline = []
+    with pytest.raises(ValueError, match='RandomCrop in the training pipeline, which has none'):
         apply_protocol(cfg)
 
 
-def test_an_on_line_method_evaluates_by_a_protocol_too():
+def test_an_online_method_evaluates_by_a_protocol_too():
     cfg = Config.fromfile(
         CONFIGS / 'mean_teacher' / 'mean-teacher_deeplabv3plus_r50_pascal_voc12-321x321.py'
     )
     cfg.evaluation_protocol = 'pascal_voc12_padded'
     resolve_config(cfg)
-    assert cfg.model.data_preprocessor.test_cfg.size == (505, 505)
+    assert cfg.model.segmentor.data_preprocessor.test_cfg.size == (505, 505)
     assert cfg.model.segmentor.test_cfg.mode == 'whole'
     assert 'test_cfg' not in cfg.model
 
 
-def test_unknown_names_and_other_data_sets_are_refused():
+def test_unknown_names_and_other_datasets_are_refused():
     with pytest.raises(ValueError, match=r"'voc' is unknown; known:.*pascal_voc12_padded"):
         cfg = config('pascal_voc12_padded')
         cfg.evaluation_protocol = 'voc'

@@ -169,7 +169,7 @@ def train(cfg: Config, fresh: bool) -> MutualTrainingRunner:
 def score(runner: MutualTrainingRunner) -> List[Row]:
     """Score the product of every stage on the test images."""
     entries = runner.ledger.read()
-    labels = len(read_list(runner.cfg.data_root, 'labeled'))
+    labels = len(read_list(runner.cfg.test_dataloader.dataset.data_root, 'labeled'))
     rows, steps = [], {}
     for stage in runner.plan.stages:
         cfg = stage_config(runner, stage.name)

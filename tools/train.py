@@ -12,18 +12,22 @@ python tools/train.py CONFIG --redo round_1.a         # again from there on
 """
 
 import argparse
+import contextlib
 import os
 import os.path as osp
+import sys
 
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
-import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.checkpoint import find_latest_valid_checkpoint
-from mmdmt.config import resolve_config
-from mmdmt.engine.runners import MutualTrainingRunner
-from mmdmt.registry import RUNNERS
+# What packages print while they are imported is no part of a printed config.
+with contextlib.redirect_stdout(sys.stderr):
+    import mmdmt  # noqa: F401  (says what to install when something is missing)
+    from mmdmt.checkpoint import find_latest_valid_checkpoint
+    from mmdmt.config import resolve_config
+    from mmdmt.engine.runners import MutualTrainingRunner
+    from mmdmt.registry import RUNNERS
 
 
 def parse_args() -> argparse.Namespace:
@@ -165,11 +169,12 @@ def config_text(cfg: Config) -> str:
 def main() -> None:
     """Train."""
     args = parse_args()
-    cfg = load_config(args)
     if args.print_config:
-        print(config_text(cfg))
+        with contextlib.redirect_stdout(sys.stderr):
+            text = config_text(load_config(args))
+        print(text)
         return
-    runner = build_runner(cfg)
+    runner = build_runner(load_config(args))
     if args.list_stages:
         print(runner.describe())
         return

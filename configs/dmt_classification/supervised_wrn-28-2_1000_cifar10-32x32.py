@@ -5,6 +5,3 @@ _base_ = [
     '../_base_/classification/cifar10.py',
     '../_base_/classification/schedule_sgd.py',
 ]
-
-labeled_list = 'splits/1000/seed_1/labeled.txt'
-unlabeled_list = 'splits/1000/seed_1/unlabeled.txt'

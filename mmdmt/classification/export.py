@@ -102,7 +102,7 @@ def _plain_model(model: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _plain_dataset(dataset: Dict[str, Any]) -> Dict[str, Any]:
-    """A whole data set stays; of a list of images only its data set is mmpretrain's."""
+    """A whole dataset stays; of a list of images only its dataset is mmpretrain's."""
     if dataset.get('type') != 'mmdmt.ListedDataset' or dataset.get('ann_file'):
         return dataset
     return dict(dataset['dataset'], pipeline=dataset.get('pipeline', []))

@@ -55,7 +55,7 @@ class MutualClassifier(ImageClassifier):
 
     Args:
         gamma1 (float): Exponent where network and label agree. Defaults to 0.
-        gamma2 (float): Exponent where they disagree and the label is surer. Defaults to 0.
+        gamma2 (float): Exponent where they disagree and the label is more confident. Defaults to 0.
         ramp (bool): Whether the gammas rise over the schedule. Defaults to True, as published.
         mixup_alpha (float): Both parameters of the Beta distribution; 0 switches mixup off.
             Defaults to 0.75, as published.

@@ -1,5 +1,6 @@
 """What the dataset converters share: masks written atomically, in parallel, once."""
 
+import contextlib
 import multiprocessing
 from collections.abc import Iterable
 from pathlib import Path
@@ -69,16 +70,14 @@ def convert_all(
     for folder in {job.output.parent for job in jobs if job.output.parent.is_dir()}:
         remove_stale_temporaries(folder)
     open_jobs = [job for job in jobs if overwrite or not job.output.exists()]
-    bar = tqdm(total=len(jobs), initial=len(jobs) - len(open_jobs), desc=title, unit='file')
-    with bar:
-        if workers <= 1:
-            for job in open_jobs:
-                _run(job)
-                bar.update()
-        else:
-            with multiprocessing.Pool(workers) as pool:
-                for _ in pool.imap_unordered(_run, open_jobs, chunksize=8):
-                    bar.update()
+    bar = dict(total=len(jobs), initial=len(jobs) - len(open_jobs), desc=title, unit='file')
+    with contextlib.ExitStack() as stack:
+        done = map(_run, open_jobs)
+        if workers > 1:
+            pool = stack.enter_context(multiprocessing.Pool(workers))
+            done = pool.imap_unordered(_run, open_jobs, chunksize=8)
+        for _ in tqdm(done, **bar):
+            pass
     return len(open_jobs)
 
 

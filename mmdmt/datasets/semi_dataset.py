@@ -11,11 +11,11 @@ import torch
 from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.logging import print_log
 
+from mmdmt.checks import listed
 from mmdmt.pseudo import PseudoLabelError
 from mmdmt.registry import DATASETS
 
 MAX_REPLACEMENTS = 20
-FILES_SHOWN = 10
 
 
 @contextlib.contextmanager
@@ -53,12 +53,11 @@ class SemiDataset(ConcatDataset):
       that is missing or damaged is an error, because running again makes it anew.
 
     Args:
-        datasets (Sequence[dict | BaseDataset]): The sources: labeled first, then unlabeled. Several
-            folders that make up one source can be joined by a nested ``ConcatDataset``.
+        datasets (Sequence[dict | BaseDataset]): The sources: labeled first, then unlabeled, which
+            is their order in each batch. Several folders that make up one source can be joined by
+            a nested ``ConcatDataset``.
         max_corrupt_share (float): Share of unreadable images, of all images, above which
             training stops. Defaults to 0.01.
-        lazy_init (bool): Whether to leave reading the lists to :meth:`full_init`. Defaults to
-            False.
 
     Raises:
         ValueError: If there is no source, ``max_corrupt_share`` is no share, or two sources have
@@ -66,10 +65,7 @@ class SemiDataset(ConcatDataset):
     """
 
     def __init__(
-        self,
-        datasets: Sequence[Union[dict, BaseDataset]],
-        max_corrupt_share: float = 0.01,
-        lazy_init: bool = False,
+        self, datasets: Sequence[Union[dict, BaseDataset]], max_corrupt_share: float = 0.01
     ) -> None:
         # ConcatDataset.__init__ insists on equal meta information, hence is not called. These
         # are all the attributes it sets.
@@ -83,8 +79,10 @@ class SemiDataset(ConcatDataset):
         self._fully_initialized = False
         self.max_corrupt_share = max_corrupt_share
         self._check_classes()
-        if not lazy_init:
-            self.full_init()
+        self.full_init()
+        # One flag an image, in memory that all loader workers share whichever way they start.
+        # Writers only ever set flags, so they need no lock.
+        self._corrupt = torch.zeros(len(self), dtype=torch.bool).share_memory_()
 
     def _check_classes(self) -> None:
         expected = self._metainfo.get('classes')
@@ -95,15 +93,6 @@ class SemiDataset(ConcatDataset):
                     f'source {number} ({type(dataset).__name__}) has the classes {classes}, but '
                     f'source 0 has {expected}; all sources must agree'
                 )
-
-    def full_init(self) -> None:
-        """Read the lists of all sources."""
-        if self._fully_initialized:
-            return
-        super().full_init()
-        # One flag an image, in memory that all loader workers share whichever way they start.
-        # Writers only ever set flags, so they need no lock.
-        self._corrupt = torch.zeros(len(self), dtype=torch.bool).share_memory_()
 
     def __getitem__(self, idx: int) -> Any:
         """Load one sample.
@@ -119,8 +108,6 @@ class SemiDataset(ConcatDataset):
             RuntimeError: If more than ``max_corrupt_share`` of the images cannot be loaded.
             PseudoLabelError: If a stored pseudo-label is missing or damaged.
         """
-        if not self._fully_initialized:
-            self.full_init()
         seed = getattr(idx, 'seed', None)
         with contextlib.nullcontext() if seed is None else seeded(seed):
             return self._load(int(idx))
@@ -162,11 +149,10 @@ class SemiDataset(ConcatDataset):
 
     def _corrupt_summary(self) -> str:
         files = self.corrupt_files
-        more = f' and {len(files) - FILES_SHOWN} more' if len(files) > FILES_SHOWN else ''
         return (
             f'{len(files)} of {len(self)} samples could not be loaded '
-            f'(`max_corrupt_share={self.max_corrupt_share}`): {", ".join(files[:FILES_SHOWN])}'
-            f'{more}. Repair these files or take them off the lists; tools/misc/check_dataset.py '
+            f'(`max_corrupt_share={self.max_corrupt_share}`): {listed(files)}. '
+            'Repair these files or take them off the lists; tools/misc/check_dataset.py '
             'finds all such files.'
         )
 

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import Tensor
 
+from mmdmt.checks import listed
 from mmdmt.files import shipped_dir
 from mmdmt.registry import MODELS
 
@@ -31,9 +32,7 @@ class WeightsMismatchError(ValueError):
 
 def deeplabv2_config() -> dict:
     """Model config that the weights are for, ``configs/_base_/models/deeplabv2_r101-d8.py``."""
-    return Config.fromfile(
-        shipped_dir('configs') / '_base_' / 'models' / 'deeplabv2_r101-d8.py'
-    ).model
+    return Config.fromfile(shipped_dir('configs') / '_base_/models/deeplabv2_r101-d8.py').model
 
 
 def convert_advsemiseg(
@@ -105,25 +104,22 @@ def _source_name(name: str) -> str:
 
 def _compare(weights: Mapping[str, Any], expected: Mapping[str, torch.Size]) -> List[str]:
     """Lines that name what does not fit; empty if everything does."""
-    required = [name for name in expected if not name.endswith('num_batches_tracked')]
-    shared = [name for name in expected if name in weights]
-    differing = {
-        name: tuple(getattr(weights[name], 'shape', ())) or type(weights[name]).__name__
-        for name in shared
-        if getattr(weights[name], 'shape', None) != expected[name]
-    }
+    missing = [name for name in expected if name not in weights]
     found = {
-        'missing': [name for name in required if name not in weights],
+        'missing': [name for name in missing if not name.endswith('num_batches_tracked')],
         'unknown': [str(name) for name in weights if name not in expected],
         'of another shape': [
-            f'{name} {shape} instead of {tuple(expected[name])}'
-            for name, shape in differing.items()
+            f'{name} {_described(weights[name])} instead of {tuple(shape)}'
+            for name, shape in expected.items()
+            if name in weights and getattr(weights[name], 'shape', None) != shape
         ],
     }
-    return [_line(kind, names) for kind, names in found.items() if names]
+    return [
+        f'  {len(names)} {kind}: {listed(names, _MAX_LISTED)}'
+        for kind, names in found.items()
+        if names
+    ]
 
 
-def _line(kind: str, names: List[str]) -> str:
-    more = len(names) - _MAX_LISTED
-    listed = ', '.join(names[:_MAX_LISTED]) + (f' and {more} more' if more > 0 else '')
-    return f'  {len(names)} {kind}: {listed}'
+def _described(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

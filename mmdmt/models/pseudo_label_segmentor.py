@@ -1,4 +1,4 @@
-"""The segmentor of off-line methods: ground truth and stored pseudo-labels in one batch."""
+"""The segmentor of offline methods: ground truth and stored pseudo-labels in one batch."""
 
 import logging
 from typing import Dict, List

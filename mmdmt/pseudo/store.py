@@ -10,7 +10,7 @@ import numpy as np
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mmdmt.checks import check_range
+from mmdmt.checks import check_range, listed
 from mmdmt.files import atomic_path, remove_stale_temporaries, write_text_atomically
 from mmdmt.pseudo.codec import (
     FORMAT_VERSION,
@@ -29,7 +29,6 @@ THRESHOLD_KEYS = ('ratio', 'pixel_stride', 'bins', 'balance', 'threshold')
 # Sums of confidences are kept in whole steps, so that their order cannot matter.
 _CONFIDENCE_STEPS = 1 << 16
 _SUFFIX = '.plc'  # pseudo-label and confidence
-_MAX_NAMES_IN_ERRORS = 5
 
 
 class StoreIncompleteError(PseudoLabelError):
@@ -107,7 +106,7 @@ class PseudoLabelStore:
                 damaged += [name] if isinstance(error, DamagedMapError) else []
         if damaged:
             found = f'{len(damaged)} pseudo-label(s) in {self.root} are damaged: '
-            print_log(found + _enumerate(damaged), logger='current', level=logging.WARNING)
+            print_log(found + listed(damaged), logger='current', level=logging.WARNING)
         return absent
 
     def begin(self, meta: Dict[str, Any]) -> None:
@@ -280,15 +279,9 @@ class PseudoLabelStore:
     def _incomplete(self, absent: List[str]) -> StoreIncompleteError:
         return StoreIncompleteError(
             f'{len(absent)} image(s) have no complete pseudo-label in {self.root}: '
-            f'{_enumerate(absent)}. Run the stage that makes them again; it labels only what is '
+            f'{listed(absent, 5)}. Run the stage that makes them again; it labels only what is '
             'missing'
         )
-
-
-def _enumerate(names: Sequence[str]) -> str:
-    """The first of some names, and how many more there are."""
-    more = len(names) - _MAX_NAMES_IN_ERRORS
-    return ', '.join(names[:_MAX_NAMES_IN_ERRORS]) + (f' and {more} more' if more > 0 else '')
 
 
 def _read_json(path: Path) -> Optional[Dict[str, Any]]:

@@ -1,34 +1,33 @@
 """Every shipped config of a classifier loads, builds, and is what its file name says."""
 
-import copy
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from mmengine.config import Config
+import shipped_configs
 from mmengine.dataset import Compose
 from mmengine.registry import TRANSFORMS, DefaultScope
+from shipped_configs import names_of
 
 import mmdmt.classification  # noqa: F401
 from mmdmt.config import resolve_config
 from mmdmt.engine.mutual import build_stage_config_builder
 from mmdmt.registry import MODELS
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-FOLDER = CONFIGS / 'dmt_classification'
-NAMES = sorted(path.stem for path in FOLDER.glob('*.py'))
+NAMES = [name.split('/')[1] for name in names_of('dmt_classification')]
 NAME = re.compile(
     r'(?P<method>supervised|cl|dmt)_wrn-(?P<depth>\d+)-(?P<widen>\d)_(?P<labels>\d+|labeled)'
     r'_(?P<data>cifar10|folder)-(?P<size>\d+)x(?P=size)(?P<published>_published)?'
 )
-LOADED = {name: Config.fromfile(FOLDER / f'{name}.py') for name in NAMES}
 CHAINS = [name for name in NAMES if not name.startswith('supervised')]
 
 
 def load(name):
-    return resolve_config(copy.deepcopy(LOADED[name]))
+    return shipped_configs.load(f'dmt_classification/{name}')
+
+
+def read(name):
+    return shipped_configs.read(f'dmt_classification/{name}')
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -133,7 +132,7 @@ def test_the_pipeline_gives_normal_images(size):
 
 
 def test_settings_of_own_images_are_set_in_one_place():
-    cfg = copy.deepcopy(LOADED['dmt_wrn-28-2_labeled_folder-64x64'])
+    cfg = read('dmt_wrn-28-2_labeled_folder-64x64')
     cfg.merge_from_dict(dict(data_root='/mine', image_size=(40, 40), crop_size=(36, 36)))
     resolve_config(cfg)
     for source in cfg.train_dataloader.dataset.datasets:
@@ -146,7 +145,7 @@ def test_settings_of_own_images_are_set_in_one_place():
 
 @pytest.mark.parametrize('name', [n for n in NAMES if n.startswith('supervised')])
 def test_classes_length_and_validation_list_are_set_in_one_place(name):
-    cfg = copy.deepcopy(LOADED[name])
+    cfg = read(name)
     cfg.merge_from_dict(dict(num_classes=5, max_iters=77, val_list='mine.txt'))
     resolve_config(cfg)
     assert cfg.model.head.num_classes == 5
@@ -165,11 +164,3 @@ def test_images_of_cifar_are_rgb_and_files_are_bgr():
         ]
         rgb = augment.get('channel_order') == 'rgb'
         assert rgb is ('cifar10' in name) and cfg.model.data_preprocessor.to_rgb is not rgb
-
-
-def test_metafile_lists_every_config():
-    listed = yaml.safe_load((FOLDER / 'metafile.yml').read_text())['Models']
-    assert [model['Name'] for model in listed] == NAMES
-    assert [model['Config'] for model in listed] == [
-        f'configs/dmt_classification/{name}.py' for name in NAMES
-    ]

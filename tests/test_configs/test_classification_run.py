@@ -41,16 +41,6 @@ def small(root, work_dir, **more):
     for part in ('train', 'val', 'test'):
         cfg[f'{part}_dataloader'].update(num_workers=0, persistent_workers=False)
     resolve_config(cfg)
-    # Copies of what the loaders hold: mmengine takes long to print them, for each stage.
-    for name in (
-        'train_images',
-        'train_pipeline',
-        'test_pipeline',
-        'overridable',
-        'labeled_dataset',
-        'unlabeled_dataset',
-    ):
-        cfg.pop(name)
     cfg.work_dir = str(work_dir)
     return cfg
 

@@ -3,12 +3,11 @@
 import copy
 import functools
 import math
-import re
-from pathlib import Path
 
 import pytest
-import yaml
 from mmengine.config import Config
+from shipped_configs import CONFIGS, read
+from shipped_configs import load as load_shipped
 
 import mmdmt  # noqa: F401
 from mmdmt.config import resolve_config
@@ -16,7 +15,6 @@ from mmdmt.datasets.splits.draws import difference_maximized_subsets, published_
 from mmdmt.engine.mutual import StageConfigBuilder
 from mmdmt.protocols import PROTOCOLS
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 DMT = sorted(path.name for path in (CONFIGS / 'dmt').glob('*.py'))
 VOC = 'dmt_deeplabv2_r101_{}_pascal_voc12-321x321.py'
 CITYSCAPES = 'dmt_deeplabv2_r101_{}_cityscapes-256x512.py'
@@ -26,10 +24,7 @@ NETWORKS = [
     f'dmt_{network}_1_8_{data}-{crop}.py'
     for network, crops in {
         'deeplabv3plus_r50': ('321x321', '801x801'),
-        'deeplabv3plus_r101': ('321x321', '801x801'),
-        'segformer_mit-b0': ('512x512', '1024x1024'),
         'segformer_mit-b1': ('512x512', '1024x1024'),
-        'segformer_mit-b5': ('512x512', '1024x1024'),
     }.items()
     for data, crop in zip(('pascal_voc12', 'cityscapes', 'ade20k'), (*crops, '512x512'))
 ]
@@ -37,9 +32,13 @@ COCO = dict(mean=[104.008, 116.669, 122.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=Fa
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
 
 
-@functools.cache
 def load(name):
-    return resolve_config(Config.fromfile(CONFIGS / 'dmt' / name))
+    return load_shipped(f'dmt/{name[: -len(".py")]}')
+
+
+def published_steps(dataset, labels):
+    """Steps by kind of stage, from the file that derives them."""
+    return read('_base_/methods/dmt_published').published_steps[dataset][labels]
 
 
 @functools.cache
@@ -71,7 +70,7 @@ def crop_of(pipeline):
 
 def test_steps_are_passes_over_the_published_sets():
     """Written out once more from the sizes of the lists that were published."""
-    steps = Config.fromfile(CONFIGS / '_base_' / 'methods' / 'dmt_published.py').published_steps
+    steps = read('_base_/methods/dmt_published').published_steps
     voc, city = steps.pascal_voc12, steps.cityscapes
     # 530 labels in batches of 8: 67 steps a pass, 134 passes. 10052 others, 7 a step, 4 passes.
     assert voc['1_20'].supervised == 67 * 134 == 8978
@@ -91,7 +90,7 @@ def test_steps_are_passes_over_the_published_sets():
 
 
 def test_the_table_has_the_sizes_that_the_split_tool_draws():
-    sets = Config.fromfile(CONFIGS / '_base_' / 'methods' / 'dmt_published.py').published_sets
+    sets = read('_base_/methods/dmt_published').published_sets
     for dataset in sets.values():
         for labels, values in dataset.items():
             divisor = {'1_106': 105.82, '1_30': 29.75}.get(labels)
@@ -108,7 +107,7 @@ def test_the_table_has_the_sizes_that_the_split_tool_draws():
 @pytest.mark.parametrize('labels', ['1_106', '1_50', '1_20', '1_8', '1464'])
 def test_published_voc(labels):
     cfg, built = load(VOC.format(labels)), stages(VOC.format(labels))
-    steps = cfg.published_steps.pascal_voc12[labels]
+    steps = published_steps('pascal_voc12', labels)
     few = labels in ('1_106', '1_50')
     for name, stage in built.items():
         first = name.startswith('stage_0')
@@ -170,7 +169,7 @@ def test_one_member_from_coco_and_one_from_imagenet_with_their_own_preprocessing
 @pytest.mark.parametrize('labels, folder', [('1_30', '1_29.75'), ('1_8', '1_8')])
 def test_published_cityscapes(labels, folder):
     cfg, built = load(CITYSCAPES.format(labels)), stages(CITYSCAPES.format(labels))
-    steps = cfg.published_steps.cityscapes[labels]
+    steps = published_steps('cityscapes', labels)
     for name, stage in built.items():
         first = name.startswith('stage_0')
         assert stage.optim_wrapper.optimizer.lr == 0.004
@@ -220,7 +219,7 @@ def test_half_size_cityscapes_can_be_scored_at_full_size_without_changing_its_la
 )
 def test_published_dst_cbc(name, dataset, labels, gamma):
     cfg, built = load(name.format(labels)), stages(name.format(labels))
-    steps = cfg.published_steps[dataset][labels]
+    steps = published_steps(dataset, labels)
     assert sorted(built) == ['stage_0_coco', 'stage_1_coco', 'stage_5_coco']
     crop = (321, 321) if dataset == 'pascal_voc12' else (257, 513)
     test = (505, 505) if dataset == 'pascal_voc12' else (513, 1025)
@@ -244,9 +243,7 @@ def test_published_dst_cbc(name, dataset, labels, gamma):
             resize = next(step for step in hook.dataset.pipeline if step.type == 'Resize')
             assert tuple(resize.scale)[::-1] == crop  # labels are made at the training size
     assert cfg.mutual.ratios == [0.2, 0.4, 0.6, 0.8, 1.0]
-    assert (
-        math.ceil((10582 - 530) / 4) * 6 == cfg.published_steps.pascal_voc12['1_20'].dst_cbc_round
-    )
+    assert math.ceil((10582 - 530) / 4) * 6 == published_steps('pascal_voc12', '1_20').dst_cbc_round
 
 
 def test_dst_cbc_scores_cityscapes_at_its_own_size():
@@ -299,7 +296,7 @@ def test_an_ablation_differs_in_what_its_name_says(method, members, loss, labeli
 @pytest.mark.parametrize('name', NETWORKS)
 def test_a_member_takes_as_many_steps_as_the_baseline(name):
     cfg, built = load(name), stages(name)
-    baseline = Config.fromfile(CONFIGS / 'supervised' / name.replace('dmt_', 'supervised_'))
+    baseline = load_shipped('supervised/' + name[len('dmt_') : -len('.py')].replace('_1_8_', '_'))
     mutual = cfg.mutual
     total = mutual.supervised.max_iters + len(mutual.ratios) * mutual.round.max_iters
     assert total == baseline.train_cfg.max_iters
@@ -327,32 +324,3 @@ def test_a_cnn_and_a_transformer_keep_their_network_and_optimizer_in_every_round
         assert ('momentum' in stage.optim_wrapper.optimizer) != transformer
         if not stage_name.startswith('stage_0'):
             assert labeler_of(stage).model.backbone.type == kinds[not transformer]
-
-
-# ---------------------------------------------------------------- all of them
-
-
-@pytest.mark.parametrize('name', DMT)
-def test_names_say_what_is_in_the_file(name):
-    cfg = load(name)
-    parts = re.fullmatch(
-        r'[a-z0-9-]+_(?P<head>[^_]+)_(?P<backbone>[^_]+)_(?P<labels>.+?)'
-        r'_(?P<dataset>pascal_voc12|cityscapes|ade20k|camvid|msrc21|folder)'
-        r'-(?P<height>\d+)x(?P<width>\d+)\.py',
-        name,
-    )
-    assert parts, f'{name} does not follow the naming rule'
-    sources = cfg.train_dataloader.dataset.datasets
-    crop = (int(parts['height']), int(parts['width']))
-    assert [crop_of(source.pipeline) for source in sources] == [crop, crop]
-    assert tuple(cfg.model.data_preprocessor.size) == crop
-    labels = {'1_106': '1_105.82', '1_30': '1_29.75'}.get(parts['labels'], parts['labels'])
-    assert len({source.ann_file for source in sources}) == 2
-    if labels not in ('labeled', '1464'):
-        assert all(f'/{labels}/' in source.ann_file for source in sources)
-
-
-def test_metafile_lists_every_config():
-    listed = yaml.safe_load((CONFIGS / 'dmt' / 'metafile.yml').read_text())['Models']
-    assert [model['Config'] for model in listed] == [f'configs/dmt/{name}' for name in DMT]
-    assert [model['Name'] for model in listed] == [name[: -len('.py')] for name in DMT]

@@ -1,4 +1,4 @@
-"""Each data set config on a tiny tree of the layout it describes."""
+"""Each dataset config on a tiny tree of the layout it describes."""
 
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ HELD_OUT = ['20', '21']
 
 
 class Layout:
-    """Where a data set has its files: folders and suffixes of images and masks."""
+    """Where a dataset has its files: folders and suffixes of images and masks."""
 
     def __init__(
         self,
@@ -109,13 +109,18 @@ def scope():
     init_default_scope('mmseg')
 
 
-def load(name, root, **options):
+def load(name, root, source_ratio=(1, 1), **options):
     cfg = Config.fromfile(CONFIGS / f'{name}.py')
-    cfg.merge_from_dict(dict(data_root=str(root), **options))
+    cfg.merge_from_dict(dict(data_root=str(root), source_ratio=list(source_ratio), **options))
     resolve_config(cfg)
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.update(num_workers=0, persistent_workers=False)
     return cfg
+
+
+def crop_of(cfg):
+    pipeline = cfg.train_dataloader.dataset.datasets[0].pipeline
+    return next(step.crop_size for step in pipeline if step.type == 'RandomCrop')
 
 
 def draw(cfg, number=2):
@@ -132,7 +137,7 @@ def test_training_batches_hold_labeled_and_unlabeled_images(name, tmp_path):
         assert labeled == [True] * 3 + [False] * 3
         for image in batch['inputs']:
             assert image.dtype == torch.uint8
-            assert all(side <= crop for side, crop in zip(image.shape[1:], cfg.crop_size))
+            assert all(side <= crop for side, crop in zip(image.shape[1:], crop_of(cfg)))
         for sample in batch['data_samples'][:3]:
             ids = set(sample.gt_sem_seg.data.unique().tolist())
             assert ids <= {*range(layout.classes), 255}
@@ -144,7 +149,7 @@ def test_training_batches_hold_labeled_and_unlabeled_images(name, tmp_path):
 @pytest.mark.parametrize('name', LAYOUTS)
 def test_labeled_only_batches(name, tmp_path):
     LAYOUTS[name].write(tmp_path, masks_of=TRAIN[:3])
-    cfg = load(f'{name}_labeled', tmp_path, batch_size=3)
+    cfg = load(name, tmp_path, source_ratio=[1, 0], unlabeled_list='nowhere.txt', batch_size=3)
     for batch in draw(cfg):
         assert len({sample.img_path for sample in batch['data_samples']}) == 3
         assert all('gt_sem_seg' in sample for sample in batch['data_samples'])
@@ -181,7 +186,7 @@ def test_lists_may_lie_anywhere(name, tmp_path):
 def test_names_of_unlabeled_images_are_those_on_the_list(name, tmp_path):
     layout = LAYOUTS[name]
     layout.write(tmp_path)
-    dataset = DATASETS.build(load(name, tmp_path).unlabeled_dataset)
+    dataset = DATASETS.build(load(name, tmp_path).train_dataloader.dataset.datasets[1])
     assert isinstance(dataset, UnlabeledDataset)
     assert dataset.get_data_info(0)['name'] == f'{layout.folder}{TRAIN[3]}'
 
@@ -190,9 +195,11 @@ def test_names_of_unlabeled_images_are_those_on_the_list(name, tmp_path):
 def test_a_list_that_is_missing_is_an_error(name, tmp_path):
     LAYOUTS[name].write(tmp_path)
     with pytest.raises((FileNotFoundError, AssertionError), match=r'nowhere\.txt'):
-        DATASETS.build(load(name, tmp_path, labeled_list='nowhere.txt').labeled_dataset)
+        cfg = load(name, tmp_path, labeled_list='nowhere.txt')
+        DATASETS.build(cfg.train_dataloader.dataset.datasets[0])
     with pytest.raises(FileNotFoundError, match=r'nowhere\.txt'):
-        DATASETS.build(load(name, tmp_path, unlabeled_list='nowhere.txt').unlabeled_dataset)
+        cfg = load(name, tmp_path, unlabeled_list='nowhere.txt')
+        DATASETS.build(cfg.train_dataloader.dataset.datasets[1])
 
 
 def test_a_child_config_sets_the_data_root_at_the_top(tmp_path):
@@ -200,7 +207,8 @@ def test_a_child_config_sets_the_data_root_at_the_top(tmp_path):
     child = tmp_path / 'child.py'
     child.write_text(
         f"_base_ = '{CONFIGS}/pascal_voc12_aug.py'\n"
-        f"data_root = '{tmp_path}/voc'\ncrop_size = (24, 32)\nresize_ratio = (0.5, 1.5)\n"
+        f"data_root = '{tmp_path}/voc'\nsource_ratio = [1, 1]\n"
+        'crop_size = (24, 32)\nresize_ratio = (0.5, 1.5)\n'
     )
     cfg = resolve_config(Config.fromfile(child))
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
@@ -219,6 +227,7 @@ def test_a_folder_of_ones_own_with_more_unlabeled_images(tmp_path):
         f"""
 _base_ = '{CONFIGS}/folder.py'
 data_root = '{tmp_path}/data'
+source_ratio = [1, 1]
 metainfo = dict(classes=('x', 'y', 'z'))
 image_size = (96, 80)
 train_dataloader = dict(dataset=dict(datasets=[

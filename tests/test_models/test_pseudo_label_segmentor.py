@@ -97,7 +97,10 @@ def test_padding_is_no_pseudo_labeled_pixel():
     images = [torch.zeros(3, 32, 32, dtype=torch.uint8) for _ in samples]
     data = preprocessor(dict(inputs=images, data_samples=samples), training=True)
     assert data['inputs'].shape[2:] == (64, 64)
-    losses = model.loss(data['inputs'], data['data_samples'])
+    samples = data['data_samples']
+    assert samples[1].gt_sem_seg.shape == (64, 64)
+    assert samples[1].pseudo_confidence.shape == (32, 32)
+    losses = model.loss(data['inputs'], samples)
     assert losses['pseudo_keep_ratio'] == 1
     for sample, padded in zip(samples[1:], whole):
         sample.pseudo_confidence = PixelData(data=padded.clone())

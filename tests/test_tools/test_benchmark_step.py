@@ -101,7 +101,7 @@ def options(**changes):
 def test_blocks_are_not_skipped_and_all_shifts_are_measured(tmp_path):
     cfg = Config.fromfile(write(tmp_path, 'dual_teacher'))
     model = bench.build_model(cfg, options())
-    assert model.sub_model.blocks and model.sub_model.draw() == []
+    assert model.sub_model.blocks and model.sub_model.draw(0) == []
     used = []
     after_step = model.after_step
     model.after_step = lambda: (used.append(model.on_duty), after_step())

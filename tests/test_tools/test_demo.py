@@ -129,7 +129,7 @@ def test_supervised_config_is_the_one_dmt_starts_from():
     second = Config.fromfile(folder / 'dmt_fcn_unet_24_toy-scenes-96x96.py')
     assert first.model == second.model and first.optim_wrapper == second.optim_wrapper
     assert first.max_iters == second.mutual.supervised.max_iters
-    assert len(first.train_dataloader.dataset.datasets) == 1
+    assert list(first.source_ratio) == [1, 0]
 
 
 def test_table_is_aligned(demo):

@@ -17,7 +17,7 @@ import copy
 import os.path as osp
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.checkpoint import load_checkpoint_file
 from mmdmt.config import resolve_config
 from mmdmt.engine.hooks.iter_seed_hook import seed_everything_at
-from mmdmt.engine.mutual.stage_config import PSEUDO_LABEL_DIR, StageConfigBuilder
+from mmdmt.engine.mutual.stage_config import StageConfigBuilder
 from mmdmt.evaluation.visualization import (
     class_legend,
     confidence_heatmap,
@@ -42,29 +42,15 @@ from mmdmt.evaluation.visualization import (
     tile_images,
     to_uint8_image,
 )
-from mmdmt.models.forward import pseudo_label
-from mmdmt.models.views import ClassMix, CutMix
+from mmdmt.models.forward import Targets, pseudo_label, stack_pixel_data
+from mmdmt.models.views import ClassMix, CutMix, MixView, StrongAugment
 from mmdmt.pseudo import PseudoLabelStore
 from mmdmt.registry import MODELS
 
 MIXES = {'CutMix': CutMix, 'ClassMix': ClassMix}
-STOCK_PREPROCESSORS = ('SegDataPreProcessor', 'mmseg.SegDataPreProcessor')
 
 Columns = Dict[str, List[np.ndarray]]
-
-
-class Targets(NamedTuple):
-    """What is known about the pixels of a batch of images.
-
-    Attributes:
-        label: (N, H, W) long.
-        confidence: (N, H, W) in [0, 1].
-        valid: (N, H, W) bool, False on padding.
-    """
-
-    label: Tensor
-    confidence: Tensor
-    valid: Tensor
+Views = Dict[str, nn.Module]
 
 
 # ---------------------------------------------------------------------- command line and config
@@ -142,7 +128,7 @@ def stage_config(cfg: Config, work_dir: str, wanted: Optional[str] = None) -> Co
     first_round = [stage for stage in stages if not stage.round]
     for stage in [stage for stage in reversed(stages) if stage.round] + first_round:
         stage_dir = osp.join(work_dir, stage.name)
-        store = osp.join(stage_dir, PSEUDO_LABEL_DIR)
+        store = osp.join(stage_dir, builder.store)
         if not stage.round or PseudoLabelStore(store).is_complete:
             print(f'Stage {stage.name}')
             return builder.build(stage, stage_dir)
@@ -156,41 +142,37 @@ def stage_config(cfg: Config, work_dir: str, wanted: Optional[str] = None) -> Co
 
 
 def build_preprocessor(cfg: Config) -> nn.Module:
-    """Build the config's data preprocessor in a form that can undo its normalization."""
-    settings = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
-    if settings is None:
-        raise ValueError('the config has neither model.data_preprocessor nor data_preprocessor')
-    settings = copy.deepcopy(settings)
-    if settings.get('type') in STOCK_PREPROCESSORS:
-        # The same batches without branches, plus `denormalize`.
-        settings.update(type='mmdmt.SemiDataPreprocessor', branches=False)
-    return MODELS.build(settings)
+    """Preprocessor of online methods with the settings of the config's segmentor."""
+    for part in (*_dicts(cfg.model), cfg):
+        if part.get('data_preprocessor'):
+            settings = dict(part['data_preprocessor'], type='mmdmt.SemiDataPreprocessor')
+            return MODELS.build(settings)
+    raise ValueError('the config has neither model.data_preprocessor nor data_preprocessor')
 
 
-def find_mixes(cfg: Config, names: Optional[Sequence[str]] = None) -> Dict[str, nn.Module]:
-    """Build the mixing views.
+def find_views(model: nn.Module, names: Optional[Sequence[str]] = None) -> Views:
+    """Strong augmentations and mixing views of a model by title, augmentations first.
 
     Args:
-        cfg: Training config; every CutMix and ClassMix in its ``semi_train_cfg`` counts.
-        names: Mixes to build with default settings instead.
-
-    Returns:
-        The modules by title.
+        model: Model of the training config.
+        names: Mixes with default settings to take instead of those of the model.
     """
-    if names is not None:
-        return {name: MIXES[name]() for name in names}
-    mixes: Dict[str, nn.Module] = {}
-    for settings in _dicts(cfg.model.get('semi_train_cfg') or {}):
-        name = str(settings.get('type')).split('.')[-1]
-        if name in MIXES:
-            title = name if name not in mixes else f'{name} {len(mixes) + 1}'
-            mixes[title] = MODELS.build(copy.deepcopy(settings))
-    return mixes
+    modules = list(model.modules())
+    found = [module for module in modules if isinstance(module, StrongAugment)]
+    if names is None:
+        found += [module for module in modules if isinstance(module, MixView)]
+    else:
+        found += [MIXES[name]() for name in names]
+    views: Views = {}
+    for module in found:
+        kind = 'strong' if isinstance(module, StrongAugment) else type(module).__name__
+        count = sum(title.split(' ')[0] == kind for title in views)
+        views[f'{kind} {count + 1}' if count else kind] = module
+    return views
 
 
-def load_teacher(cfg: Config, checkpoint: str, trusted: bool) -> nn.Module:
-    """The network of a checkpoint that makes pseudo-labels: its first teacher, if it has one."""
-    model = MODELS.build(copy.deepcopy(cfg.model))
+def load_labeler(model: nn.Module, checkpoint: str, trusted: bool) -> nn.Module:
+    """Load a checkpoint; return the network that makes pseudo-labels: the first teacher, if any."""
     loaded = load_checkpoint_file(checkpoint, trusted=[checkpoint] if trusted else [])
     model.load_state_dict(loaded.get('state_dict', loaded))
     teachers = getattr(model, 'teacher_names', [])
@@ -206,21 +188,6 @@ def batches(cfg: Config, seed: int) -> Tuple[Any, Iterator[dict]]:
     return loader.dataset, iter(loader)
 
 
-def split_batch(data: Dict[str, Any]) -> Tuple[Dict[str, Tensor], Dict[str, list]]:
-    """Bring the preprocessor's output into branches: ``sup``, ``unsup`` and ``pseudo``."""
-    inputs, samples = data['inputs'], data['data_samples']
-    if isinstance(inputs, dict):
-        return inputs, samples
-    branches: Dict[str, List[int]] = {'sup': [], 'pseudo': []}
-    for index, sample in enumerate(samples):
-        branches['pseudo' if 'pseudo_confidence' in sample else 'sup'].append(index)
-    filled = {name: indices for name, indices in branches.items() if indices}
-    return (
-        {name: inputs[indices] for name, indices in filled.items()},
-        {name: [samples[i] for i in indices] for name, indices in filled.items()},
-    )
-
-
 # ---------------------------------------------------------------------- drawing
 
 
@@ -228,10 +195,10 @@ class SheetPainter:
     """Draws the contact sheet of a batch.
 
     Args:
-        preprocessor: The data preprocessor, which undoes its normalization.
+        preprocessor: A ``SemiDataPreprocessor``.
         metainfo: ``classes`` and ``palette`` of the dataset.
-        mixes: Mixing views by title.
-        teacher: Network that labels the unlabeled images, or None.
+        views: Strong augmentations and mixing views by title.
+        labeler: Network that labels the unlabeled images, or None.
         cell: Largest side of an image on the sheet in pixels.
     """
 
@@ -239,41 +206,41 @@ class SheetPainter:
         self,
         preprocessor: nn.Module,
         metainfo: Dict[str, Any],
-        mixes: Dict[str, nn.Module],
-        teacher: Optional[nn.Module] = None,
+        views: Views,
+        labeler: Optional[nn.Module] = None,
         cell: int = 320,
     ) -> None:
         self.preprocessor = preprocessor
         self.classes = metainfo.get('classes') or ()
         self.palette = metainfo.get('palette') or []
-        self.mixes = mixes
-        self.teacher = teacher
+        self.strong = {k: v for k, v in views.items() if isinstance(v, StrongAugment)}
+        self.mixes = {k: v for k, v in views.items() if k not in self.strong}
+        self.labeler = labeler
         self.cell = cell
 
-    def sheet(self, inputs: Dict[str, Tensor], samples: Dict[str, list]) -> np.ndarray:
-        """Draw one batch.
-
-        Args:
-            inputs: Branches as :class:`SemiDataPreprocessor` makes them, or of
-                :func:`split_batch`.
-            samples: Data samples of the branches.
-
-        Returns:
-            (H, W, 3) uint8 RGB.
-        """
+    def sheet(self, batch: Dict[str, list]) -> np.ndarray:
+        """Draw one batch, as the loader gives it: (H, W, 3) uint8 RGB."""
+        data = self.preprocessor(batch, True)
+        inputs, samples = data['inputs'], data['data_samples']
         sections = []
-        # In the order of a training step, so that the mixes draw what they draw in training.
-        if 'unsup_weak' in inputs:
+        # In the order of a training step, so that the views draw what they draw in training.
+        if 'unsup' in samples:
             sections.append(self._section(samples['unsup'], self._unlabeled(inputs), 'unlabeled'))
-        if 'pseudo' in inputs:
-            columns = self._pseudo_labeled(inputs['pseudo'], samples['pseudo'])
-            sections.append(self._section(samples['pseudo'], columns, 'pseudo-labeled'))
-        if 'sup' in inputs:
-            columns = self._labeled(inputs['sup'], samples['sup'])
-            sections.insert(0, self._section(samples['sup'], columns, 'labeled'))
+        if 'sup' in samples:
+            rgb = self.preprocessor.denormalize(inputs['sup'])
+            sections = [*self._with_labels(rgb, samples['sup']), *sections]
         width = max(section.shape[1] for section in sections)
         legend = class_legend(self.classes, self.palette, width) if self.classes else None
         return stack_sheets([*sections, *([] if legend is None else [legend])])
+
+    def _with_labels(self, rgb: Tensor, samples: Sequence[SegDataSample]) -> Iterator[np.ndarray]:
+        """Sections of labeled and of pseudo-labeled images."""
+        for pseudo, kind in ((False, 'labeled'), (True, 'pseudo-labeled')):
+            chosen = [i for i, s in enumerate(samples) if ('pseudo_confidence' in s) == pseudo]
+            if chosen:
+                images, some = rgb[chosen], [samples[index] for index in chosen]
+                columns = self._pseudo_labeled if pseudo else self._labeled
+                yield self._section(some, columns(images, some), kind)
 
     def _section(self, samples: Sequence[SegDataSample], columns: Columns, kind: str) -> np.ndarray:
         names = [osp.basename(sample.metainfo.get('img_path') or '') for sample in samples]
@@ -286,62 +253,61 @@ class SheetPainter:
             cell_size=(max(1, int(height * scale)), max(1, int(width * scale))),
         )
 
-    def _labeled(self, images: Tensor, samples: Sequence[SegDataSample]) -> Columns:
-        label = _stack(samples, 'gt_sem_seg')
-        columns = {'image': self._images(images), 'label': self._overlays(images, label)}
-        if self.teacher is None:
+    def _labeled(self, rgb: Tensor, samples: Sequence[SegDataSample]) -> Columns:
+        label = stack_pixel_data(samples, 'gt_sem_seg')
+        columns = {'image': _images(rgb), 'label': self._overlays(rgb, label)}
+        if self.labeler is None:
             # Before training there are no predictions: show the mixes on the ground truth.
             known = Targets(label, torch.ones(label.shape), label != 255)
             for title, mix in self.mixes.items():
-                columns.update(self._mixed(f'{title} (true labels)', mix, images, known))
+                columns.update(self._mixed(f'{title} (true labels)', mix, rgb, known))
         return columns
+
+    def _pseudo_labeled(self, rgb: Tensor, samples: Sequence[SegDataSample]) -> Columns:
+        label = stack_pixel_data(samples, 'gt_sem_seg')
+        confidence = torch.zeros(label.shape)
+        for padded, sample in zip(confidence, samples):
+            stored = sample.pseudo_confidence.data[0]
+            padded[: stored.shape[0], : stored.shape[1]] = stored
+        return {
+            'image': _images(rgb),
+            'pseudo-label': self._overlays(rgb, label),
+            'confidence': _heatmaps(Targets(label, confidence, confidence >= 0)),
+        }
 
     def _unlabeled(self, inputs: Dict[str, Tensor]) -> Columns:
-        weak, strong = inputs['unsup_weak'], inputs['unsup_strong']
-        columns = {'weak': self._images(weak)}
-        for key in sorted(key for key in inputs if key.startswith('unsup_strong')):
-            columns[key[len('unsup_') :].replace('_', ' ')] = self._images(inputs[key])
-        if self.teacher is None:
-            for title, mix in self.mixes.items():
-                if not isinstance(mix, ClassMix):  # needs labels to mix by
-                    columns[title] = self._images(mix(strong).tensors[0])
-            return columns
-        targets = Targets(*pseudo_label(self.teacher, weak), inputs['unsup_valid'])
-        columns['prediction'] = self._overlays(weak, targets.label.masked_fill(~targets.valid, 255))
+        rgb, valid = inputs['unsup_rgb'], inputs['unsup_valid']
+        columns, view = {'weak': _images(rgb)}, rgb
+        for number, (title, strong) in enumerate(self.strong.items()):
+            augmented = strong(rgb, valid)
+            columns[title] = _images(augmented)
+            view = view if number else augmented
+        if self.labeler is None:
+            unknown = Targets(valid.long(), valid.float(), valid)
+            boxes = {k: mix for k, mix in self.mixes.items() if not isinstance(mix, ClassMix)}
+            return {**columns, **{k: _images(mix(view, unknown)[0]) for k, mix in boxes.items()}}
+        targets = pseudo_label(self.labeler, inputs['unsup_weak'], valid)
+        columns['prediction'] = self._overlays(rgb, targets.label.masked_fill(~valid, 255))
         columns['confidence'] = _heatmaps(targets)
         for title, mix in self.mixes.items():
-            columns.update(self._mixed(title, mix, strong, targets))
+            columns.update(self._mixed(title, mix, view, targets))
         return columns
 
-    def _pseudo_labeled(self, images: Tensor, samples: Sequence[SegDataSample]) -> Columns:
-        label = _stack(samples, 'gt_sem_seg')
-        confidence = _stack(samples, 'pseudo_confidence')
-        valid = torch.ones_like(label, dtype=torch.bool)
-        return {
-            'image': self._images(images),
-            'pseudo-label': self._overlays(images, label),
-            'confidence': _heatmaps(Targets(label, confidence, valid)),
-        }
-
-    def _mixed(self, title: str, mix: nn.Module, images: Tensor, targets: Targets) -> Columns:
-        mixed = mix(images, *targets, label=targets.label, valid=targets.valid)
-        image, label, confidence, valid = mixed.tensors
-        columns = {
-            title: self._images(image),
-            f'{title}: label': self._overlays(image, label.masked_fill(~valid, 255)),
-        }
-        if self.teacher is not None:
-            columns[f'{title}: confidence'] = _heatmaps(Targets(label, confidence, valid))
+    def _mixed(self, title: str, mix: nn.Module, rgb: Tensor, targets: Targets) -> Columns:
+        rgb, targets = mix(rgb, targets)
+        label = targets.label.masked_fill(~targets.valid, 255)
+        columns = {title: _images(rgb), f'{title}: label': self._overlays(rgb, label)}
+        if self.labeler is not None:
+            columns[f'{title}: confidence'] = _heatmaps(targets)
         return columns
 
-    def _images(self, inputs: Tensor) -> List[np.ndarray]:
-        return [to_uint8_image(image) for image in self.preprocessor.denormalize(inputs)]
+    def _overlays(self, rgb: Tensor, label: Tensor) -> List[np.ndarray]:
+        pairs = zip(_images(rgb), label)
+        return [overlay_label(image, item.numpy(), self.palette) for image, item in pairs]
 
-    def _overlays(self, inputs: Tensor, label: Tensor) -> List[np.ndarray]:
-        return [
-            overlay_label(image, item.numpy(), self.palette)
-            for image, item in zip(self._images(inputs), label)
-        ]
+
+def _images(rgb: Tensor) -> List[np.ndarray]:
+    return [to_uint8_image(image) for image in rgb]
 
 
 def _heatmaps(targets: Targets) -> List[np.ndarray]:
@@ -349,10 +315,6 @@ def _heatmaps(targets: Targets) -> List[np.ndarray]:
         confidence_heatmap(confidence.numpy(), valid.numpy())
         for confidence, valid in zip(targets.confidence, targets.valid)
     ]
-
-
-def _stack(samples: Sequence[SegDataSample], field: str) -> Tensor:
-    return torch.stack([getattr(sample, field).data.squeeze(0) for sample in samples])
 
 
 def _dicts(value: Any) -> Iterator[dict]:
@@ -378,15 +340,18 @@ def main(argv: Optional[Sequence[str]] = None) -> List[str]:
     cfg = load_config(args)
     seed = (cfg.get('randomness') or {}).get('seed') or 0
     dataset, loader = batches(cfg, seed)
-    teacher = load_teacher(cfg, args.checkpoint, args.trust_checkpoint) if args.checkpoint else None
-    painter = SheetPainter(
-        build_preprocessor(cfg), dataset.metainfo, find_mixes(cfg, args.mix), teacher, args.cell
-    )
+    preprocessor = build_preprocessor(cfg)
+    model = MODELS.build(copy.deepcopy(cfg.model))
+    labeler = None
+    if args.checkpoint:
+        labeler = load_labeler(model, args.checkpoint, args.trust_checkpoint)
+    views = find_views(model, args.mix)
+    painter = SheetPainter(preprocessor, dataset.metainfo, views, labeler, args.cell)
     stem = osp.splitext(osp.basename(args.config))[0]
     paths = []
     for index, batch in enumerate(islice(loader, args.number)):
         seed_everything_at(seed, 0, index)
-        sheet = painter.sheet(*split_batch(painter.preprocessor(batch, True)))
+        sheet = painter.sheet(batch)
         paths.append(str(save_image(osp.join(args.out_dir, f'{stem}_{index:03d}.png'), sheet)))
         print(f'[{index + 1}/{args.number}] {paths[-1]}', flush=True)
         if args.show:

@@ -1,6 +1,8 @@
 # cifar10.py at half the size, for CPUs.
 _base_ = './cifar10.py'
 
+labeled_list = 'splits/4000/seed_1/labeled.txt'
+unlabeled_list = 'splits/4000/seed_1/unlabeled.txt'
 batch_size = 64
 crop_size = 16
 

@@ -12,8 +12,8 @@
 _base_ = ['./augment.py', '../settings.py']
 
 data_root = 'data/cifar10'
-labeled_list = 'splits/4000/seed_1/labeled.txt'
-unlabeled_list = 'splits/4000/seed_1/unlabeled.txt'
+labeled_list = 'splits/1000/seed_1/labeled.txt'
+unlabeled_list = 'splits/1000/seed_1/unlabeled.txt'
 val_list = 'splits/validation/val.txt'
 crop_size = 32
 batch_size = 512  # labeled and unlabeled images together, on each device

@@ -6,6 +6,7 @@ from typing import Any, Optional
 
 from mmengine.logging import print_log
 
+from mmdmt.checks import listed
 from mmdmt.datasets.checks.problems import Problem
 from mmdmt.datasets.checks.sources import Source, read_sources
 
@@ -20,13 +21,8 @@ def compare_classes(
 ) -> list[Problem]:
     """Find sets that number other classes than the first labeled set, and a head of another size.
 
-    Warned of are classes without labeled images, and a test set that cannot be read (yet).
-
-    Args:
-        train (Sequence[Source]): Sources of the training set.
-        val (Sequence[Source]): Sources of the validation set.
-        test (BaseDataset | dict, optional): The test set; read only in classification.
-        num_classes (int, optional): ``model.head.num_classes``.
+    Warned of are classes without labeled images, and a test set that cannot be read (yet). There
+    are no problems in segmentation. ``num_classes`` is ``model.head.num_classes``.
     """
     labeled = [source for source in train if source.labeled and source.classes]
     if not labeled or not classifies(labeled):
@@ -41,7 +37,7 @@ def compare_classes(
     if num_classes is not None and num_classes != len(classes):
         found = (
             f'`model.head.num_classes` is {num_classes}, but the images have {len(classes)} '
-            f'classes: {_some(classes)}'
+            f'classes: {listed(classes)}'
         )
         fix = f'set `num_classes` (of the config, or of model.head) to {len(classes)}'
         problems.append(Problem('number of classes', file, None, found, fix))
@@ -61,15 +57,10 @@ def _difference(found: Sequence[str], expected: Sequence[str], whose: str) -> st
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     if not missing and not extra:
-        return f'the classes {_some(found)} are in another order than those of {whose}'
+        return f'the classes {listed(found)} are in another order than those of {whose}'
     differences = (('lacks', missing), ('also has', extra))
-    parts = [f'{what} {_some(names)}' for what, names in differences if names]
+    parts = [f'{what} {listed(names)}' for what, names in differences if names]
     return f'compared with {whose}, it ' + ' and '.join(parts) + ': classes get wrong numbers'
-
-
-def _some(names: Sequence[str], limit: int = 10) -> str:
-    more = f' and {len(names) - limit} more' if len(names) > limit else ''
-    return ', '.join(names[:limit]) + more
 
 
 def _warn_of_missing_labels(sources: Sequence[Source], classes: Sequence[str]) -> None:
@@ -77,5 +68,5 @@ def _warn_of_missing_labels(sources: Sequence[Source], classes: Sequence[str]) -
     missing = [name for number, name in enumerate(classes) if number not in found]
     if missing:
         files = ', '.join(source.file for source in sources)
-        message = f'{files}: no labeled image of {_some(missing)}: they will never be predicted'
+        message = f'{files}: no labeled image of {listed(missing)}: they will never be predicted'
         print_log(message, 'current', logging.WARNING)

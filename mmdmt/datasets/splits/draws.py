@@ -160,12 +160,7 @@ def cover_classes_first(names: Sequence[str], presence: Mapping[str, Iterable[in
     classes (the earliest of equals). What the choice made redundant is put back, and what is left
     is ordered so that every prefix shows as much as it can.
 
-    Args:
-        names (Sequence[str]): Ids in drawn order.
-        presence (Mapping[str, Iterable[int]]): For each id the classes its mask shows.
-
-    Returns:
-        list[str]: The same ids: the cover, then the others in the order they had.
+    Returns the same ids: the cover, then the others in the order they had.
     """
     shown = {name: frozenset(presence[name]) for name in names}
     frequency = Counter(label for classes in shown.values() for label in classes)

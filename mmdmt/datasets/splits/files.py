@@ -10,8 +10,6 @@ from typing import Any, Union
 from mmdmt.files import write_text_atomically
 from mmdmt.version import __version__
 
-MANIFEST = 'manifest.json'
-
 
 class SplitExistsError(FileExistsError):
     """Other lists than the ones to be written are there already."""
@@ -51,7 +49,7 @@ def write_splits(
     facts: Mapping[str, Mapping[str, Any]],
     force: bool = False,
 ) -> list[Path]:
-    """Write ``<set>/<list>.txt`` for every list, and add the sets to ``manifest.json``.
+    """Write ``<set>/<list>.txt`` for every list, add the sets to ``manifest.json``; return paths.
 
     Sets that the folder holds already stay in the manifest. Nothing is written when anything is
     refused, and the manifest comes last: a list it names is complete.
@@ -61,9 +59,6 @@ def write_splits(
         sets (Mapping): Lists by set and name: ``{'1_8/fold_0': {'labeled': [...], ...}}``.
         facts (Mapping): What else the manifest says of each set: method, seed, parent list, ...
         force (bool): Overwrite lists that differ. Defaults to False.
-
-    Returns:
-        list[Path]: The list files, in order.
 
     Raises:
         SplitExistsError: If a list is there with other content and ``force`` is False.
@@ -77,13 +72,14 @@ def write_splits(
     }
     if not force:
         _refuse_others(files)
-    manifest = _read_manifest(out_dir / MANIFEST)
+    manifest_file = out_dir / 'manifest.json'
+    manifest = _read_manifest(manifest_file)
     for path, ids in files.items():
         write_list(path, ids)
     for name, lists in sets.items():
         described = {kind: describe_list(ids) for kind, ids in lists.items()}
         manifest['sets'][name] = dict(facts[name], tool_version=__version__, lists=described)
-    write_text_atomically(out_dir / MANIFEST, json.dumps(manifest, indent=1) + '\n')
+    write_text_atomically(manifest_file, json.dumps(manifest, indent=1) + '\n')
     return list(files)
 
 

@@ -6,14 +6,13 @@ from typing import Any, List, Optional, Tuple, Union
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmdmt.datasets.checks.classes import other_classes
 from mmdmt.datasets.checks.problems import DatasetError, Problem, raise_on_problems
 from mmdmt.datasets.checks.sources import read_sources
 from mmdmt.datasets.checks.validation import check_dataset
-from mmdmt.distributed import from_main
+from mmdmt.distributed import from_main, unwrap
 from mmdmt.registry import HOOKS
 
 MODES = ('full', 'fast', 'off')
@@ -64,7 +63,9 @@ class DatasetCheckHook(Hook):
             DatasetError: On every rank, with a table of all problems, if there are any.
         """
         loaders = runner._train_dataloader, runner._val_dataloader, runner._test_dataloader
-        self._check(runner, *map(_dataset_of, loaders))
+        train, val, test = map(_dataset_of, loaders)
+        num_classes = _num_classes(runner.model)
+        self.check(train, val, runner.work_dir, test=test, num_classes=num_classes)
         self._checked = True
 
     def before_train(self, runner: Runner) -> None:
@@ -72,7 +73,8 @@ class DatasetCheckHook(Hook):
         if not self._checked:
             val_loop = getattr(runner, 'val_loop', None)
             val = None if val_loop is None else val_loop.dataloader.dataset
-            self._check(runner, runner.train_dataloader.dataset, val)
+            train = runner.train_dataloader.dataset
+            self.check(train, val, runner.work_dir, num_classes=_num_classes(runner.model))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Note the classes that the network in the checkpoint tells apart."""
@@ -87,17 +89,19 @@ class DatasetCheckHook(Hook):
             test = read_sources(runner.test_loop.dataloader.dataset, [])
             raise_on_problems(other_classes(test, self._stored_classes, 'the checkpoint'))
 
-    def _check(self, runner: Runner, train: Any, val: Any, test: Any = None) -> None:
-        """Check on rank 0 and raise on every rank, with a table of all problems."""
+    def check(self, train: Any, val: Any, work_dir: str, **options: Any) -> None:
+        """Check datasets or their configs on rank 0; raise on every rank.
+
+        The ``options`` are ``test`` and ``num_classes`` of :func:`check_dataset`.
+
+        Raises:
+            DatasetError: With a table of all problems, if there are any.
+        """
         if self.mode == 'off':
             return
-        own = osp.join(runner.work_dir, 'dataset_check.json')
-        options = dict(
-            test=test,
-            num_classes=_num_classes(runner.model),
-            full=self.mode == 'full',
-            cache_file=own if self.cache is True else self.cache or None,
-        )
+        own = osp.join(work_dir, 'dataset_check.json')
+        options['cache_file'] = own if self.cache is True else self.cache or None
+        options['full'] = self.mode == 'full'
         problems = from_main(lambda: _find_problems(train, val, options))
         print_log(f'data check ({self.mode}): {len(problems)} problems', 'current')
         raise_on_problems(problems)
@@ -118,5 +122,4 @@ def _dataset_of(loader: Any) -> Any:
 
 def _num_classes(model: Any) -> Optional[int]:
     """Number of classes of a classifier; None for a segmentor."""
-    model = model.module if is_model_wrapper(model) else model
-    return getattr(getattr(model, 'head', None), 'num_classes', None)
+    return getattr(getattr(unwrap(model), 'head', None), 'num_classes', None)

@@ -1,8 +1,6 @@
 """Checkpoint hook that a kill at any moment cannot rob of the last good checkpoint."""
 
-import contextlib
 import os.path as osp
-from collections.abc import Iterator
 from typing import Any, Union
 
 import numpy as np
@@ -102,26 +100,17 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         """Save a new best checkpoint before the previous best one is removed."""
-        with self._deferred_removal():
-            super()._save_best_checkpoint(runner, metrics)
-
-    @contextlib.contextmanager
-    def _deferred_removal(self) -> Iterator[None]:
-        """Carry out what is removed inside the block at its end, if it ends without an error."""
         backend = self.file_backend
         self.file_backend = deferred = _DeferringBackend(backend)
         try:
-            yield
+            super()._save_best_checkpoint(runner, metrics)
         finally:
             self.file_backend = backend
+        best = getattr(self, 'best_ckpt_path_dict', {}).values()
+        kept = {self.last_ckpt, getattr(self, 'best_ckpt_path', None), *best}
         for path in deferred.removed:
-            if path not in (self.last_ckpt, *self._best_paths()):
+            if path not in kept:
                 _remove(backend, path)
-
-    def _best_paths(self) -> list:
-        if getattr(self, 'best_ckpt_path', None):
-            return [self.best_ckpt_path]
-        return list(getattr(self, 'best_ckpt_path_dict', {}).values())
 
 
 class _DeferringBackend:
@@ -130,15 +119,10 @@ class _DeferringBackend:
     def __init__(self, backend: Any) -> None:
         self._backend = backend
         self.removed: list[str] = []
+        self.remove = self.rmtree = self.removed.append
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
-
-    def remove(self, path: str) -> None:
-        """Note a file."""
-        self.removed.append(path)
-
-    rmtree = remove
 
 
 def _plain_history(history: HistoryBuffer) -> dict:

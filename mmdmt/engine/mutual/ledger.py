@@ -57,6 +57,8 @@ class Ledger:
             with open(self.path, encoding='utf-8') as file:
                 content = json.load(file)
             version, stages = content['version'], content['stages']
+            if version != VERSION:
+                raise ValueError(f'version {version}, this program writes {VERSION}')
             for name, entry in stages.items():
                 if entry['state'] == 'done' and not entry.keys() >= _OF_DONE:
                     raise KeyError(f'the entry {name} has no {sorted(_OF_DONE - entry.keys())}')
@@ -65,8 +67,6 @@ class Ledger:
                 f'{self.path} is damaged ({error}): restore it, or move the folder away to start '
                 'afresh'
             ) from error
-        if version != VERSION:
-            raise RuntimeError(f'{self.path} has version {version}, this program writes {VERSION}')
         return stages
 
     def entry(self, name: str) -> Entry:
@@ -132,7 +132,7 @@ class Ledger:
     ) -> None:
         """Mark a stage as running, after :meth:`check`."""
         self.check(name, config, made_from)
-        self._update(
+        self._note(
             name,
             state='running',
             config=config,
@@ -153,7 +153,7 @@ class Ledger:
             **facts: JSON values: ``select``, ``selected_from``.
         """
         identity = checkpoint_identity(checkpoint)
-        self._update(
+        self._note(
             name,
             state='done',
             checkpoint=os.path.relpath(checkpoint, self.work_dir),
@@ -167,10 +167,8 @@ class Ledger:
 
     def forget(self, name: str) -> None:
         """Remove an entry, so that it can be begun with another config."""
-        with self._lock():
-            stages = self.read()
-            if stages.pop(name, None) is not None:
-                self._write(stages)
+        with self._change() as stages:
+            stages.pop(name, None)
 
     @contextlib.contextmanager
     def hold(self, name: str) -> Iterator[None]:
@@ -196,24 +194,24 @@ class Ledger:
             file.flush()
             yield
 
-    def _update(self, name: str, **fields: Any) -> None:
-        with self._lock():
-            stages = self.read()
+    def _note(self, name: str, **fields: Any) -> None:
+        with self._change() as stages:
             stages[name] = {**stages.get(name, {}), **fields}
-            self._write(stages)
-
-    def _write(self, stages: Dict[str, Entry]) -> None:
-        content = dict(version=VERSION, stages=stages)
-        write_text_atomically(self.path, json.dumps(content, indent=1))
 
     @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Hold the ledger's lock file; released by the system if the process dies."""
+    def _change(self) -> Iterator[Dict[str, Entry]]:
+        """Read, let the block change and write the entries under a lock.
+
+        The system releases it if the process dies.
+        """
         os.makedirs(self.work_dir, exist_ok=True)
         with open(self.path + '.lock', 'w', encoding='utf-8') as file:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            stages = self.read()
+            yield stages
+            content = dict(version=VERSION, stages=stages)
+            write_text_atomically(self.path, json.dumps(content, indent=1))
 
 
 def stage_table(stages: List[Stage], entries: Dict[str, Entry], metric: str = 'mIoU') -> str:

@@ -75,6 +75,17 @@ class StageConfigBuilder:
                 '`train_dataloader.dataset` must be a mmdmt.SemiDataset of two sources, '
                 f'[labeled, unlabeled]; it has {len(sources)}'
             )
+        if len(self._source_ratio) != 2 or min(self._source_ratio) < 1:
+            raise ValueError(
+                'rounds have batches of labeled and pseudo-labeled images, but `source_ratio` is '
+                f'{self._source_ratio}: set `mutual.round.source_ratio`, such as [1, 1]'
+            )
+
+    @property
+    def _source_ratio(self) -> List[int]:
+        """Labeled and pseudo-labeled images in a batch of a round."""
+        own = self.cfg.train_dataloader.sampler.get('source_ratio', [])
+        return list(self.mutual.get('round', {}).get('source_ratio', own))
 
     def _check_lists(self) -> None:
         """Check settings that may be a list with one value for each round."""
@@ -119,10 +130,9 @@ class StageConfigBuilder:
             settings['max_iters'] = settings['max_iters'][stage.round - 1]
         # Copies: merging takes `_delete_` out of what is merged, which later stages need too.
         cfg.merge_from_dict(copy.deepcopy(settings.get('cfg_options', {})))
-        resolve_config(cfg).pop('overridable', None)  # settled: some places will not be there
         _set_schedule(cfg, settings.get('max_iters'), settings.get('lr'))
         self._set_data(cfg, stage, settings, f'{stage_dir}/{self.store}')
-        select = self.select_of(stage)
+        hooks, select = cfg.setdefault('default_hooks', ConfigDict()), self.select_of(stage)
         from_scratch = bool(settings.get('from_scratch')) and stage.round > 0
         cfg.chain = dict(select=select, from_scratch=from_scratch)
         if from_scratch or not stage.round:
@@ -133,17 +143,23 @@ class StageConfigBuilder:
         if stage.round:
             cfg.chain.labeled_by = stage.labeled_by
             self._set_loss(cfg.model)
-            self._set_labeling(cfg, stage, f'{stage_dir}/{self.store}', teacher_checkpoint)
-        check = cfg.get('default_hooks', {}).get('dataset_check')
+            # Among the default hooks, where a child config that sets `custom_hooks` keeps it.
+            hooks.pseudo_labels = dict(
+                type='mmdmt.PseudoLabelHook',
+                labeler=self._labeler(stage, f'{stage_dir}/{self.store}', cfg.get('default_scope')),
+                checkpoint=teacher_checkpoint,
+                ratio=stage.ratio,
+            )
+        check = hooks.get('dataset_check')
         if check and check.get('cache', True) is True:  # one cache for the whole chain
             check.cache = osp.join(osp.dirname(stage_dir), 'dataset_check.json')
         if select != 'last':
-            cfg.default_hooks.checkpoint.save_best = self.metric
+            hooks.checkpoint.save_best = self.metric
         cfg.setdefault('custom_imports', dict(imports=['mmdmt'], allow_failed_imports=False))
         cfg.update(
             load_from=load_from, resume=False, work_dir=stage_dir, runner_type='mmdmt.SemiRunner'
         )
-        return cfg
+        return resolve_config(cfg)
 
     def member_model(self, member: str) -> Dict[str, Any]:
         """Model config of a member's network, an ordinary network of mmseg or mmpretrain."""
@@ -168,6 +184,7 @@ class StageConfigBuilder:
         cfg = copy.deepcopy(self.cfg)
         member = self.plan.member(stage.member)
         cfg.merge_from_dict(copy.deepcopy(member.get('cfg_options', {})))
+        cfg.train_dataloader.sampler.source_ratio = self._source_ratio
         cfg.randomness = dict(cfg.get('randomness') or {})
         own = member.get('seed', self.plan.member_names.index(stage.member))
         cfg.randomness.seed = (cfg.randomness.get('seed') or 0) + own + 1000 * stage.round
@@ -181,16 +198,10 @@ class StageConfigBuilder:
         labeled, unlabeled = loader.dataset.datasets
         member = self.plan.member(stage.member)
         if stage.round:
-            ratio = settings.get('source_ratio', loader.sampler.get('source_ratio'))
-            if not ratio or len(ratio) != 2 or min(ratio) < 1:
-                raise ValueError(
-                    f'rounds have batches of labeled and pseudo-labeled images, got {ratio}: set '
-                    '`mutual.round.source_ratio`, such as [1, 1]'
-                )
             for part in _parts(unlabeled):
                 self._read_labels(part, store)
         else:
-            loader.dataset.datasets, ratio = [labeled], [1]
+            loader.dataset.datasets, loader.sampler.source_ratio = [labeled], [1]
             if member.get('labeled_list'):
                 if 'ann_file' not in labeled:
                     raise ValueError(
@@ -200,28 +211,17 @@ class StageConfigBuilder:
                 labeled.ann_file = member['labeled_list']
         loader.batch_size = settings.get('batch_size', loader.batch_size)
         loader.sampler.batch_size = loader.batch_size
-        loader.sampler.source_ratio = ratio
 
-    def _set_labeling(
-        self, cfg: Config, stage: Stage, store: str, teacher_checkpoint: Optional[str]
-    ) -> None:
-        """The hook that labels before training, with the other member's network and pipeline."""
+    def _labeler(self, stage: Stage, store: str, scope: Optional[str]) -> Dict[str, Any]:
+        """What labels for a stage, with the network and the pipeline of the member that does."""
         options = dict(self.mutual.get('labeling', {}))
         teacher = self._member_config(Stage(0, stage.teacher))
         pipeline = options.pop('pipeline', None) or _test_pipeline(teacher)
         dataset = copy.deepcopy(self.cfg.train_dataloader.dataset.datasets[1])
         for part in _parts(dataset):
-            part['pipeline'] = _without_annotations(pipeline, cfg.get('default_scope', 'mmseg'))
-        labeler = dict(
-            type=self.labeler, store=store, model=teacher.model, dataset=dataset, **options
-        )
-        # Among the default hooks, where a child config that sets `custom_hooks` does not lose it.
-        cfg.setdefault('default_hooks', ConfigDict()).pseudo_labels = dict(
-            type='mmdmt.PseudoLabelHook',
-            labeler=labeler,
-            checkpoint=teacher_checkpoint,
-            ratio=stage.ratio,
-        )
+            part['pipeline'] = _without_annotations(pipeline, scope or 'mmseg')
+        own = dict(type=self.labeler, store=store, model=teacher.model, dataset=dataset)
+        return dict(own, **options)
 
     def _read_labels(self, source: ConfigDict, store: str) -> None:
         """Let an unlabeled source give the labels of a store."""

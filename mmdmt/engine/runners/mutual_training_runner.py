@@ -119,6 +119,7 @@ class MutualTrainingRunner:
         # Now, not with the first stage: one rank speaks for all about the ledger.
         join_process_group(self.cfg.get('launcher') or 'none', self.cfg.get('env_cfg') or {})
         check_data(self.cfg, check_chain(self.builder, self.work_dir), self.work_dir)
+        from_main(self._dump_config)
         only = self.cfg.get('stage')
         for stage in [self.plan.find(only)] if only else self.plan.stages:
             self._run_unless_done(stage)
@@ -128,6 +129,11 @@ class MutualTrainingRunner:
             for kind in ensemble_kinds(self.builder.mutual.get('ensemble', False)):
                 self._run_ensemble(kind)
         return from_main(self.ledger.read)
+
+    def _dump_config(self) -> None:
+        """Write what is trained into the work dir, as mmengine does for a single run."""
+        os.makedirs(self.work_dir, exist_ok=True)
+        self.cfg.dump(osp.join(self.work_dir, osp.basename(self.cfg.filename or 'config.py')))
 
     def redo(self, text: str) -> List[str]:
         """Put a stage, such as 'round_1.a', and all that are made from it away, to make them again.

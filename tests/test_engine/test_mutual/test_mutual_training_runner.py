@@ -17,7 +17,7 @@ from tiny_project import (
     write_config,
 )
 
-from mmdmt.datasets.checks.validation import DatasetError
+from mmdmt.datasets.checks.problems import DatasetError
 from mmdmt.engine.mutual import LedgerMismatchError
 from mmdmt.engine.runners import MutualTrainingRunner
 from mmdmt.models.methods.base import build_segmentor
@@ -33,12 +33,18 @@ def tree(tmp_path_factory):
     return make_tree(tmp_path_factory.mktemp('tree'))
 
 
+def chain(tree, work_dir, num_workers=0, **settings):
+    """Two members over two rounds, of four steps each."""
+    settings.setdefault('supervised', dict(max_iters=4))
+    return mutual(base_config(tree, work_dir, num_workers=num_workers), **settings)
+
+
 @pytest.fixture(scope='module')
 def finished(unformatted_configs, tree, tmp_path_factory):
     """An uninterrupted chain: (work dir, ledger entries)."""
     work_dir = tmp_path_factory.mktemp('chain')
     torch.set_num_threads(1)
-    cfg = load_config(mutual(base_config(tree, work_dir)), work_dir / 'chain.py')
+    cfg = load_config(chain(tree, work_dir), work_dir / 'chain.py')
     runner = RUNNERS.build(cfg)
     return work_dir, runner.train()
 
@@ -95,13 +101,13 @@ def test_members_end_with_different_weights(finished):
 
 def test_a_finished_chain_is_not_run_again(finished, tree):
     work_dir, entries = finished
-    cfg = load_config(mutual(base_config(tree, work_dir)), work_dir / 'chain.py')
+    cfg = load_config(chain(tree, work_dir), work_dir / 'chain.py')
     assert MutualTrainingRunner.from_cfg(cfg).train() == entries
 
 
 def test_a_changed_config_is_refused(finished, tree):
     work_dir, _ = finished
-    cfg = load_config(mutual(base_config(tree, work_dir)), work_dir / 'chain.py')
+    cfg = load_config(chain(tree, work_dir), work_dir / 'chain.py')
     cfg.optim_wrapper.optimizer.lr = 0.01
     with pytest.raises(LedgerMismatchError, match=r'optim_wrapper\.optimizer\.lr: 0\.05 -> 0\.01'):
         MutualTrainingRunner.from_cfg(cfg).train()
@@ -119,7 +125,7 @@ def test_the_stage_config_tests_the_stage(finished):
 def test_the_config_of_any_stage_can_be_had_before_it_is_run(finished, tree, tmp_path):
     """Its text runs by itself, and is what the chain runs."""
     work_dir, entries = finished
-    cfg = load_config(mutual(base_config(tree, tmp_path)), tmp_path / 'chain.py')
+    cfg = load_config(chain(tree, tmp_path), tmp_path / 'chain.py')
     runner = MutualTrainingRunner.from_cfg(cfg)
     planned = runner.stage_config('round_2.a')
     assert planned.load_from == str(tmp_path / 'stage_1_a' / 'iter_4.pth')
@@ -142,7 +148,7 @@ def test_the_config_of_any_stage_can_be_had_before_it_is_run(finished, tree, tmp
 def test_a_stage_alone_gives_what_the_chain_gives(finished, tree, tmp_path):
     """Two machines can share a round: each stage depends only on the round before."""
     work_dir, entries = finished
-    cfg = mutual(base_config(tree, tmp_path))
+    cfg = chain(tree, tmp_path)
     config = write_config(cfg, tmp_path / 'chain.py')
     for stage in ('round_0.b', 'round_0.a'):  # the other order than the chain's
         run_stage(config, stage)
@@ -161,7 +167,7 @@ def run_stage(config, stage):
 
 
 def test_best_on_validation_can_be_what_goes_on(tree, tmp_path):
-    cfg = mutual(base_config(tree, tmp_path), select='best', ratios=[1.0])
+    cfg = chain(tree, tmp_path, select='best', ratios=[1.0])
     cfg['train_cfg']['val_interval'] = 2
     entries = RUNNERS.build(load_config(cfg, tmp_path / 'chain.py')).train()
     for entry in entries.values():
@@ -172,7 +178,7 @@ def copy_of(finished, tree, tmp_path):
     """A copy of the finished chain: (work dir, a runner of it)."""
     work_dir = tmp_path / 'copy'
     shutil.copytree(finished[0], work_dir)
-    cfg = load_config(mutual(base_config(tree, work_dir)), work_dir / 'chain.py')
+    cfg = load_config(chain(tree, work_dir), work_dir / 'chain.py')
     return work_dir, MutualTrainingRunner.from_cfg(cfg)
 
 
@@ -233,14 +239,14 @@ def test_what_a_later_stage_could_not_do_is_refused_at_the_start(
 @pytest.mark.parametrize(
     ('moment', 'workers'),
     [
-        ('stage_0_b/iter_4.pth', 0),
+        ('stage_0_b/iter_2.pth', 0),
         ('stage_1_a/pseudo_labels/maps', 2),
         ('stage_1_b/iter_2.pth', 0),
     ],
 )
 def test_a_killed_chain_ends_with_the_same_weights(finished, tree, tmp_path, moment, workers):
     work_dir, entries = finished
-    cfg = mutual(base_config(tree, tmp_path, num_workers=workers))
+    cfg = chain(tree, tmp_path, num_workers=workers)
     config = write_config(cfg, tmp_path / 'chain.py')
     tool = ForkedTool('train.py', config, log=tmp_path / 'killed.log')
     tool.wait_for(tmp_path / moment)
@@ -256,11 +262,13 @@ def test_the_chain_runs_on_two_processes(tree, tmp_path):
     """Ranks share the labeling and the training, and the first one keeps the ledger."""
     settings = dict(
         ratios=[0.5],
+        supervised=dict(max_iters=2),
+        round=dict(max_iters=2, source_ratio=[1, 3]),
         labeling=dict(pixel_stride=1, num_workers=0, rule='threshold_ratio'),
         select='best',
         ensemble=True,
     )
-    cfg = mutual(base_config(tree, tmp_path), **settings)
+    cfg = chain(tree, tmp_path, **settings)
     cfg['train_cfg']['val_interval'] = 2
     config = write_config(cfg, tmp_path / 'chain.py')
     for tool in forked_ranks('train.py', config, log=tmp_path / 'rank.log'):
@@ -282,6 +290,6 @@ def label_again(stage, store_dir):
 
 
 def test_one_stage_can_be_run_from_the_command_line(tree, tmp_path):
-    config = write_config(mutual(base_config(tree, tmp_path)), tmp_path / 'chain.py')
+    config = write_config(chain(tree, tmp_path), tmp_path / 'chain.py')
     ForkedTool('train.py', config, '--stage', 'round_0.b', log=tmp_path / 'log').finish()
     assert [d.name for d in tmp_path.glob('stage_*_?')] == ['stage_0_b']

@@ -12,7 +12,7 @@ import torch
 from forked_tool import ForkedTool
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from tiny_models import tiny_segformer
+from tiny_models import tiny_segformer, tiny_segmentor
 from tiny_project import ROOT, base_config, load_config, make_tree, mutual, write_config
 
 from mmdmt.checkpoint import load_checkpoint_file
@@ -139,8 +139,11 @@ def test_members_of_different_weights_and_subsets(tree, tmp_path):
     names = (tree / 'labeled.txt').read_text().split()
     for side, part in (('left', names[:3]), ('right', names[1:])):
         (tmp_path / f'{side}.txt').write_text('\n'.join(part) + '\n')
-    first, _ = run(short(tree, tmp_path / 'first', ratios=[]), make(tmp_path / 'first'))
-    weights = first.final_checkpoints()
+    weights = {}
+    for seed, name in enumerate('ab'):
+        torch.manual_seed(seed)
+        weights[name] = str(tmp_path / f'{name}.pth')
+        torch.save(dict(state_dict=build_segmentor(tiny_segmentor()).state_dict()), weights[name])
     members = [
         dict(name=side[0], load_from=weights[name], labeled_list=str(tmp_path / f'{side}.txt'))
         for side, name in (('left', 'a'), ('right', 'b'))
@@ -287,21 +290,22 @@ def test_a_checkpoint_to_resume_is_refused_and_a_stage_is_made_again(tree, tmp_p
 
 def test_a_chain_cut_between_stages_or_before_the_ensemble_goes_on(tree, tmp_path, monkeypatch):
     whole = make(tmp_path / 'whole')
-    _, expected = run(short(tree, whole, ensemble=True), whole)
+    settings = dict(ensemble=True, ratios=[])
+    _, expected = run(short(tree, whole, **settings), whole)
     cut = make(tmp_path / 'cut')
-    original = MutualTrainingRunner._run
-    for stop in ('stage_0_b', 'stage_1_b'):
+    for name, stop in (('_run', 'stage_0_b'), ('_run_ensemble', 'predictions')):
+        original = getattr(MutualTrainingRunner, name)
 
-        def crash(self, stage, cfg, stop=stop):
-            if stage.name == stop:
+        def crash(self, what, *args, stop=stop, original=original):
+            if stop in (what, getattr(what, 'name', None)):
                 raise KeyboardInterrupt
-            return original(self, stage, cfg)
+            return original(self, what, *args)
 
-        monkeypatch.setattr(MutualTrainingRunner, '_run', crash)
+        monkeypatch.setattr(MutualTrainingRunner, name, crash)
         with pytest.raises(KeyboardInterrupt):
-            run(short(tree, cut, ensemble=True), cut)
-        monkeypatch.setattr(MutualTrainingRunner, '_run', original)
-    _, entries = run(short(tree, cut, ensemble=True), cut)
+            run(short(tree, cut, **settings), cut)
+        monkeypatch.setattr(MutualTrainingRunner, name, original)
+    _, entries = run(short(tree, cut, **settings), cut)
     assert set(entries) == set(expected)
     for name, entry in expected.items():
         assert entries[name]['metrics'] == entry['metrics']
@@ -309,6 +313,6 @@ def test_a_chain_cut_between_stages_or_before_the_ensemble_goes_on(tree, tmp_pat
         first, second = (load_checkpoint_file(path)['state_dict'] for path in paths)
         assert all(torch.equal(first[key], second[key]) for key in first)
     shutil.rmtree(cut / 'ensemble')
-    _, again = run(short(tree, cut, ensemble=True), cut)
+    _, again = run(short(tree, cut, **settings), cut)
     assert again['ensemble']['metrics'] == expected['ensemble']['metrics']
     assert (cut / 'ensemble' / 'config.py').exists()

@@ -1,0 +1,70 @@
+"""The configs that are shipped, each read once for all tests of a process."""
+
+import copy
+import functools
+from pathlib import Path
+from unittest import mock
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+from mmdmt.config import resolve_config
+from mmdmt.registry import MODELS
+
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+
+
+def names_of(folder):
+    """Names of the configs of a folder, as `load` takes them."""
+    return sorted(f'{folder}/{path.stem}' for path in (CONFIGS / folder).glob('*.py'))
+
+
+@functools.cache
+def _read(name):
+    return Config.fromfile(CONFIGS / f'{name}.py')
+
+
+def read(name):
+    """A config as its file says it, without the suffix: 'dmt/...'."""
+    return copy.deepcopy(_read(name))
+
+
+@functools.cache
+def _resolve(name):
+    return resolve_config(read(name))
+
+
+def load(name):
+    """A config with its settings in their places."""
+    return copy.deepcopy(_resolve(name))
+
+
+def dicts(value):
+    """All dicts in nested dicts and lists."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from dicts(item)
+
+
+def without_weights(model):
+    """A model config that fetches nothing."""
+    model = copy.deepcopy(model)
+    for part in dicts(model):
+        if part.get('type') == 'TIMMBackbone':
+            part['pretrained'] = False
+        if 'init_cfg' in part:
+            part['init_cfg'] = None
+    return model
+
+
+def build(model, scope='mmseg'):
+    """Build a model without memory for its weights."""
+    rates = mock.patch(  # of stochastic depth, which are read as numbers
+        'torch.linspace', lambda start, end, steps, **kwargs: torch.zeros(steps, device='cpu')
+    )
+    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), rates:
+        return MODELS.build(without_weights(model))
