@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.registry import DATASETS, HOOKS, LOOPS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope
 from shipped_configs import CONFIGS, build, dicts, load, names_of, read
@@ -98,6 +99,16 @@ def test_a_leaf_with_nothing_particular_has_six_lines(name):
     text = (CONFIGS / f'{name}.py').read_text()
     lines = [line for line in text.splitlines() if line and not line.startswith('#')]
     assert len(lines) <= 6
+
+
+def test_metafiles_list_measured_results():
+    report = (CONFIGS.parent / 'docs' / 'results.md').read_text()
+    for path in CONFIGS.glob('*/metafile.yml'):
+        for model in yaml.safe_load(path.read_text())['Models']:
+            assert model['Config'] == f'configs/{path.parent.name}/{model["Name"]}.py'
+            assert (CONFIGS.parent / model['Config']).is_file()
+            (result,) = model['Results']
+            assert f'{result["Metrics"]["mIoU"]} ' in report.replace('*', ' ')
 
 
 # ---------------------------------------------------------------- every config

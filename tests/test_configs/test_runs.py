@@ -22,7 +22,7 @@ TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 STOCK = Path(mmseg.__file__).parent / '.mim' / 'tools'
 NETWORK = 'deeplabv3plus_mobilenetv2_msrc21-96x96'
 ONLINE = ('mean-teacher', 'fixmatch', 'dual-teacher', 'cross-teacher')
-CHAIN = f'dmt/dmt_{NETWORK}'
+CHAIN = f'dmt/dst-cbc_{NETWORK}'  # one member: two stages
 CLASSIFICATION = 'dmt_classification/dmt_wrn-28-2_labeled_folder-64x64'
 
 
@@ -135,10 +135,10 @@ def test_the_text_of_a_chain_and_of_a_stage_of_it(data, tmp_path, capsys):
         'mutual.ensemble=False',
     ]
     whole, work_dir = printed(capsys, CHAIN, tmp_path / 'work', *options), tmp_path / 'work'
-    stage = printed(capsys, CHAIN, work_dir, *options, stage='round_1.b')
+    stage = printed(capsys, CHAIN, work_dir, *options, stage='round_1.a')
     config = as_file(whole, tmp_path / 'chain.py')
     log = ForkedTool(STOCK / 'train.py', config, log=tmp_path / 'train.log').finish()
-    assert 'stage_1_b' in log
+    assert 'stage_1_a' in log
     assert Config.fromfile(work_dir / 'chain.py').to_dict() == Config.fromfile(config).to_dict()
 
     # The stage once more, by its text alone, in a folder of its own.
@@ -148,7 +148,7 @@ def test_the_text_of_a_chain_and_of_a_stage_of_it(data, tmp_path, capsys):
     ForkedTool(STOCK / 'train.py', text, *args, log=tmp_path / 'stage.log').finish()
     first, again = (
         torch.load(folder / 'iter_2.pth', weights_only=True)['state_dict']
-        for folder in (work_dir / 'stage_1_b', tmp_path / 'again')
+        for folder in (work_dir / 'stage_1_a', tmp_path / 'again')
     )
     assert all(torch.equal(value, again[key]) for key, value in first.items())
     checkpoint = tmp_path / 'again' / 'iter_2.pth'

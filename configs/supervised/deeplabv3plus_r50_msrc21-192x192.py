@@ -1,9 +1,0 @@
-_base_ = [
-    '../_base_/models/deeplabv3plus_r50-d16.py',
-    '../_base_/datasets/msrc21.py',
-    '../_base_/schedules/schedule_4k_sgd.py',
-    '../_base_/default_runtime.py',
-]
-
-model = dict(decode_head=dict(num_classes=_base_.num_classes))
-default_hooks = dict(checkpoint=dict(interval=400))

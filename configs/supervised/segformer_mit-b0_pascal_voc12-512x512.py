@@ -1,9 +1,0 @@
-_base_ = [
-    '../_base_/models/segformer_mit-b0.py',
-    '../_base_/datasets/pascal_voc12_aug.py',
-    '../_base_/schedules/schedule_40k_adamw.py',
-    '../_base_/default_runtime.py',
-]
-
-crop_size = (512, 512)
-model = dict(decode_head=dict(num_classes=_base_.num_classes))
