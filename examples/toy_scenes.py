@@ -1,12 +1,16 @@
-"""A small generated data set in ordinary files, for demos, tests and first experiments.
+"""A small generated dataset in ordinary files, for demos, tests and first experiments.
 
-The tree is laid out as a user's own data set would be, so that nothing on the way from the files
+::
+
+    python examples/toy_scenes.py data/toy_scenes
+
+The tree is laid out as a user's own dataset would be, so that nothing on the way from the files
 to the network is special::
 
     root/
       img/{train,val,test}/0000.jpg      RGB images
       ann/{train,val,test}/0000.png      uint8 class ids
-      splits/labeled.txt                 ids of the labeled training images, one a line
+      splits/labeled.txt                 ids of the labeled training images, one per line
       splits/unlabeled.txt               ids of the other training images
       splits/{train,val,test}.txt        ids of all images of a part
       manifest.json                      what the tree was made from
@@ -15,6 +19,7 @@ The unlabeled training images have masks too: training never reads them, but the
 pseudo-labels can be measured and the all-labels upper bound trained.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -174,5 +179,19 @@ def _write_splits(root: Path, settings: Dict[str, Any]) -> None:
 
 
 def _write_list(path: Path, ids: List[str]) -> None:
-    """Write ids, one a line."""
+    """Write ids, one per line."""
     path.write_text(''.join(f'{line}\n' for line in ids))
+
+
+def main() -> None:
+    """Write the dataset that the command line asks for."""
+    parser = argparse.ArgumentParser(description='Paint scenes, their masks and lists of them.')
+    parser.add_argument('root', help='folder to write')
+    parser.add_argument('--seed', type=int, default=0, help='other scenes, other labels')
+    parser.add_argument('--labeled', type=int, default=24, help='number of labeled scenes')
+    args = parser.parse_args()
+    print(generate(args.root, seed=args.seed, num_labeled=args.labeled))
+
+
+if __name__ == '__main__':
+    main()

@@ -46,7 +46,7 @@ from mmdmt.pseudo import PseudoLabelStore
 sys.path.insert(0, str(shipped_dir('examples')))
 from toy_scenes import generate
 
-CONFIG = 'demo/dmt_fcn_unet_24_toy-scenes-96x96.py'
+CONFIG = 'dmt/dmt_fcn_unet_toy-scenes-96x96.py'
 SCENES = dict(num_train=320, num_val=20, num_test=100, num_labeled=24)
 QUICK_SCENES = dict(num_train=10, num_val=2, num_test=3, num_labeled=4)
 QUICK_OPTIONS = {

@@ -12,6 +12,7 @@ from toy_scenes import generate, render
 
 from mmdmt.registry import DATASETS
 
+SCENE = np.zeros((96, 128, 3), np.uint8)
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 GOLDEN_COUNTS = [11287, 1786, 1788, 15117, 4730, 5048, 1548, 1342, 2576, 1994, 1936]
@@ -172,3 +173,14 @@ def test_the_config_reads_the_tree(root):
         with DefaultScope.overwrite_default_scope('mmseg'):
             dataset = DATASETS.build(dict(source, data_root=str(root), pipeline=[]))
         assert len(dataset) == wanted, name
+
+
+def test_the_command_line_paints(tmp_path, monkeypatch, capsys):
+    arguments = [str(tmp_path / 'scenes'), '--seed', '3', '--labeled', '5']
+    monkeypatch.setattr('sys.argv', ['toy_scenes.py', *arguments])
+    monkeypatch.setattr(toy_scenes, 'render', lambda *args: (SCENE, SCENE[..., 0]))
+    toy_scenes.main()
+    assert capsys.readouterr().out.strip().endswith('scenes')
+    manifest = json.loads((tmp_path / 'scenes' / 'manifest.json').read_text())
+    assert (manifest['seed'], manifest['num_labeled']) == (3, 5)
+    assert len((tmp_path / 'scenes' / 'splits' / 'labeled.txt').read_text().split()) == 5

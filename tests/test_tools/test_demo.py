@@ -124,9 +124,9 @@ def test_members_and_baseline_train_alike(demo, tmp_path):
 
 
 def test_supervised_config_is_the_one_dmt_starts_from():
-    folder = ROOT / 'configs' / 'demo'
-    first = Config.fromfile(folder / 'supervised_fcn_unet_24_toy-scenes-96x96.py')
-    second = Config.fromfile(folder / 'dmt_fcn_unet_24_toy-scenes-96x96.py')
+    folder = ROOT / 'configs'
+    first = Config.fromfile(folder / 'supervised' / 'fcn_unet_toy-scenes-96x96.py')
+    second = Config.fromfile(folder / 'dmt' / 'dmt_fcn_unet_toy-scenes-96x96.py')
     assert first.model == second.model and first.optim_wrapper == second.optim_wrapper
     assert first.max_iters == second.mutual.supervised.max_iters
     assert list(first.source_ratio) == [1, 0]

@@ -1,5 +1,5 @@
-# Procedural landscapes of 128x96 with 11 classes, painted by toy_scenes:
-#   python -c "from toy_scenes import generate; generate('data/toy_scenes')"
+# Procedural landscapes of 128x96 with 11 classes, painted by
+#   python examples/toy_scenes.py data/toy_scenes
 # 24 labeled of 320 for training, 20 val, 100 test.
 #
 # Every setting of `settings` may be said once, in a child config or by --cfg-options.

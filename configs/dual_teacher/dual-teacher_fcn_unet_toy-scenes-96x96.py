@@ -1,7 +1,7 @@
 # Dual Teacher on the generated scenes of the demo, for the coupling curves of docs/dual_teacher.md.
-#   python -c "from toy_scenes import generate; generate('data/toy_scenes')"
+#   python examples/toy_scenes.py data/toy_scenes
 _base_ = [
-    '../demo/supervised_fcn_unet_24_toy-scenes-96x96.py',
+    '../supervised/fcn_unet_toy-scenes-96x96.py',
     '../_base_/methods/dual_teacher.py',
 ]
 

@@ -1,7 +1,7 @@
 # The demo: dynamic mutual training with 24 labeled and 296 unlabeled scenes. The two members
 # differ in their seeds only: in what they start from and in the order of the images.
 _base_ = [
-    './supervised_fcn_unet_24_toy-scenes-96x96.py',
+    '../supervised/fcn_unet_toy-scenes-96x96.py',
     '../_base_/methods/dmt.py',
 ]
 
@@ -12,7 +12,7 @@ mutual = dict(
     ratios=[0.6, 1.0],
     supervised=dict(max_iters=400),
     round=dict(max_iters=300, lr=4e-3),
-    # Networks trained from scratch are unsure; larger gammas would leave little to learn from.
+    # Networks trained from scratch have little confidence; larger gammas would leave little to learn from.
     pseudo_loss=dict(gamma1=1.0, gamma2=1.0),
     labeling=dict(batch_size=16, num_workers=0),
 )
