@@ -191,7 +191,7 @@ def save_atomically(obj: Any, path: Union[str, Path]) -> None:
 
 
 def checkpoint_identity(path: Union[str, Path]) -> dict:
-    """What tells one checkpoint from another: file name, size and SHA-256 of the content."""
+    """Identity of a checkpoint: file name, size and SHA-256 of the content."""
     path, digest = Path(path), hashlib.sha256()
     with path.open('rb') as file:
         for block in iter(lambda: file.read(1 << 20), b''):

@@ -46,7 +46,7 @@ def test_selection_is_global_and_not_by_class():
 
 
 def test_a_ratio_that_selects_nothing_is_refused():
-    """The published formula would point at the least sure image and select nearly all."""
+    """The published formula would point at the least confident image and select nearly all."""
     with pytest.raises(ValueError, match='selects none of 4'):
         select_by_confidence(np.array([0.1, 0.2, 0.3, 0.4]), 0.3)
 

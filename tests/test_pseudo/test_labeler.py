@@ -275,7 +275,7 @@ def test_augmented_views_and_half_precision_reach_the_labels(setting, tmp_path):
     means = [manifest['mean_confidence'] for manifest in manifests]
     assert len(set(means)) == 3
     assert means[1] == pytest.approx(means[0], abs=0.02)
-    assert means[2] < means[0], 'an average of views is less sure than one'
+    assert means[2] < means[0], 'an average of views is less confident than one'
 
 
 def test_images_of_different_sizes_in_one_batch(setting, tmp_path):

@@ -259,7 +259,7 @@ def test_a_damaged_meta_without_maps_is_written_again(tmp_path, content):
 
 
 def test_every_error_of_stored_labels_is_of_one_kind():
-    """By it the data set tells them from faults of an image, which it replaces."""
+    """By it the dataset tells them from faults of an image, which it replaces."""
     for error in (DamagedMapError, StoreIncompleteError, StoreMismatchError):
         assert issubclass(error, PseudoLabelError)
 

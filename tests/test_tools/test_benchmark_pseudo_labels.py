@@ -29,7 +29,7 @@ benchmark = load_tool()
 
 @pytest.fixture
 def setting(tmp_path):
-    """A config file and a checkpoint of a network that is sure of some of its labels."""
+    """A config file and a checkpoint of a network that is confident of some of its labels."""
     cfg = dict(base_config(make_tree(tmp_path / 'tree'), tmp_path), default_scope='mmseg')
     path = tmp_path / 'config.py'
     path.write_text('\n'.join(f'{key} = {cfg[key]!r}' for key in cfg))

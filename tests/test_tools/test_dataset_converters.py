@@ -1,4 +1,4 @@
-"""Each converter on a tiny tree of the layout of the original data set."""
+"""Each converter on a tiny tree of the layout of the original dataset."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Lists on disk: one id a line; split lists with a manifest that says how they were drawn."""
+"""Lists on disk: one id per line; split lists with a manifest of how they were drawn."""
 
 import hashlib
 import json
@@ -57,7 +57,7 @@ def write_splits(
     Args:
         out_dir (str | Path): Folder; made if missing.
         sets (Mapping): Lists by set and name: ``{'1_8/fold_0': {'labeled': [...], ...}}``.
-        facts (Mapping): What else the manifest says of each set: method, seed, parent list, ...
+        facts (Mapping): What else the manifest has of each set: method, seed, parent list, ...
         force (bool): Overwrite lists that differ. Defaults to False.
 
     Raises:

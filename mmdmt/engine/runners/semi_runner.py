@@ -42,9 +42,9 @@ class SemiRunner(Runner):
       the seed of the interrupted run before anything draws from it. A checkpoint that was due
       for validation is validated at once, since it was saved before.
     - ``launcher='pytorch'`` on a machine without an accelerator trains with gloo; SyncBN layers
-      become ordinary ones there, which a warning says.
+      become ordinary ones there, with a warning.
     - Config key ``channels_last=True`` stores convolution weights channels-last.
-    - Settings with which training could not do what they say are refused at the start.
+    - Settings that training could not follow are refused at the start.
     - Hooks may have a method ``before_loading(runner)``, called before datasets and loaders are
       built: to check the data, or to make pseudo-labels.
 
@@ -124,7 +124,7 @@ class SemiRunner(Runner):
         """Train, from the start or from where an interrupted run stopped.
 
         Raises:
-            ValueError: A setting with which training could not do what it says.
+            ValueError: A setting that training could not follow.
         """
         self._check_settings()
         self._adopt_seed()
