@@ -1,10 +1,10 @@
 """The averaged network of mmengine's ``EMAHook``, moved as the teachers of this package are."""
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from mmengine.model import BaseAveragedModel
-from torch import Tensor, nn
+from torch import nn
 
 from mmdmt.models.teachers import EMAUpdater
 from mmdmt.registry import MODELS
@@ -42,7 +42,7 @@ class EMAModel(BaseAveragedModel):
         self.updater = EMAUpdater(momentum, buffers, warmup)
         self._step: Optional[int] = None
 
-    def avg_func(self, averaged_param: Tensor, source_param: Tensor, steps: int) -> None:
+    def avg_func(self, *_: Any) -> None:
         """Not used: :meth:`update_parameters` moves all parameters at once."""
         raise NotImplementedError('EMAModel moves all parameters at once')
 

@@ -14,12 +14,7 @@ from mmdmt.models.modes import in_mode
 def parameter_distance(teacher: nn.Module, student: nn.Module) -> Tensor:
     """Distance of the parameters relative to their size, ``|teacher - student| / |student|``.
 
-    Args:
-        teacher (nn.Module): A network.
-        student (nn.Module): A network with the same parameters.
-
-    Returns:
-        Tensor: A scalar, 0 for equal parameters. Norms are Euclidean, over all parameters.
+    Norms are Euclidean, over all parameters, of which both networks have the same.
     """
     ours = [parameter.detach() for parameter in teacher.parameters()]
     theirs = [parameter.detach() for parameter in student.parameters()]
@@ -32,30 +27,13 @@ def parameter_distance(teacher: nn.Module, student: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def predicted_classes(network: BaseSegmentor, images: Tensor) -> Tensor:
-    """Classes that a network predicts in eval mode; its mode is restored.
-
-    Args:
-        network (BaseSegmentor): Any segmentor.
-        images (Tensor): Normalized images, (N, 3, H, W).
-
-    Returns:
-        Tensor: (N, H, W), long.
-    """
+    """Classes (N, H, W) that a network predicts in eval mode; its mode is restored."""
     with in_mode(network, training=False):
         return dense_logits(network, images).argmax(dim=1)
 
 
 def disagreement(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
-    """Share of pixels on which two predictions differ.
-
-    Args:
-        first (Tensor): Classes, (N, H, W).
-        second (Tensor): Classes, (N, H, W).
-        valid (Tensor): (N, H, W) bool, False on padding.
-
-    Returns:
-        Tensor: A scalar in [0, 1].
-    """
+    """Share of valid pixels on which two predictions (N, H, W) differ."""
     return ((first != second) & valid).sum() / valid.sum().clamp(min=1)
 
 

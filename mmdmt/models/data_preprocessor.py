@@ -58,15 +58,12 @@ class SemiDataPreprocessor(SegDataPreProcessor):
         self._network_rgb = bool(kwargs.get('bgr_to_rgb', False))
 
     def forward(self, data: Dict[str, Any], training: bool = False) -> Dict[str, Any]:
-        """Prepare a batch.
+        """Prepare a batch, as described for the class.
 
         Args:
             data: ``inputs``, a list of (3, h, w) images, and ``data_samples``, a list of
                 ``SegDataSample``, as the dataloader collates them.
             training: Whether the batch is trained on.
-
-        Returns:
-            ``inputs`` and ``data_samples`` as described for the class.
 
         Raises:
             ValueError: If a training batch is empty or has unlabeled samples before labeled ones.

@@ -1,6 +1,6 @@
 """What every online method needs from an ordinary mmseg segmentor: dense logits and losses."""
 
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -24,40 +24,44 @@ class Targets(NamedTuple):
     confidence: Tensor
     valid: Tensor
 
+    def label_with_ignore(self, ignore_index: int = 255) -> Tensor:
+        """Labels (N, H, W), ``ignore_index`` on pixels that are not valid."""
+        return self.label.masked_fill(~self.valid, ignore_index)
+
+
+def image_metas(images: Tensor, samples: Optional[List[SegDataSample]] = None) -> List[dict]:
+    """Meta information of each image; without data samples that of one that nothing was done to."""
+    if samples is not None:
+        return [sample.metainfo for sample in samples]
+    size = tuple(images.shape[2:])
+    meta = dict(ori_shape=size, img_shape=size, pad_shape=size, padding_size=[0] * 4)
+    return [meta] * len(images)
+
 
 def dense_logits(segmentor: BaseSegmentor, images: Tensor) -> Tensor:
     """Logits of a segmentor at the resolution of its input, whatever its head.
 
     ``mode='predict'`` would undo flips and padding and resize to the original image, so that its
     labels would not lie on the pixels the student sees; ``encode_decode`` keeps the geometry.
-
-    Args:
-        segmentor (BaseSegmentor): Any mmseg segmentor.
-        images (Tensor): Normalized images, (N, 3, H, W).
-
-    Returns:
-        Tensor: Logits, (N, C, H, W).
+    Normalized images (N, 3, H, W) become logits (N, C, H, W).
     """
-    size = tuple(images.shape[2:])
-    metas = [dict(ori_shape=size, img_shape=size, pad_shape=size, padding_size=[0] * 4)]
-    return segmentor.encode_decode(images, metas * len(images))
+    return segmentor.encode_decode(images, image_metas(images))
 
 
 @torch.no_grad()
 def pseudo_label(segmentor: BaseSegmentor, images: Tensor, valid: Tensor) -> Targets:
-    """Hard labels and their confidence, on the pixel grid of the images.
+    """:func:`hard_labels` of a network, in the mode it is in, for images (N, 3, H, W)."""
+    return hard_labels(dense_logits(segmentor, images), valid)
 
-    Args:
-        segmentor (BaseSegmentor): The network that labels, in the mode it is in.
-        images (Tensor): Normalized images, (N, 3, H, W).
-        valid (Tensor): (N, H, W) bool, False on padding.
 
-    Returns:
-        Targets: ``confidence``, the largest softmax probability, is float32 also under mixed
-        precision.
+@torch.no_grad()
+def hard_labels(logits: Tensor, valid: Tensor) -> Targets:
+    """Classes that logits (N, C, H, W) predict, as targets without gradient.
+
+    ``confidence``, the largest softmax probability, is float32 also under mixed precision;
+    ``valid`` is (N, H, W) bool, False on padding.
     """
-    probs = dense_logits(segmentor, images).float().softmax(dim=1)
-    confidence, label = probs.max(dim=1)
+    confidence, label = logits.float().softmax(dim=1).max(dim=1)
     return Targets(label, confidence, valid)
 
 
@@ -80,12 +84,6 @@ def is_dense_classifier(head_type: type) -> bool:
     Nothing in mmseg says so. But a head whose forward gives something else, such as the tuples of
     ``EncHead`` and ``DAHead`` or of ``DDRHead`` and ``PIDHead`` in training mode, must have a
     loss or a prediction of its own that takes it.
-
-    Args:
-        head_type (type): Class of the head.
-
-    Returns:
-        bool: Whether it is a ``BaseDecodeHead`` that keeps that class's loss and prediction.
     """
     return issubclass(head_type, BaseDecodeHead) and all(
         getattr(head_type, name) is getattr(BaseDecodeHead, name)
@@ -94,7 +92,11 @@ def is_dense_classifier(head_type: type) -> bool:
 
 
 def joint_forward(
-    segmentor: BaseSegmentor, sup: Tensor, sup_samples: List[SegDataSample], unsup: Tensor
+    segmentor: BaseSegmentor,
+    sup: Tensor,
+    sup_samples: List[SegDataSample],
+    unsup: Tensor,
+    with_sup: bool = False,
 ) -> Tuple[Dict[str, Tensor], Tensor]:
     """Loss on labeled images and logits on unlabeled ones, in one forward where possible.
 
@@ -103,13 +105,15 @@ def joint_forward(
         sup (Tensor): Labeled images, (N_l, 3, H, W).
         sup_samples (list[SegDataSample]): Their ground truth.
         unsup (Tensor): Unlabeled images of the same size, (N_u, 3, H, W).
+        with_sup (bool): Whether logits of the labeled images are wanted too, before the others.
 
     Returns:
         tuple[dict[str, Tensor], Tensor]: mmseg's loss dict of the labeled images (keys as
-        ``decode.loss_ce``), and logits (N_u, C, H, W) of the unlabeled ones.
+        ``decode.loss_ce``), and logits (N_u, C, H, W), ``with_sup`` (N_l + N_u, C, H, W).
     """
     if not has_joint_forward(segmentor) or sup.shape[2:] != unsup.shape[2:]:
-        return segmentor.loss(sup, sup_samples), dense_logits(segmentor, unsup)
+        images = torch.cat([sup, unsup]) if with_sup else unsup
+        return segmentor.loss(sup, sup_samples), dense_logits(segmentor, images)
     count = len(sup)
     feats = segmentor.extract_feat(torch.cat([sup, unsup]))
     logits = segmentor.decode_head(feats)
@@ -117,26 +121,15 @@ def joint_forward(
     if segmentor.with_auxiliary_head:
         sup_feats = [feat[:count] for feat in feats]
         losses.update(segmentor._auxiliary_head_forward_train(sup_feats, sup_samples))
-    unsup_logits = resize(
-        logits[count:],
-        size=unsup.shape[2:],
-        mode='bilinear',
-        align_corners=segmentor.align_corners,
-    )
-    return losses, unsup_logits
+    wanted = logits if with_sup else logits[count:]
+    options = dict(mode='bilinear', align_corners=segmentor.align_corners)
+    return losses, resize(wanted, size=unsup.shape[2:], **options)
 
 
 def weighted_losses(losses: Dict[str, Tensor], weight: float, prefix: str) -> Dict[str, Tensor]:
     """Put a prefix before the keys of a loss dict and a weight on its losses.
 
-    Args:
-        losses (dict[str, Tensor]): Losses, and other values such as accuracies, which have no
-            ``loss`` in their key and keep their value.
-        weight (float): Factor of the losses.
-        prefix (str): As ``sup_``.
-
-    Returns:
-        dict[str, Tensor]: The same values in the same order.
+    Values without ``loss`` in their key, such as accuracies, are not weighted.
     """
     return {
         f'{prefix}{key}': value * weight if 'loss' in key else value

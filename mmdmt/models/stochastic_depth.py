@@ -40,8 +40,8 @@ class StochasticDepth:
             and an output like it. Defaults to none.
 
     Raises:
-        ValueError: If ``drop_rate`` or ``rule`` is not one of the above, or a class in
-            ``block_types`` does not occur in the network.
+        ValueError: If a value is none of the above, or the network has no class of
+            ``block_types``.
     """
 
     def __init__(
@@ -68,17 +68,11 @@ class StochasticDepth:
         self.drop_probs = torch.linspace(first, drop_rate, count, device='cpu')
 
     def draw(self, step: int) -> List[nn.Module]:
-        """Draw the blocks to skip in a step.
+        """Draw the :attr:`blocks` to skip in a step.
 
         The draw depends on the step alone and neither reads nor moves the global generators: all
         processes skip the same blocks. Synchronized batch norm needs that, whose reductions would
         not match otherwise.
-
-        Args:
-            step (int): Number of the step.
-
-        Returns:
-            list[nn.Module]: Some of :attr:`blocks`.
         """
         generator = torch.Generator('cpu').manual_seed(step)
         uniform = torch.rand(len(self.blocks), generator=generator, device='cpu')
@@ -87,11 +81,7 @@ class StochasticDepth:
 
     @contextmanager
     def sampled(self, step: int) -> Iterator[List[nn.Module]]:
-        """Turn the network into the sub-network of a step inside the ``with`` block.
-
-        Yields:
-            list[nn.Module]: The skipped blocks.
-        """
+        """Skip the blocks drawn for a step, which are yielded, inside the ``with`` block."""
         skipped = self.draw(step)
         for block in skipped:
             # An attribute of the instance hides the method of the class, and only that.
@@ -110,15 +100,8 @@ def _pass_through(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def residual_blocks(network: nn.Module, block_types: Sequence[str] = ()) -> List[nn.Module]:
     """Blocks of a network that add their input, unchanged, to their output; outermost only.
 
-    Args:
-        network (nn.Module): Any network.
-        block_types (Sequence[str]): Names of classes that count besides the known kinds.
-
-    Returns:
-        list[nn.Module]: The blocks in the order of ``network.modules()``.
-
-    Raises:
-        ValueError: If a class in ``block_types`` does not occur in the network.
+    They have the order of ``network.modules()``. Classes named in ``block_types`` count besides
+    the known kinds.
     """
     found, inside = [], set()
     for module in network.modules():

@@ -59,12 +59,9 @@ class EMAUpdater:
 
     @torch.no_grad()
     def update(self, teacher: nn.Module, student: nn.Module, step: int) -> None:
-        """Move ``teacher`` towards ``student`` in place.
+        """Move ``teacher`` towards ``student``, a network like it, in place.
 
-        Args:
-            teacher (nn.Module): The network to move.
-            student (nn.Module): A network with the same parameters and buffers.
-            step (int): Number of updates this teacher has had before.
+        ``step`` is the number of updates this teacher has had before.
         """
         momentum = self.momentum_at(step)
         _lerp(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
@@ -98,8 +95,3 @@ def _lerp(targets: List[Tensor], sources: List[Tensor], weight: float) -> None:
 def _copy(targets: List[Tensor], sources: List[Tensor]) -> None:
     if targets:
         torch._foreach_copy_(targets, [source.detach() for source in sources])
-
-
-def freeze(module: nn.Module) -> nn.Module:
-    """Switch off the gradients of all parameters and return the module."""
-    return module.requires_grad_(False)

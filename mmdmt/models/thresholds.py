@@ -12,14 +12,7 @@ from mmdmt.registry import MODELS
 
 
 class FixedThreshold(nn.Module):
-    """The same number at every step.
-
-    Args:
-        value (float): Confidence a pixel needs, in [0, 1].
-
-    Raises:
-        ValueError: If it is outside [0, 1].
-    """
+    """The same number at every step, in [0, 1]."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -43,9 +36,6 @@ class AdaptiveThreshold(nn.Module):
         init (float): Threshold at the start, in [0, 1]. Defaults to 0.85.
         momentum (float): In [0, 1]. Defaults to 0.999.
         num_classes (int): Upper bound of the labels. Defaults to 256.
-
-    Raises:
-        ValueError: If a value is out of range.
     """
 
     value: Tensor

@@ -64,6 +64,14 @@ def test_every_stage_is_run_and_in_the_table(finished, tree):
     assert 'accuracy/top1' in table and 'stage_2_a/iter_4.pth' in table
 
 
+def test_what_was_labeled_is_logged_class_by_class(finished):
+    stage = finished[0] / 'stage_1_a'
+    text = '\n'.join(path.read_text() for path in stage.rglob('*.log'))
+    assert 'Soft labels: 24 images by iter_4.pth' in text and '| share % | kept % |' in text
+    scalars = '\n'.join(path.read_text() for path in stage.rglob('scalars.json'))
+    assert '"pseudo_labels/kept_share"' in scalars
+
+
 def test_rounds_have_lengths_of_their_own(finished):
     entries = finished[1]
     products = [entries[name]['checkpoint'] for name in STAGES]

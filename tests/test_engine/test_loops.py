@@ -13,23 +13,23 @@ def tree(tmp_path_factory):
     return make_tree(tmp_path_factory.mktemp('tree'))
 
 
-def validate(cfg, folder, loop):
+def evaluate(cfg, folder, loop):
     cfg = load_config(cfg, folder / 'tiny.py')
-    cfg.val_cfg = dict(type=loop)
-    return SemiRunner.from_cfg(cfg).val()
+    cfg.test_cfg = dict(type=loop)
+    return SemiRunner.from_cfg(cfg).test()
 
 
-def test_a_single_network_is_validated_as_by_mmengine(tree, tmp_path):
+def test_a_single_network_is_tested_as_by_mmengine(tree, tmp_path):
     cfg = labeled_only(base_config(tree, tmp_path, max_iters=1))
-    found = validate(cfg, tmp_path, 'mmdmt.NetworksValLoop')
-    assert found == validate(cfg, tmp_path, 'ValLoop')
+    found = evaluate(cfg, tmp_path, 'mmdmt.NetworksTestLoop')
+    assert found == evaluate(cfg, tmp_path, 'TestLoop')
     assert 0 <= found['mIoU'] <= 100
 
 
 def test_all_networks_and_the_average_that_predicts(tree, tmp_path):
     cfg = base_config(tree, tmp_path, max_iters=1)
     online(cfg, 'mmdmt.CrossTeacher', predict_on='teacher_average')
-    found = validate(cfg, tmp_path, 'mmdmt.NetworksValLoop')
+    found = evaluate(cfg, tmp_path, 'mmdmt.NetworksTestLoop')
     names = {key.split('/')[0] for key in found if '/' in key}
     networks = {f'{kind}_{side}' for kind in ('student', 'teacher') for side in 'lr'}
     assert names == networks | {'teacher_average'}

@@ -2,6 +2,7 @@ import torch
 from tiny_models import labeled_samples, tiny_segmentor, unlabeled_samples
 
 from mmdmt.models.forward import (
+    Targets,
     dense_logits,
     has_joint_forward,
     is_padded,
@@ -38,6 +39,17 @@ def test_joint_forward_equals_two_forwards_in_eval_mode():
     for key in expected:
         torch.testing.assert_close(losses[key], expected[key])
     torch.testing.assert_close(logits, dense_logits(model, unsup))
+    losses, logits = joint_forward(model, sup, samples, unsup, with_sup=True)
+    torch.testing.assert_close(losses['decode.loss_ce'], expected['decode.loss_ce'])
+    torch.testing.assert_close(logits, dense_logits(model, torch.cat([sup, unsup])))
+
+
+def test_labels_outside_the_images_are_ignored():
+    label = torch.tensor([[[1, 2], [0, 255]]])
+    valid = torch.tensor([[[True, False], [True, True]]])
+    targets = Targets(label, torch.ones(1, 2, 2), valid)
+    assert targets.label_with_ignore().tolist() == [[[1, 255], [0, 255]]]
+    assert targets.label_with_ignore(ignore_index=9).tolist() == [[[1, 9], [0, 255]]]
 
 
 def test_dense_heads_need_one_forward_of_the_backbone(monkeypatch):
@@ -62,6 +74,8 @@ def test_heads_with_a_loss_of_their_own_get_two_forwards(monkeypatch):
     losses, logits = joint_forward(model, sup, samples, unsup)
     assert losses['decode.loss_ce'] > 0
     torch.testing.assert_close(logits, dense_logits(model, unsup))
+    _, logits = joint_forward(model, sup, samples, unsup, with_sup=True)
+    torch.testing.assert_close(logits, dense_logits(model, torch.cat([sup, unsup])))
 
 
 def test_weights_apply_to_losses_only():

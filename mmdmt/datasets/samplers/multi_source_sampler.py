@@ -175,5 +175,5 @@ class MultiSourceSampler(Sampler):
         """Number of items in the dataset, of all sources; the stream itself is endless."""
         return len(self.dataset)
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, _epoch: int) -> None:
         """Do nothing: the stream has no epochs. Part of mmengine's protocol of samplers."""

@@ -131,9 +131,14 @@ class MutualTrainingRunner:
         return from_main(self.ledger.read)
 
     def _dump_config(self) -> None:
-        """Write what is trained into the work dir, as mmengine does for a single run."""
-        os.makedirs(self.work_dir, exist_ok=True)
-        self.cfg.dump(osp.join(self.work_dir, osp.basename(self.cfg.filename or 'config.py')))
+        """Write what is trained into the work dir, unless the config that was read lies there."""
+        read = osp.abspath(self.cfg.filename or 'config.py')
+        path = osp.join(self.work_dir, osp.basename(read))
+        if path != read:
+            whole = copy.deepcopy(self.cfg)
+            whole.pop('stage', None)
+            os.makedirs(self.work_dir, exist_ok=True)
+            whole.dump(path)
 
     def redo(self, text: str) -> List[str]:
         """Put a stage, such as 'round_1.a', and all that are made from it away, to make them again.

@@ -1,8 +1,10 @@
 """The decode head of DeepLabV2: a sum of dilated convolutions."""
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import List, Optional
 
+import torch
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
@@ -10,15 +12,10 @@ from mmdmt.registry import MODELS
 
 
 class DilatedConvSum(nn.ModuleList):
-    """Classifier that sums 3x3 convolutions of several dilations over one feature map.
+    """Classifier that sums the first ``num_summed`` 3x3 convolutions of several dilations.
 
-    Args:
-        in_channels (int): Channels of the feature map.
-        out_channels (int): Channels of the logits.
-        dilations (Sequence[int]): Dilation of each convolution; the padding is the same number,
-            so that the size of the map is kept.
-        num_summed (int): How many of them, from the first, make the logits. The others hold
-            weights of a checkpoint, are never run and get no gradient.
+    The others hold weights of a checkpoint, are never run and get no gradient. Maps keep their
+    size.
     """
 
     def __init__(
@@ -35,11 +32,7 @@ class DilatedConvSum(nn.ModuleList):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, out_channels, H, W) of a feature map (N, in_channels, H, W)."""
-        convs = list(self)[: self.num_summed]
-        logits = convs[0](x)
-        for conv in convs[1:]:
-            logits = logits + conv(x)
-        return logits
+        return reduce(torch.add, (conv(x) for conv in list(self)[: self.num_summed]))
 
 
 @MODELS.register_module()
@@ -48,16 +41,13 @@ class DeepLabV2Head(BaseDecodeHead):
 
     The ResNet form of the paper (its ASPP-L without the two 1x1 convolutions): one dilated 3x3
     convolution with bias per rate, straight from the backbone feature to the classes, summed.
-    There is no bottleneck, normalization or activation, so ``conv_seg``, the classifier of every
-    mmseg head, is the whole head here: its input, the last feature before the classifier, is the
-    backbone feature.
+    There is no bottleneck, normalization or activation: ``conv_seg``, the classifier of every
+    mmseg head, is the whole head here and reads the backbone feature.
 
     Much published semi-supervised work, DMT among it, trained with only the first two
-    convolutions: a ``return`` inside the loop of the code they started from
-    (AdvSemiSeg) left out rates 18 and 24. Their files hold all four. Use ``num_summed=2`` to
-    repeat them; convolutions 3 and 4 then load and are saved, but are frozen and not run. The
-    weights of those files, named ``<layer>.conv2d_list.<i>``, belong in
-    ``decode_head.conv_seg.<i>``.
+    convolutions: a ``return`` inside the loop of the code they started from (AdvSemiSeg) left out
+    rates 18 and 24. Use ``num_summed=2`` to repeat them. Their files hold all four, as
+    ``<layer>.conv2d_list.<i>``, which belong in ``decode_head.conv_seg.<i>``.
 
     Args:
         in_channels (int): Channels of the backbone feature.
@@ -66,8 +56,7 @@ class DeepLabV2Head(BaseDecodeHead):
             all of them.
         dropout_ratio (float): Channel dropout before the classifier. Defaults to 0, as published.
         init_cfg (dict, optional): Defaults to a normal distribution of std 0.01, as published.
-        **kwargs: Arguments of mmseg's ``BaseDecodeHead``: ``num_classes``, ``in_index``,
-            ``align_corners``, ``loss_decode``, ... ``norm_cfg`` and ``act_cfg`` have no effect.
+        **kwargs: Of mmseg's ``BaseDecodeHead``; ``norm_cfg`` and ``act_cfg`` have no effect.
 
     Raises:
         TypeError: If ``in_channels`` is no int: the head reads one feature map.
@@ -104,9 +93,5 @@ class DeepLabV2Head(BaseDecodeHead):
         self.conv_seg = DilatedConvSum(in_channels, self.out_channels, dilations, num_summed)
 
     def forward(self, inputs: List[Tensor]) -> Tensor:
-        """Logits (N, num_classes, h, w) at the resolution of the backbone feature.
-
-        Args:
-            inputs (list[Tensor]): Feature maps of the backbone; ``in_index`` picks one.
-        """
+        """Logits (N, num_classes, h, w) of the feature map that ``in_index`` picks."""
         return self.cls_seg(self._transform_inputs(inputs))

@@ -17,18 +17,10 @@ def consistency_loss(
     normalizer: str = 'valid',
     prefix: str = 'unsup',
 ) -> Tuple[Tensor, Dict[str, Tensor]]:
-    """Masked cross entropy of a student, with its statistics under the names of all methods.
+    """:func:`.masked_cross_entropy` of a student, with statistics under the names of all methods.
 
-    Args:
-        logits: Of the student, (N, C, H, W).
-        targets: What it is to say.
-        threshold: Confidence a pixel needs.
-        normalizer: See :func:`~mmdmt.models.losses.functional.masked_cross_entropy`.
-        prefix: Of the names.
-
-    Returns:
-        The loss; ``<prefix>_keep_ratio`` (share of valid pixels that are learned),
-        ``<prefix>_agreement`` and ``<prefix>_confidence``, see :func:`agreement_stats`.
+    These are ``<prefix>_keep_ratio`` (share of valid pixels that are learned),
+    ``<prefix>_agreement`` and ``<prefix>_confidence``, see :func:`agreement_stats`.
     """
     loss, stats = masked_cross_entropy(logits, *targets[:2], threshold, targets.valid, normalizer)
     found = {f'{prefix}_{name}': value for name, value in stats.items()}

@@ -18,9 +18,6 @@ class DynamicMutualLoss(nn.Module):
         gamma2 (float): Exponent where they disagree and the pseudo-label is more confident.
             Defaults to 5.
         conflict (str): ``'ignore'`` or ``'flip'``. Defaults to ``'ignore'``.
-
-    Raises:
-        ValueError: If a gamma is negative or ``conflict`` is unknown.
     """
 
     def __init__(self, gamma1: float = 5.0, gamma2: float = 5.0, conflict: str = 'ignore') -> None:

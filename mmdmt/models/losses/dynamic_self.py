@@ -15,9 +15,6 @@ class DynamicSelfLoss(nn.Module):
     Args:
         gamma (float): Exponent of the weight; 0 is plain self-training (CBST, curriculum
             labeling). Defaults to 9, the paper's value for PASCAL VOC.
-
-    Raises:
-        ValueError: If ``gamma`` is negative.
     """
 
     def __init__(self, gamma: float = 9.0) -> None:

@@ -2,10 +2,11 @@
 
 No registry, no config, no state. Conventions of all functions:
 
-- ``logits`` are (N, C, *) with any number of spatial dimensions, also none; labels and
-  confidence maps are (N, *). Labels are of any integer type.
-- ``ignore_index`` pixels neither add to a loss nor to its normalizer. A batch without any pixel
-  left gives a loss of 0 that still has a (zero) gradient.
+- ``logits`` (of the student) are (N, C, *) with any number of spatial dimensions, also none;
+  labels, of any integer type, and their confidence in [0, 1] are (N, *). ``is_pseudo`` (N,) bool is
+  True for samples without ground truth. A ValueError names what does not fit.
+- ``ignore_index`` pixels are not learned: they neither add to a loss nor to its normalizer. A
+  batch without any pixel left gives a loss of 0 that still has a (zero) gradient.
 - Half-precision logits are handled in float32; float64 stays float64.
 - Weights carry no gradient. Nothing is read back to the host, so nothing waits for the device.
 - ``stats`` are detached scalar tensors.
@@ -28,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmdmt.checks import check_choice
+from mmdmt.checks import check_choice, check_range
 
 from .contrast.functional import memory_contrast_loss, peer_contrast_loss  # noqa: F401
 
@@ -70,11 +71,10 @@ def dynamic_mutual_loss(
     where the student is more confident.
 
     Args:
-        logits: Student logits, (N, C, \*).
+        logits: (N, C, \*).
         label: Ground truth or pseudo-label, (N, \*).
-        confidence: Teacher's confidence of the pseudo-label in [0, 1], (N, \*). Not read on
-            samples with ground truth.
-        is_pseudo: (N,) bool, True for samples with pseudo-labels.
+        confidence: Of the pseudo-label, (N, \*). Not read on samples with ground truth.
+        is_pseudo: (N,) bool.
         gamma1: Exponent where both agree, >= 0.
         gamma2: Exponent where they disagree and the teacher is more confident, >= 0.
         conflict: ``'ignore'`` as above; ``'flip'`` (the paper's ablation) learns the student's own
@@ -85,14 +85,10 @@ def dynamic_mutual_loss(
         The loss; counts of labeled pixels of pseudo samples: ``disagreement``, where both disagree,
         and ``student_wins``, where the student is more confident besides (with weighting off they
         cost reading the log-softmax once more); ``mean_weight`` over all labeled pixels.
-
-    Raises:
-        ValueError: If shapes do not fit, ``is_pseudo`` is not boolean, a gamma is negative, or
-            ``conflict`` is unknown.
     """
-    _check_maps(logits, label=label, confidence=confidence)
-    _check_is_pseudo(logits, is_pseudo)
-    _check_gammas(gamma1=gamma1, gamma2=gamma2)
+    _check_batch(logits, is_pseudo, label=label, confidence=confidence)
+    check_range('gamma1', gamma1, 0)
+    check_range('gamma2', gamma2, 0)
     check_choice('conflict', conflict, CONFLICTS)
     log_prob = _log_softmax(logits)
     target, valid = _split_ignored(label, ignore_index)
@@ -104,18 +100,13 @@ def dynamic_mutual_loss(
         return _mean_over(cross_entropy, valid), stats
 
     student = _read_student(log_prob, target, confidence)
-    weight = _mutual_weight(student, gamma1, gamma2)
+    weight = _mutual_weight(student, pseudo, gamma1, gamma2)
     if conflict == 'flip':
         doubt = 1 - confidence.detach().to(weight)
-        weight = torch.where(student.wins, doubt**gamma2, weight)
-        target = torch.where(student.wins & pseudo, student.label, target)
-    weight = weight.masked_fill(~pseudo, 1.0)
-    counted = pseudo & valid
-    stats = dict(
-        disagreement=_count(~student.agrees & counted),
-        student_wins=_count(student.wins & counted),
-        mean_weight=_mean_over(weight, valid),
-    )
+        flipped = student.wins & pseudo
+        weight = torch.where(flipped, doubt**gamma2, weight)
+        target = torch.where(flipped, student.label, target)
+    stats = _conflict_stats(student, pseudo & valid, _mean_over(weight, valid))
     return _mean_over(weight * _cross_entropy(logits, log_prob, target), valid), stats
 
 
@@ -131,26 +122,12 @@ def dynamic_self_loss(
 
     .. math:: L = \sum w \, CE(p, \hat y) / \#\text{labeled pixels}, \quad w = p_{\hat y}^\gamma
 
-    on pseudo-labels, ``w = 1`` on ground truth.
-
-    Args:
-        logits: Student logits, (N, C, \*).
-        label: Ground truth or pseudo-label, (N, \*).
-        is_pseudo: (N,) bool, True for samples with pseudo-labels.
-        gamma: Exponent, >= 0; 0 turns weighting off.
-        ignore_index: Label of pixels that are not learned.
-        confidence: Confidence of the pseudo-label in [0, 1], (N, \*). For statistics only.
-
-    Returns:
-        The loss, and the statistics of :func:`dynamic_mutual_loss`; ``student_wins`` only with
-        ``confidence``.
-
-    Raises:
-        ValueError: If shapes do not fit, ``is_pseudo`` is not boolean, or ``gamma`` is negative.
+    on pseudo-labels, ``w = 1`` on ground truth. The exponent is not negative; 0 turns weighting
+    off. Returned are the loss and the statistics of :func:`dynamic_mutual_loss`, ``student_wins``
+    only with ``confidence``, which is read for nothing else.
     """
-    _check_maps(logits, label=label, **({} if confidence is None else dict(confidence=confidence)))
-    _check_is_pseudo(logits, is_pseudo)
-    _check_gammas(gamma=gamma)
+    _check_batch(logits, is_pseudo, label=label, confidence=confidence)
+    check_range('gamma', gamma, 0)
     log_prob = _log_softmax(logits)
     target, valid = _split_ignored(label, ignore_index)
     pseudo = _per_sample(is_pseudo, label)
@@ -177,9 +154,9 @@ def online_pseudo_loss(
     ``ignore_index`` where the *teacher* was not confident; ``valid`` names the padding instead.
 
     Args:
-        logits: Student logits, (N, C, *).
+        logits: (N, C, *).
         label: Ground truth, (N, *); anything on pseudo samples.
-        is_pseudo: (N,) bool, True for samples without ground truth.
+        is_pseudo: (N,) bool.
         threshold: Softmax value that a label needs to exceed.
         ignore_index: Label of pixels that are not learned.
         valid: (N, *) bool, False on padded pixels. Defaults to no padding.
@@ -187,12 +164,8 @@ def online_pseudo_loss(
     Returns:
         The loss, averaged over labeled and self-labeled pixels together, and ``keep_ratio``, the
         share of pixels of pseudo samples that were labeled.
-
-    Raises:
-        ValueError: If shapes do not fit or ``is_pseudo`` is not boolean.
     """
-    _check_maps(logits, label=label, **({} if valid is None else dict(valid=valid)))
-    _check_is_pseudo(logits, is_pseudo)
+    _check_batch(logits, is_pseudo, label=label, valid=valid)
     log_prob = _log_softmax(logits)
     target, learned = _split_ignored(label, ignore_index)
     inside = torch.ones_like(learned) if valid is None else valid
@@ -228,7 +201,7 @@ def confidence_share_loss(
       all valid pixels.
 
     Args:
-        logits: Student logits, (N, C, *).
+        logits: (N, C, *).
         label: Pseudo-label, (N, *).
         confidence: Its confidence, (N, *).
         threshold: Confidence a pixel needs (one exactly at it has it).
@@ -237,9 +210,6 @@ def confidence_share_loss(
 
     Returns:
         The loss, and ``confident_share``, the weight (its mean over images if ``per_image``).
-
-    Raises:
-        ValueError: If shapes do not fit.
     """
     _check_maps(logits, label=label, confidence=confidence)
     target, valid = _split_ignored(label, ignore_index)
@@ -261,10 +231,7 @@ def masked_consistency_loss(
     threshold: float,
     valid: Tensor,
 ) -> LossAndStats:
-    """:func:`masked_cross_entropy` over the number of valid pixels.
-
-    Dual Teacher's implicit consistency, FixMatch, UniMatch.
-    """
+    """:func:`masked_cross_entropy` over the number of valid pixels."""
     return masked_cross_entropy(logits, label, confidence, threshold, valid, 'valid')
 
 
@@ -288,7 +255,7 @@ def masked_cross_entropy(
       of the number of kept pixels over the number of all.
 
     Args:
-        logits: Student logits, (N, C, *).
+        logits: (N, C, *).
         label: Pseudo-label, (N, *). Not read on pixels that are not kept.
         confidence: Its confidence, (N, *).
         threshold: Confidence a pixel needs (one exactly at it is kept), a number or a scalar.
@@ -297,9 +264,6 @@ def masked_cross_entropy(
 
     Returns:
         The loss, and ``keep_ratio``, the share of valid pixels that were kept.
-
-    Raises:
-        ValueError: If shapes do not fit or the normalizer is unknown.
     """
     _check_maps(logits, label=label, confidence=confidence, valid=valid)
     check_choice('normalizer', normalizer, NORMALIZERS)
@@ -332,12 +296,6 @@ def ohem_cross_entropy(
         min_kept: Number of pixels of the batch that are learned at least, >= 0; with fewer labeled
             ones all are.
         ignore_index: Label of pixels that are not learned.
-
-    Returns:
-        Scalar loss.
-
-    Raises:
-        ValueError: If shapes do not fit.
     """
     _check_maps(logits, label=label)
     target, valid = _split_ignored(label, ignore_index)
@@ -361,12 +319,6 @@ def sigmoid_ramp(step: int, total: int) -> float:
     Args:
         step: Training steps already taken, >= 0.
         total: Length of the schedule in steps, >= 1.
-
-    Returns:
-        Factor in (0, 1].
-
-    Raises:
-        ValueError: If ``step`` is negative or ``total`` is not positive.
     """
     if step < 0 or total < 1:
         raise ValueError(f'`step` must be >= 0 and `total` >= 1, got {step} and {total}')
@@ -393,7 +345,7 @@ def mixup_weights(
     Args:
         logits: Student logits of the unmixed images, (N, C).
         soft_label: Stored class probabilities, (N, C); one-hot for labeled samples.
-        is_pseudo: (N,) bool, True for samples with pseudo-labels.
+        is_pseudo: (N,) bool.
         gamma1: Exponent where student and label agree, times :func:`sigmoid_ramp`.
         gamma2: Exponent where they disagree and the label is more confident, times the ramp.
         perm: (N,) mixup partners. Without it the weights are not mixed.
@@ -402,27 +354,21 @@ def mixup_weights(
     Returns:
         Weights (N,), ``lam * w + (1 - lam) * w[perm]``; and ``disagreement`` and ``student_wins``
         (counts of pseudo samples), ``mean_weight`` (before mixing).
-
-    Raises:
-        ValueError: If shapes do not fit, ``is_pseudo`` is not boolean, or a gamma is negative.
     """
     if soft_label.shape != logits.shape or logits.ndim != 2:
         raise ValueError(
             f'`logits` and `soft_label` must both be (N, C), got {tuple(logits.shape)} and '
             f'{tuple(soft_label.shape)}'
         )
-    _check_is_pseudo(logits, is_pseudo)
-    _check_gammas(gamma1=gamma1, gamma2=gamma2)
+    _check_batch(logits, is_pseudo)
+    check_range('gamma1', gamma1, 0)
+    check_range('gamma2', gamma2, 0)
     confidence, label = soft_label.max(dim=1)
     student = _read_student(_log_softmax(logits), label, confidence)
     weight = torch.ones_like(student.trust)
     if not gamma1 == gamma2 == 0:
-        weight = _mutual_weight(student, gamma1, gamma2).masked_fill(~is_pseudo, 1.0)
-    stats = dict(
-        disagreement=_count(~student.agrees & is_pseudo),
-        student_wins=_count(student.wins & is_pseudo),
-        mean_weight=weight.mean(),
-    )
+        weight = _mutual_weight(student, is_pseudo, gamma1, gamma2)
+    stats = _conflict_stats(student, is_pseudo, weight.mean())
     return (weight if perm is None else lam * weight + (1 - lam) * weight[perm]), stats
 
 
@@ -435,14 +381,11 @@ def mixup_loss(
     ``y`` of the soft ones.
 
     Args:
-        logits: Student logits of the mixed images, (N, C).
+        logits: Of the mixed images, (N, C).
         soft_label: Class probabilities of the unmixed images, (N, C).
         perm: (N,) mixup partners.
         lam: Mixup's share of a sample itself, in [0, 1].
         weight: (N,), of :func:`mixup_weights`.
-
-    Returns:
-        Scalar loss.
     """
     log_prob, label = _log_softmax(logits), soft_label.argmax(dim=1)
     mixed = lam * _cross_entropy(logits, log_prob, label)
@@ -469,9 +412,14 @@ def _read_student(log_prob: Tensor, target: Tensor, confidence: Tensor) -> _Stud
     return _Student(top.indices, _of_class(log_prob, target).exp(), agrees, wins)
 
 
-def _mutual_weight(student: _Student, gamma1: float, gamma2: float) -> Tensor:
+def _mutual_weight(student: _Student, pseudo: Tensor, gamma1: float, gamma2: float) -> Tensor:
     weight = torch.where(student.agrees, student.trust**gamma1, student.trust**gamma2)
-    return weight.masked_fill(student.wins, 0.0)
+    return weight.masked_fill(student.wins, 0.0).masked_fill(~pseudo, 1.0)
+
+
+def _conflict_stats(student: _Student, counted: Tensor, mean_weight: Tensor) -> Dict[str, Tensor]:
+    disagreement, wins = _count(~student.agrees & counted), _count(student.wins & counted)
+    return dict(disagreement=disagreement, student_wins=wins, mean_weight=mean_weight)
 
 
 def _agreement_stats(
@@ -555,25 +503,20 @@ def _per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def _check_maps(logits: Tensor, **maps: Tensor) -> None:
+def _check_maps(logits: Tensor, **maps: Optional[Tensor]) -> None:
     expected = (logits.shape[0], *logits.shape[2:])
     for name, value in maps.items():
-        if tuple(value.shape) != expected:
+        if value is not None and tuple(value.shape) != expected:
             raise ValueError(
                 f'`{name}` must be {expected} for `logits` of shape {tuple(logits.shape)}, '
                 f'got {tuple(value.shape)}'
             )
 
 
-def _check_is_pseudo(logits: Tensor, is_pseudo: Tensor) -> None:
+def _check_batch(logits: Tensor, is_pseudo: Tensor, **maps: Optional[Tensor]) -> None:
+    _check_maps(logits, **maps)
     if is_pseudo.dtype != torch.bool or is_pseudo.shape != logits.shape[:1]:
         raise ValueError(
             f'`is_pseudo` must be a bool tensor of shape ({logits.shape[0]},), got '
             f'{is_pseudo.dtype} of shape {tuple(is_pseudo.shape)}'
         )
-
-
-def _check_gammas(**gammas: float) -> None:
-    for name, value in gammas.items():
-        if value < 0:
-            raise ValueError(f'`{name}` must be >= 0, got {value}')

@@ -16,9 +16,6 @@ class OnlinePseudoLoss(nn.Module):
 
     Args:
         threshold (float): Softmax value that a label needs to exceed. Defaults to 0.9.
-
-    Raises:
-        ValueError: If ``threshold`` is outside [0, 1].
     """
 
     def __init__(self, threshold: float = 0.9) -> None:

@@ -5,14 +5,14 @@ import warnings
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
 from mmdmt.checks import check_range
 from mmdmt.models.forward import is_padded, joint_forward, weighted_losses
-from mmdmt.models.teachers import EMAUpdater, freeze
+from mmdmt.models.teachers import EMAUpdater
 
 from .networks import NetworksSegmentor, build_segmentor
 
@@ -33,10 +33,8 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
 
     A method is a subclass: it names its networks and writes :meth:`semi_loss`. This class does
     what all methods do alike: build the networks, keep each teacher frozen, in its mode and up to
-    date, count iterations, train on labeled images alone where a batch has no others, load a plain
-    supervised checkpoint into every network, and predict with the network that ``predict_on``
-    names, so that test-time augmentation, inferencers and visualization work on it as on any
-    segmentor.
+    date, count iterations, train on labeled images alone where a batch has no others, and load a
+    plain supervised checkpoint into every network.
 
     Checkpoints hold all networks under their names (``student.backbone...``,
     ``teacher.backbone...``) and the number of finished iterations.
@@ -109,7 +107,7 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
                 self.add_module(name, build_segmentor(_without_preprocessor(cfg)))
         for name, student in self.student_of.items():
             cfg = _without_preprocessor(students[student])
-            self.add_module(name, freeze(build_segmentor(cfg)))
+            self.add_module(name, build_segmentor(cfg).requires_grad_(False))
         default = self.default_predict_on or (self.teacher_names or self.student_names)[0]
         self.predict_on = default if predict_on is None else predict_on
         self._check_network_name(self.predict_on)
@@ -149,22 +147,21 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         return losses
 
     def forward_student(
-        self, name: str, inputs: Dict[str, Tensor], data_samples: Dict[str, list], view: Tensor
-    ):
-        """Train a student on the labeled images, and run it on unlabeled ones.
+        self,
+        name: str,
+        inputs: Dict[str, Tensor],
+        data_samples: Dict[str, list],
+        view: Tensor,
+        with_sup: bool = False,
+    ) -> Tuple[Dict[str, Tensor], Tensor]:
+        """Train a student on the labeled images of a batch, and run it on a view of unlabeled ones.
 
-        Both in one forward pass where the decode head allows it.
-
-        Args:
-            name (str): Name of the student.
-            inputs (dict[str, Tensor]): Of the batch.
-            data_samples (dict[str, list]): Of the batch.
-            view (Tensor): Unlabeled images, (N, 3, H, W), normalized.
-
-        Returns:
-            tuple[dict[str, Tensor], Tensor]: Weighted supervised losses, logits (N, C, H, W).
+        Returned are weighted supervised losses and logits (N, C, H, W) of the normalized images
+        ``view`` (N, 3, H, W), ``with_sup`` those of the labeled images before them. All of it is
+        one forward pass where the decode head allows it, see :func:`.joint_forward`.
         """
-        found, logits = joint_forward(self.network(name), inputs['sup'], data_samples['sup'], view)
+        network, sup = self.network(name), inputs['sup']
+        found, logits = joint_forward(network, sup, data_samples['sup'], view, with_sup)
         return self._supervised(name, found), logits
 
     def strong_view(
@@ -180,7 +177,7 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         return torch.where(valid[:, None], view, weak)
 
     def unsup_scale(self) -> float:
-        """Weight of the unsupervised losses at this iteration: ``unsup_weight``, ramped up."""
+        """``unsup_weight``, ramped up."""
         return self.unsup_weight * self.ramp()
 
     def ramp(self) -> float:
@@ -205,12 +202,10 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         return super().forward(inputs, data_samples, mode)
 
     def start_run(self, max_iters: int, pass_iters: Sequence[int] = ()) -> None:
-        """Learn how long the run is; called by ``MethodHook`` before the first iteration.
+        """Learn how many optimizer steps the run has; called by ``MethodHook`` before the first.
 
-        Args:
-            max_iters (int): Optimizer steps of the whole run.
-            pass_iters (Sequence[int]): Steps in which every image of a source is drawn once, for
-                each source; empty where the sampler cannot tell.
+        ``pass_iters`` are the steps in which every image of a source is drawn once, for each
+        source; empty where the sampler cannot tell.
         """
         self.max_iters, self.pass_iters = max_iters, list(pass_iters)
 
@@ -252,8 +247,7 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
     def train(self, mode: bool = True) -> 'SemiSegmentor':
         """Set the mode; a teacher that labels in eval mode stays there.
 
-        mmengine calls ``model.train()`` before every iteration, which would undo an ``eval()``
-        done once.
+        mmengine calls ``model.train()`` before every iteration, which would undo one ``eval()``.
         """
         super().train(mode)
         for name in self.teacher_names:

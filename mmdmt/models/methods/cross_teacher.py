@@ -16,7 +16,6 @@ from mmdmt.registry import MODELS
 from .base import SemiSegmentor
 
 TAUGHT_BY = ('peer', 'own')
-IGNORE = 255
 
 
 @MODELS.register_module()
@@ -54,10 +53,6 @@ class CrossTeacher(SemiSegmentor):
         contrast (dict, optional): Arguments of ``CrossContrast`` but the first. Defaults to None,
             which switches both modules off, as the released code does in effect.
         **common: Settings of :class:`SemiSegmentor`.
-
-    Raises:
-        ValueError: If a setting is out of range or unknown, or the students have different numbers
-            of classes.
     """
 
     def __init__(
@@ -137,9 +132,9 @@ class CrossTeacher(SemiSegmentor):
 
     def _consistency(self, side: str, logits: Tensor, targets: Targets) -> Dict[str, Tensor]:
         """Cross entropy on all pixels, weighted by the share of confident ones."""
-        label = targets.label.masked_fill(~targets.valid, IGNORE)
+        label, confidence = targets.label_with_ignore(), targets.confidence
         loss, stats = confidence_share_loss(
-            logits, label, targets.confidence, self.threshold, per_image=False, ignore_index=IGNORE
+            logits, label, confidence, self.threshold, per_image=False
         )
         return {
             f'unsup_{side}_loss': loss * self.unsup_scale(),

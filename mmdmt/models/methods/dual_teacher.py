@@ -18,8 +18,6 @@ from mmdmt.registry import MODELS
 
 from .base import SemiSegmentor
 
-IGNORE = 255
-
 #: The published shifts: CutMix, its own color jitter and flip; then ClassMix of the strong view.
 PUBLISHED_SHIFTS = (
     dict(
@@ -77,10 +75,6 @@ class DualTeacher(SemiSegmentor):
             :class:`~mmdmt.models.stochastic_depth.StochasticDepth`; None: the full student.
             Defaults to :data:`SUB_MODEL`.
         **common: Settings of :class:`SemiSegmentor`.
-
-    Raises:
-        TypeError: If a setting is unknown.
-        ValueError: If a setting is out of range.
     """
 
     default_predict_on = 'student'
@@ -128,11 +122,7 @@ class DualTeacher(SemiSegmentor):
     # ------------------------------------------------------------------ shifts
 
     def start_run(self, max_iters: int, pass_iters: Sequence[int] = ()) -> None:
-        """Learn how long the run is, and a shift.
-
-        Raises:
-            ValueError: If a shift is an epoch, but nobody knows how long that is.
-        """
+        """Learn how long the run is, and a shift; ValueError if nobody knows an epoch's length."""
         super().start_run(max_iters, pass_iters)
         if self.shift_length != 'epoch':
             return
@@ -214,10 +204,8 @@ class DualTeacher(SemiSegmentor):
         self, logits: Tensor, targets: Targets, threshold: Union[float, Tensor], per_image: bool
     ) -> Dict[str, Tensor]:
         """Cross entropy of the mixed view, weighted by the share of confident pixels."""
-        label = targets.label.masked_fill(~targets.valid, IGNORE)
-        loss, stats = confidence_share_loss(
-            logits, label, targets.confidence, threshold, per_image, IGNORE
-        )
+        label, confidence = targets.label_with_ignore(), targets.confidence
+        loss, stats = confidence_share_loss(logits, label, confidence, threshold, per_image)
         return dict(
             unsup_mixed_loss=loss * self.unsup_scale(),
             unsup_confident_share=stats['confident_share'],

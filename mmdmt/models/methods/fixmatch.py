@@ -28,17 +28,10 @@ class FixMatch(SemiSegmentor):
     Args:
         segmentor (dict): Config of an ordinary mmseg segmentor.
         labeler (str): 'student' or 'teacher'. Defaults to 'student', which has no teacher.
-        strong (dict, optional): Config of the strong augmentation. Defaults to the weak view.
-        mix (dict, optional): Config of a mixing view. Defaults to none.
-        threshold (float | dict): Confidence a pixel needs, in [0, 1], or the config of a threshold
-            that adapts. Defaults to 0.95.
-        normalizer (str): As in :class:`MeanTeacher`. Defaults to 'valid'.
+        strong, mix, threshold, normalizer: As of :class:`.MeanTeacher`.
         sup_weight (float): Defaults to 0.5.
         unsup_weight (float): Defaults to 0.5.
         **common: Settings of :class:`SemiSegmentor`.
-
-    Raises:
-        ValueError: If ``labeler`` is unknown.
     """
 
     def __init__(

@@ -11,6 +11,7 @@ from mmengine.registry import DefaultScope
 from mmseg.models.segmentors import BaseSegmentor
 from torch import Tensor
 
+from mmdmt.models.forward import image_metas
 from mmdmt.registry import MODELS
 
 
@@ -34,8 +35,7 @@ class NetworksSegmentor(BaseSegmentor):
     Attributes:
         student_names (list[str]): Names of the students.
         student_of (dict[str, str]): Student that each teacher follows, by the teacher's name.
-        predict_on (str | list[str]): A network, or several whose probabilities are averaged;
-            'average' are all students, 'teacher_average' all teachers.
+        predict_on (str | list[str]): As of :class:`.SemiSegmentor`.
     """
 
     student_names: List[str]
@@ -93,7 +93,7 @@ class NetworksSegmentor(BaseSegmentor):
         networks = self.predictors()
         if len(networks) == 1:
             return networks[0].predict(inputs, data_samples)
-        metas = _metas(inputs, data_samples)
+        metas = image_metas(inputs, data_samples)
         logits = _average([network.inference(inputs, metas) for network in networks])
         return self.postprocess_result(logits, data_samples)
 
@@ -109,7 +109,7 @@ class NetworksSegmentor(BaseSegmentor):
 
     def _forward(self, inputs: Tensor, data_samples: Optional[list] = None) -> Tensor:
         if len(self.predictors()) > 1:
-            return self.encode_decode(inputs, _metas(inputs, data_samples))
+            return self.encode_decode(inputs, image_metas(inputs, data_samples))
         return self.network()._forward(inputs, data_samples)
 
     # What inferencers and hooks ask any segmentor, of the network that predicts.
@@ -120,15 +120,6 @@ class NetworksSegmentor(BaseSegmentor):
     with_auxiliary_head = property(lambda self: self.network().with_auxiliary_head)
     with_decode_head = property(lambda self: self.network().with_decode_head)
     decode_head = property(lambda self: self.network().decode_head)
-
-
-def _metas(inputs: Tensor, data_samples: Optional[list]) -> List[dict]:
-    """Meta information of each image, made up where there are no data samples."""
-    if data_samples is not None:
-        return [sample.metainfo for sample in data_samples]
-    size = tuple(inputs.shape[2:])
-    meta = dict(ori_shape=size, img_shape=size, pad_shape=size, padding_size=[0] * 4)
-    return [meta] * len(inputs)
 
 
 def _average(logits: List[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from mmdmt.models.forward import Targets, dense_logits, stack_pixel_data
 from mmdmt.models.views.shift import Shift
 from mmdmt.registry import MODELS
 
-from .dual_teacher import IGNORE, DualTeacher
+from .dual_teacher import DualTeacher
 
 
 class ReleasedShift(Shift):
@@ -72,7 +72,7 @@ class ReleasedDualTeacher(DualTeacher):
                 f'{tuple(label.shape)} and unlabeled images {tuple(targets.label.shape)}: set '
                 '`train_dataloader.sampler.source_ratio=[1, 1]` and an even batch size'
             )
-        targets = targets._replace(valid=targets.valid & (label != IGNORE))
+        targets = targets._replace(valid=targets.valid & (label != 255))
         return super().consistency(images, targets, threshold, data_samples)
 
     def sub_model_logits(self, images: Tensor) -> Tensor:

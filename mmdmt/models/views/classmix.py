@@ -21,9 +21,6 @@ class ClassMix(MixView):
         round_up (bool): Keep the larger half of an odd number of classes. The released code keeps
             the smaller one. Defaults to False.
         partner (str): See :func:`~mmdmt.models.views.partners.mix_partners`. Defaults to 'cycle'.
-
-    Raises:
-        ValueError: If a value is unknown or out of range.
     """
 
     def __init__(

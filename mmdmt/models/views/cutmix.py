@@ -31,11 +31,8 @@ class CutMix(MixView):
             (UniMatch), 'beta' (Dual Teacher, AugSeg), 'share' (iMAS), 'half' (U2PL), 'french'
             (CutMix-Seg, CPS). Defaults to 'area'.
         partner (str): See :func:`~mmdmt.models.views.partners.mix_partners`. Defaults to 'cycle'.
-        **options: Arguments of the generator, such as ``area=(0.02, 0.4)``.
-
-    Raises:
-        ValueError: If a value is unknown or out of range.
-        TypeError: If the generator has no such argument.
+        **options: Arguments of the generator, such as ``area=(0.02, 0.4)``; a TypeError names those
+            that it does not have.
     """
 
     def __init__(

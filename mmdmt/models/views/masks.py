@@ -23,9 +23,6 @@ def box_mask(boxes: Tensor, size: Size) -> Tensor:
         boxes: (N, n, 4) long: top, left, bottom, right of n boxes per image; the last two are
             exclusive. Empty boxes change nothing.
         size: Height and width of the images in pixels.
-
-    Returns:
-        (N, H, W) bool, False inside a box (there the partner is pasted).
     """
     top, left, bottom, right = (side[..., None] for side in boxes.unbind(2))
     rows = torch.arange(size[0], device=boxes.device)
@@ -53,9 +50,6 @@ def class_mask(
         ignore_index: Label that is no class and is not chosen.
         round_up: Of an odd number of classes choose the larger half. The default is the smaller
             one, as published with ClassMix (WACV 2021): with a single class nothing is chosen.
-
-    Returns:
-        (N, H, W) bool, True on the pixels of the chosen classes.
     """
     label = label.long()  # a bound of 256 would wrap around in uint8
     is_class = (label >= 0) & (label < num_classes) & (label != ignore_index)
@@ -92,7 +86,7 @@ def area_boxes(
         aspect: Range of height over width.
 
     Returns:
-        (N, 1, 4) long on the CPU, as :func:`box_mask` takes them.
+        (N, 1, 4) on the CPU, as :func:`box_mask` takes them.
 
     Raises:
         ValueError: If no box of this area and aspect fits.

@@ -51,9 +51,6 @@ class MixView(nn.Module, metaclass=ABCMeta):
     Args:
         prob (float): Probability, per image, of mixing; otherwise it stays as it is.
         partner (str): See :func:`~mmdmt.models.views.partners.mix_partners`.
-
-    Raises:
-        ValueError: If a value is out of range or unknown.
     """
 
     def __init__(self, prob: float, partner: str) -> None:

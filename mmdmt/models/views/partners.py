@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from mmdmt.checks import check_choice
+
 PARTNERS = ('cycle', 'next', 'flip', 'shuffle', 'same')
 
 
@@ -22,12 +24,8 @@ def mix_partners(num_images: int, mode: str = 'cycle') -> Tensor:
 
     Returns:
         (N,) long permutation on the CPU.
-
-    Raises:
-        ValueError: If the mode is unknown.
     """
-    if mode not in PARTNERS:
-        raise ValueError(f'unknown partner={mode!r}; use one of {PARTNERS}')
+    check_choice('partner', mode, PARTNERS)
     ordered = torch.arange(num_images, device='cpu')
     if mode == 'same':
         return ordered

@@ -20,9 +20,6 @@ class Shift(nn.Module):
         flip_prob (float): Probability, per mixed image, of a horizontal flip. Defaults to 0.
         per_image (bool): Whether each image is weighted by its own share of confident pixels
             instead of the batch's. Defaults to False.
-
-    Raises:
-        ValueError: If ``view`` or ``flip_prob`` is out of range.
     """
 
     def __init__(
@@ -43,15 +40,9 @@ class Shift(nn.Module):
         self.per_image = per_image
 
     def forward(self, rgb: Tensor, targets: Targets, padded: bool) -> Tuple[Tensor, Targets]:
-        """Mix, augment and flip.
+        """Mix, augment and flip images (N, 3, H, W) in [0, 1], and the targets on their pixels.
 
-        Args:
-            rgb (Tensor): Images in [0, 1], (N, 3, H, W).
-            targets (Targets): The teacher's labels of them.
-            padded (bool): Whether any image has padding.
-
-        Returns:
-            tuple[Tensor, Targets]: The images, in [0, 1], and the labels on their pixels.
+        ``padded`` says whether any image has padding, which costs the augmentation more.
         """
         if self.mix is not None:
             rgb, targets = self.mix(rgb, targets)

@@ -16,20 +16,16 @@ from torch import Tensor, nn
 from mmdmt.checks import check_choice, check_range, refuse_unknown_keys
 from mmdmt.registry import MODELS
 
-#: After mixing: Dual Teacher (its flip is geometry, so not here) and CTT.
-_AFTER_MIXING = dict(
-    color_jitter=(0.25, 0.25, 0.25, 0.25),
-    jitter_prob=0.8,
-    gray_prob=0.0,
-    blur_prob=0.5,
-    blur_sigma=(0.15, 1.15),
-)
 _UNIMATCH = dict(
     color_jitter=(0.5, 0.5, 0.5, 0.25),
     jitter_prob=0.8,
     gray_prob=0.2,
     blur_prob=0.5,
     blur_sigma=(0.1, 2.0),
+)
+#: After mixing: Dual Teacher (its flip is geometry, so not here) and CTT.
+_AFTER_MIXING = dict(
+    _UNIMATCH, color_jitter=(0.25, 0.25, 0.25, 0.25), gray_prob=0.0, blur_sigma=(0.15, 1.15)
 )
 #: Published magnitudes by paper; see :class:`StrongAugment`.
 STRONG_PRESETS: Dict[str, dict] = {
@@ -113,19 +109,10 @@ class StrongAugment(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, valid: Optional[Tensor] = None) -> Tensor:
-        """Augment a batch.
+        """Augment float RGB images (N, 3, H, W) in [0, 1], on any device.
 
-        Args:
-            images: (N, 3, H, W) float RGB in [0, 1], on any device.
-            valid: (N, H, W) bool, False on padding. Padded pixels come back unchanged and have
-                no influence on the others.
-
-        Returns:
-            Tensor like ``images``, in [0, 1].
-
-        Raises:
-            ValueError: If the images are not a floating point (N, 3, H, W) tensor or ``valid``
-                does not fit them.
+        Pixels that are not ``valid`` (N, H, W), the padding, come back unchanged and have no
+        influence on the others. ValueErrors name images and masks of another kind.
         """
         _check_images(images, valid)
         draws = self.draw(len(images))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmdmt.models.losses import (
+from mmdmt.models.losses.functional import (
     dynamic_mutual_loss,
     dynamic_self_loss,
     online_pseudo_loss,

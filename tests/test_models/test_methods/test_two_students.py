@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from mmengine.registry import DefaultScope
 from tiny_models import semi_batch, tiny_segmentor
 
-from mmdmt.models.forward import dense_logits, pseudo_label
+from mmdmt.models.forward import dense_logits, hard_labels, pseudo_label
 from mmdmt.models.losses.consistency import consistency_loss
 from mmdmt.models.methods import SemiSegmentor
 from mmdmt.models.modes import in_mode
@@ -28,21 +28,17 @@ class TwoStudents(SemiSegmentor):
     def semi_loss(self, inputs, data_samples):
         images, valid = inputs['unsup_weak'], inputs['unsup_valid']
         if self.on_labeled:
-            images = torch.cat([inputs['sup'], images])
-            valid = torch.cat(
-                [torch.ones_like(valid[:1]).expand(len(inputs['sup']), -1, -1), valid]
-            )
-        targets = {}
+            valid = torch.cat([valid.new_ones(len(inputs['sup']), *valid.shape[1:]), valid])
+        losses, logits = {}, {}
         for side in PEERS:
-            network = self.network(f'student_{side}')
-            with in_mode(network, training=True):
-                targets[side] = pseudo_label(network, images, valid)
-        losses = {}
+            found, logits[side] = self.forward_student(
+                f'student_{side}', inputs, data_samples, images, with_sup=self.on_labeled
+            )
+            losses.update(found)
         for side, peer in PEERS.items():
-            found, logits = self.forward_student(f'student_{side}', inputs, data_samples, images)
-            loss, stats = consistency_loss(logits, targets[peer], 0.0, prefix=f'unsup_{side}')
-            losses.update(found, **stats)
-            losses[f'unsup_{side}_loss'] = loss * self.unsup_scale()
+            targets = hard_labels(logits[peer], valid)
+            loss, stats = consistency_loss(logits[side], targets, 0.0, prefix=f'unsup_{side}')
+            losses.update({f'unsup_{side}_loss': loss * self.unsup_scale()}, **stats)
         return losses
 
 
@@ -69,13 +65,23 @@ def test_each_student_learns_the_labels_of_the_other(on_labeled):
     images = inputs['unsup_weak']
     images = torch.cat([inputs['sup'], images]) if on_labeled else images
     losses = model.loss(inputs, samples)
-    with torch.no_grad(), in_mode(model, training=True):
-        labels = {s: dense_logits(model.network(f'student_{s}'), images).argmax(1) for s in 'lr'}
-    assert not torch.equal(*labels.values())
+    logits = {side: dense_logits(model.network(f'student_{side}'), images) for side in PEERS}
+    assert not torch.equal(*[each.argmax(1) for each in logits.values()])
     for side, peer in PEERS.items():
-        logits = dense_logits(model.network(f'student_{side}'), images)
-        expected = 1.5 * F.cross_entropy(logits, labels[peer])
+        expected = 1.5 * F.cross_entropy(logits[side], logits[peer].argmax(1))
         torch.testing.assert_close(losses[f'unsup_{side}_loss'], expected)
+
+
+@pytest.mark.parametrize('on_labeled', [True, False])
+def test_a_step_runs_each_image_through_each_student_once(on_labeled):
+    model = build(on_labeled=on_labeled).train()
+    inputs, samples = semi_batch()
+    seen = []
+    for side in PEERS:
+        stem = model.network(f'student_{side}').backbone
+        stem.register_forward_hook(lambda _, args, out: seen.append(len(args[0])))
+    model.loss(inputs, samples)
+    assert seen == [len(inputs['sup']) + len(inputs['unsup_weak'])] * 2
 
 
 def test_a_step_reaches_each_student_through_its_own_loss_alone():

@@ -16,15 +16,14 @@ def sample_anchors(
     the device.
 
     Args:
-        label (Tensor): Classes of the pixels, of any shape with P elements. Labels outside
-            0..C-1 are never drawn.
-        mask (Tensor): Bool, of the same shape, True on pixels that may be drawn.
-        num_classes (int): Number of classes C.
-        per_class (int): Pixels per class at most, k.
+        label: Classes of the pixels, of any shape. Labels outside 0..C-1 are never drawn.
+        mask: Bool, of the same shape, True on pixels that may be drawn.
+        num_classes: Number of classes C.
+        per_class: Pixels per class at most, k.
 
     Returns:
-        tuple[Tensor, Tensor]: Flat indices (C*k,) of pixels, and which of them (C*k,) are real;
-        the others are padding (index 0). Slots ``c*k .. c*k+k-1`` belong to class c.
+        Flat indices (C*k,) of pixels, and which of them (C*k,) are real; the others are padding
+        (index 0). Slots ``c*k .. c*k+k-1`` belong to class c.
     """
     label = label.reshape(-1).long()
     drawable = mask.reshape(-1) & (label >= 0) & (label < num_classes)

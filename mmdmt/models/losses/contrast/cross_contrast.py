@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from mmdmt.checks import check_range, refuse_unknown_keys
 from mmdmt.models.forward import dense_logits
-from mmdmt.models.teachers import freeze
 
 from .anchors import gather_pixels, sample_anchors
 from .feature_tap import CLASSIFIER, FeatureTap, feature_channels, find_classifier
-from .functional import memory_contrast, peer_contrast
+from .functional import memory_contrast_loss, peer_contrast_loss
 from .memory_bank import TeacherBank
 from .projection import projection_head
 
@@ -32,9 +31,8 @@ class View(NamedTuple):
         feat: Features (N_l + N_u, D, h, w) of the labeled and the unlabeled images.
         logits: Logits (N_l + N_u, C, h, w) on the same pixels.
         sup_label: Ground truth (N_l, H, W).
-        label: Labels (N_u, H, W) that a teacher gave, mixed as the images.
-        confidence: Their confidence (N_u, H, W).
-        valid: (N_u, H, W) bool, False on padding.
+        label, confidence, valid: The :class:`~mmdmt.models.forward.Targets` (N_u, H, W) of the
+            unlabeled images, mixed as these.
     """
 
     feat: Tensor
@@ -85,14 +83,12 @@ class CrossContrast(nn.Module):
     Neurocomputing 508, 2022 (arXiv 2209.01327). The released code computes both losses and adds
     neither, so their weights are not known; those here are this project's choice.
 
-    - **High level**: features of labeled pixels and of unlabeled pixels with a confident label are
-      pulled to the bank of their class and pushed from all others
-      (:func:`~mmdmt.models.losses.functional.memory_contrast_loss`). A student's bank holds
-      features of **its own** teacher on labeled pixels.
-    - **Low level**: features of the other unlabeled pixels are pulled to the feature of the same
-      pixel in the peer, where the peer is more confident than the student, and pushed from the
-      features of other classes in both banks
-      (:func:`~mmdmt.models.losses.functional.peer_contrast_loss`).
+    - **High level** (:func:`.memory_contrast_loss`): features of labeled pixels and of unlabeled
+      pixels with a confident label are pulled to the bank of their class and pushed from all
+      others. A student's bank holds features of **its own** teacher on labeled pixels.
+    - **Low level** (:func:`.peer_contrast_loss`): features of the other unlabeled pixels are pulled
+      to the feature of the same pixel in the peer, where the peer is more confident than the
+      student, and pushed from the features of other classes in both banks.
 
     Args:
         students (dict[str, BaseSegmentor]): The two networks, by side ('l', 'r'), of which only
@@ -104,19 +100,16 @@ class CrossContrast(nn.Module):
         start (float): Share of the classes, in [0, 1], whose banks must be full in both networks
             before the losses count. Defaults to 1, as published. Below 1 the rows that are not
             filled are left out. A class that is never predicted right never fills its bank.
-        bank (dict, optional): Settings of
-            :class:`~mmdmt.models.losses.contrast.memory_bank.TeacherBank` but the first two.
+        bank (dict, optional): Settings of :class:`.TeacherBank` but the first two.
         high (dict, optional): Settings of :class:`HighLevel`.
         low (dict, optional): Settings of :class:`LowLevel`.
-        projection (dict, optional): Arguments ``channels`` and ``hidden`` of
-            :func:`~mmdmt.models.losses.contrast.projection.projection_head`. Defaults to none,
-            as published.
-        classifier (str): Layer whose input is the feature, see
-            :class:`~mmdmt.models.losses.contrast.feature_tap.FeatureTap`.
+        projection (dict, optional): ``channels`` and ``hidden`` of :func:`.projection_head`.
+            Defaults to none, as published.
+        classifier (str): Layer whose input is the feature, see :class:`.FeatureTap`.
 
     Raises:
-        ValueError: If a value is out of range, a key is unknown, a network has no such classifier,
-            or both have features of different channels and no ``projection``.
+        ValueError: If a network has no such classifier, or both have features of different channels
+            and no ``projection``.
     """
 
     def __init__(
@@ -148,7 +141,7 @@ class CrossContrast(nn.Module):
             for side, student in students.items()
         }
         self.students = _projections(channels, projection)
-        self.teachers = freeze(copy.deepcopy(self.students))
+        self.teachers = copy.deepcopy(self.students).requires_grad_(False)
         sizes = self.num_classes, projection['channels'] if projection else channels['l']
         self.banks = nn.ModuleDict(
             {side: build_part('contrast.bank', TeacherBank, bank, *sizes) for side in PEERS}
@@ -159,10 +152,7 @@ class CrossContrast(nn.Module):
         return FeatureTap(network, self.classifier)
 
     def forward(self, views: Dict[str, View]) -> Dict[str, Tensor]:
-        """Contrastive losses of both students.
-
-        Args:
-            views (dict[str, View]): What each side saw.
+        """Contrastive losses of both students, given what each side saw.
 
         Returns:
             dict[str, Tensor]: ``contrast_<side>_high_loss`` and ``contrast_<side>_low_loss``,
@@ -203,7 +193,7 @@ class CrossContrast(nn.Module):
         rows = self.students[side](gather_pixels(view.feat, index))
         feats, filled = self._bank(side)
         classes = label.flatten()[index]
-        return memory_contrast(rows, classes, chosen, feats, self.high.temperature, filled)
+        return memory_contrast_loss(rows, classes, chosen, feats, self.high.temperature, filled)
 
     def _low_level(self, side: str, views: Dict[str, View]) -> Tensor:
         """Pull the other pixels to the peer's feature of the same pixel."""
@@ -222,8 +212,8 @@ class CrossContrast(nn.Module):
             peer_rows = self.students[peer](gather_pixels(peer_feat, index))
         rows = self.students[side](gather_pixels(view.feat[count:], index))
         feats, filled = self._bank(side, peer)
-        classes = label.flatten()[index]
-        return peer_contrast(rows, peer_rows, classes, chosen, feats, self.low.temperature, filled)
+        compared = rows, peer_rows, label.flatten()[index], chosen, feats
+        return peer_contrast_loss(*compared, self.low.temperature, filled)
 
     def _bank(self, *sides: str) -> Tuple[Tensor, Optional[Tensor]]:
         """Features of the banks of some sides, (C, K, D), and which of their rows are filled."""
@@ -236,10 +226,7 @@ class CrossContrast(nn.Module):
     def remember(
         self, side: str, teacher: BaseSegmentor, images: Tensor, sup_label: Tensor
     ) -> None:
-        """Put features that a teacher has of labeled images into the bank of its side.
-
-        Images are (N_l, 3, H, W), normalized, and their ground truth ``sup_label`` (N_l, H, W).
-        """
+        """Put a teacher's features of normalized labeled images into the bank of its side."""
         with self.tap(teacher) as tap:
             dense_logits(teacher, images)
         label = _nearest(sup_label, tap.features.shape[2:])

@@ -11,14 +11,10 @@ CLASSIFIER = 'decode_head.conv_seg'
 
 
 def find_classifier(segmentor: BaseSegmentor, path: str = CLASSIFIER) -> nn.Module:
-    """The module of a segmentor that turns pixel features into logits.
-
-    Args:
-        segmentor (BaseSegmentor): Any segmentor; of a cascade the last decode head is taken.
-        path (str): Dotted name of the module inside the segmentor.
+    """The module of a segmentor, of a cascade's last head, that turns pixel features into logits.
 
     Raises:
-        ValueError: If there is no such module, as in heads that classify masks or points.
+        ValueError: If it has no module ``path``, as heads that classify masks or points.
     """
     module: Optional[nn.Module] = segmentor
     for name in path.split('.'):
@@ -34,11 +30,7 @@ def find_classifier(segmentor: BaseSegmentor, path: str = CLASSIFIER) -> nn.Modu
 
 
 def feature_channels(classifier: nn.Module) -> int:
-    """Channels of the features that a classifier reads.
-
-    Raises:
-        ValueError: If no ``in_channels`` tells.
-    """
+    """Channels of the features that a classifier reads; ValueError if no ``in_channels`` tells."""
     for module in classifier.modules():
         if isinstance(getattr(module, 'in_channels', None), int):
             return module.in_channels
@@ -49,7 +41,6 @@ def feature_channels(classifier: nn.Module) -> int:
 
 
 def _head_name(segmentor: BaseSegmentor) -> str:
-    """Type of the (last) decode head, for messages."""
     head = getattr(segmentor, 'decode_head', segmentor)
     return type(head[-1] if isinstance(head, nn.ModuleList) else head).__name__
 
@@ -60,20 +51,14 @@ class FeatureTap:
     ::
 
         with FeatureTap(segmentor) as tap:
-            logits = dense_logits(segmentor, images)
+            dense_logits(segmentor, images)
         features = tap.features  # (N, D, h, w)
 
     mmseg's heads end in ``conv_seg(dropout(features))``. The tap sits directly before
     ``conv_seg``, i.e. **after** the dropout, as in the released code of Cross Teacher Training:
     in training mode some channels of an image are 0, in eval mode nothing is. Features keep
     their graph. Nothing of the segmentor is edited, and outside the block nothing is recorded.
-
-    Args:
-        segmentor (BaseSegmentor): Any segmentor whose decode head ends in a dense classifier.
-        path (str): Dotted name of that classifier. Defaults to ``decode_head.conv_seg``.
-
-    Raises:
-        ValueError: If the segmentor has no such module.
+    Args and errors are those of :func:`find_classifier`.
     """
 
     def __init__(self, segmentor: BaseSegmentor, path: str = CLASSIFIER) -> None:
@@ -87,7 +72,7 @@ class FeatureTap:
         self._handle = self.classifier.register_forward_hook(self._record)
         return self
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, *_) -> None:
         self._handle.remove()
 
     def _record(self, module: nn.Module, args: tuple, output: Tensor) -> None:

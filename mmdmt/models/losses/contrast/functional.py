@@ -44,9 +44,9 @@ def memory_contrast_loss(
     anchors would make the host wait for the device.
 
     Args:
-        feat: Pixel features, (N, D, H, W).
-        label: Their classes, (N, H, W).
-        mask: (N, H, W) bool, True on anchors. Labels outside 0..C-1 are never anchors.
+        feat: Pixel features, (N, D, \*) with any number of spatial dimensions, also none.
+        label: Their classes, (N, \*).
+        mask: (N, \*) bool, True on anchors. Labels outside 0..C-1 are never anchors.
         bank: Features of every class, (C, K, D), C >= 2. No gradient flows into it.
         temperature: Scale of the similarities.
         filled: (C, K) bool, False on bank rows that hold no feature: these are neither positives
@@ -58,21 +58,7 @@ def memory_contrast_loss(
     Raises:
         ValueError: If shapes do not fit or the bank has a single class.
     """
-    _check_maps(feat, label, mask)
-    rows = _as_rows(feat)
-    return memory_contrast(rows, label.flatten(), mask.flatten(), bank, temperature, filled)
-
-
-def memory_contrast(
-    rows: Tensor,
-    classes: Tensor,
-    chosen: Tensor,
-    bank: Tensor,
-    temperature: float = 0.1,
-    filled: Optional[Tensor] = None,
-) -> Tensor:
-    """:func:`memory_contrast_loss` of (P, D) features, their (P,) classes and (P,) mask."""
-    anchors, classes, chosen = _anchors(rows, classes, chosen, len(bank))
+    anchors, classes, chosen = _anchors(feat, label, mask, len(bank))
     bank = _unit_bank(bank, anchors, filled) / temperature
     if filled is not None:
         chosen &= filled.any(dim=1)[classes]
@@ -99,46 +85,18 @@ def peer_contrast_loss(
     """Pulls pixel features to the same pixel's feature in the peer network (CTT, low level).
 
     As :func:`memory_contrast_loss`, but the only positive of an anchor is the feature of the same
-    pixel in ``peer_feat``; negatives are the bank features of other classes.
-
-    Args:
-        feat: Pixel features of the network that learns, (N, D, H, W).
-        peer_feat: Pixel features of its peer, (N, D, H, W). No gradient flows into them.
-        label: Classes, by the peer's prediction, (N, H, W).
-        mask: (N, H, W) bool, True on anchors. Labels outside 0..C-1 are never anchors.
-        bank: (C, K, D), C >= 2; CTT gives both networks' banks concatenated along K.
-        temperature: Scale of the similarities.
-        filled: (C, K) bool, False on bank rows that are no negatives. Defaults to all.
-
-    Returns:
-        Scalar loss; 0 where there are no anchors.
-
-    Raises:
-        ValueError: If shapes do not fit or the bank has a single class.
+    pixel in ``peer_feat``, a tensor like ``feat`` into which no gradient flows; negatives are the
+    bank features of other classes. CTT takes classes from the peer's prediction, and gives both
+    networks' banks concatenated along K.
     """
-    _check_maps(feat, label, mask)
     if peer_feat.shape != feat.shape:
         raise ValueError(
             f'`peer_feat` must have the shape of `feat`, {tuple(feat.shape)}, '
             f'got {tuple(peer_feat.shape)}'
         )
-    rows, peers = _as_rows(feat), _as_rows(peer_feat)
-    return peer_contrast(rows, peers, label.flatten(), mask.flatten(), bank, temperature, filled)
-
-
-def peer_contrast(
-    rows: Tensor,
-    peers: Tensor,
-    classes: Tensor,
-    chosen: Tensor,
-    bank: Tensor,
-    temperature: float = 0.5,
-    filled: Optional[Tensor] = None,
-) -> Tensor:
-    """:func:`peer_contrast_loss` of two (P, D) features, their (P,) classes and (P,) mask."""
-    anchors, classes, chosen = _anchors(rows, classes, chosen, len(bank))
+    anchors, classes, chosen = _anchors(feat, label, mask, len(bank))
     bank = _unit_bank(bank, anchors, filled) / temperature
-    peers = F.normalize(peers.detach().to(anchors), dim=1) / temperature
+    peers = _unit_rows(peer_feat.detach().to(anchors)) / temperature
 
     def loss_of(anchor: Tensor, peer: Tensor, cls: Tensor) -> Tensor:
         negative = _log_sum_of_others(_similarities(anchor, bank, filled), cls)
@@ -148,27 +106,25 @@ def peer_contrast(
     return _mean_over_classes(losses, classes, chosen, bank)
 
 
-def _check_maps(feat: Tensor, label: Tensor, mask: Tensor) -> None:
+def _anchors(
+    feat: Tensor, label: Tensor, mask: Tensor, num_classes: int
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """Unit anchors (P, D) in float32 or better, classes that may be gathered, which count."""
     pixels = (feat.shape[0], *feat.shape[2:])
     if tuple(label.shape) != pixels or tuple(mask.shape) != pixels:
         raise ValueError(
             f'`label` and `mask` must be {pixels} for `feat` of shape {tuple(feat.shape)}, got '
             f'{tuple(label.shape)} and {tuple(mask.shape)}; resize them to the feature map'
         )
+    feat = feat.float() if feat.dtype in (torch.float16, torch.bfloat16) else feat
+    classes = label.flatten()
+    chosen = mask.flatten().bool() & (classes >= 0) & (classes < num_classes)
+    return _unit_rows(feat), classes.long().masked_fill(~chosen, 0), chosen
 
 
-def _as_rows(feat: Tensor) -> Tensor:
-    """(N, D, H, W) features as (N*H*W, D)."""
-    return feat.movedim(1, -1).reshape(-1, feat.shape[1])
-
-
-def _anchors(
-    rows: Tensor, classes: Tensor, chosen: Tensor, num_classes: int
-) -> Tuple[Tensor, Tensor, Tensor]:
-    """Unit anchors (P, D) in float32 or better, classes that may be gathered, which count."""
-    rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-    chosen = chosen.bool() & (classes >= 0) & (classes < num_classes)
-    return F.normalize(rows, dim=1), classes.long().masked_fill(~chosen, 0), chosen
+def _unit_rows(feat: Tensor) -> Tensor:
+    """(N, D, *) features as rows (P, D) of length 1."""
+    return F.normalize(feat.movedim(1, -1).reshape(-1, feat.shape[1]), dim=1)
 
 
 def _unit_bank(bank: Tensor, anchors: Tensor, filled: Optional[Tensor]) -> Tensor:

@@ -21,9 +21,8 @@ SYNCS = ('gather', 'rank')
 class ClassMemoryBank(nn.Module):
     """First-in-first-out memory of the most confident, correctly classified features of a class.
 
-    Xiao et al., "Semi-supervised Semantic Segmentation with Cross Teacher Training",
-    Neurocomputing 508, 2022 (arXiv 2209.01327). State lies in buffers: it follows the module to
-    a device and into checkpoints. ``update`` waits for nothing on the device.
+    State lies in buffers: it follows the module to a device and into checkpoints. ``update`` waits
+    for nothing on the device. Source: CTT, see :class:`.CrossContrast`.
 
     Args:
         num_classes (int): Number of classes C.
@@ -32,14 +31,11 @@ class ClassMemoryBank(nn.Module):
         threshold (float): Confidence a pixel needs to be admitted. Defaults to 0.95, as published.
         admit_on (str): What ``threshold`` is compared with: ``'prob'``, the largest softmax value
             (the paper), or ``'logit'``, the largest raw logit (the released code, where nearly
-            every correct pixel passes). Defaults to ``'prob'``.
+            every correct pixel passes).
 
     Attributes:
         feats (Tensor): (C, K, D), oldest first; rows from ``counts`` on are not filled.
         counts (Tensor): (C,) long, number of filled rows.
-
-    Raises:
-        ValueError: If a size is not positive or ``admit_on`` is unknown.
     """
 
     feats: Tensor
@@ -54,11 +50,9 @@ class ClassMemoryBank(nn.Module):
         admit_on: str = 'prob',
     ) -> None:
         super().__init__()
-        if min(num_classes, capacity, channels) < 1:
-            raise ValueError(
-                '`num_classes`, `capacity` and `channels` must be positive, got '
-                f'{num_classes}, {capacity} and {channels}'
-            )
+        sizes = dict(num_classes=num_classes, capacity=capacity, channels=channels)
+        for name, value in sizes.items():
+            check_range(name, value, 1)
         check_choice('admit_on', admit_on, ADMIT_ON)
         self.threshold = threshold
         self.admit_on = admit_on
@@ -79,7 +73,6 @@ class ClassMemoryBank(nn.Module):
         rows = torch.arange(self.feats.shape[1], device=self.counts.device)
         return rows < self.counts[:, None]
 
-    @torch.no_grad()
     def update(self, feat: Tensor, logits: Tensor, label: Tensor, per_class: int) -> None:
         """Admit the most confident pixels that are classified correctly.
 
@@ -103,10 +96,8 @@ class ClassMemoryBank(nn.Module):
         """Choose what :meth:`update` would append, for a projection or an exchange in between.
 
         Arguments and errors are those of :meth:`update`, but features may have any length D'.
-
-        Returns:
-            tuple[Tensor, Tensor]: Features (C, k, D') with ``k = min(per_class, capacity)``, and
-            how many of them (C,) each class has; rows beyond are meaningless.
+        Returned are features (C, k, D') with ``k = min(per_class, capacity)``, and how many of
+        them (C,) each class has; rows beyond are meaningless.
         """
         self._check(feat, logits, label, per_class)
         scores = self._scores(logits, label.flatten())
@@ -119,11 +110,7 @@ class ClassMemoryBank(nn.Module):
 
     @torch.no_grad()
     def append(self, rows: Tensor, counts: Tensor) -> None:
-        """Append features of every class, dropping the oldest on overflow.
-
-        Args:
-            rows (Tensor): (C, k, D) features, k at most ``capacity``.
-            counts (Tensor): (C,) how many of them, from the first, are real.
+        """Append what :meth:`select` returns, dropping the oldest features on overflow.
 
         Raises:
             ValueError: If the features are not as long as those of the bank.
@@ -133,14 +120,13 @@ class ClassMemoryBank(nn.Module):
             raise ValueError(
                 f'features must have the {channels} channels of the bank, got {rows.shape[2]}'
             )
-        total = (self.counts + counts)[:, None]
+        held, total = self.counts[:, None], (self.counts + counts)[:, None]
         position = torch.arange(capacity, device=rows.device).expand(len(rows), -1)
         # Place in the queue of old and new rows of what ends up at each position.
         queue = position + (total - capacity).clamp(min=0)
-        is_new = (queue >= self.counts[:, None]) & (queue < total)
+        source = torch.where(queue < held, queue, queue - held + capacity)
         # Positions beyond the queue keep what they hold.
-        old = torch.where(queue < total, queue, position).clamp(max=capacity - 1)
-        source = torch.where(is_new, queue - self.counts[:, None] + capacity, old)
+        source = torch.where(queue < total, source, position)
         both = torch.cat([self.feats, rows.to(self.feats)], dim=1)
         self.feats.copy_(both.gather(1, source[:, :, None].expand(-1, -1, channels)))
         self.counts.copy_(total.squeeze(1).clamp(max=capacity))
@@ -156,30 +142,26 @@ class ClassMemoryBank(nn.Module):
         return confidence.expand_as(own).masked_fill(~own, -math.inf)
 
     def _check(self, feat: Tensor, logits: Tensor, label: Tensor, per_class: int) -> None:
-        num_classes = len(self.feats)
         pixels = (feat.shape[0], *feat.shape[2:])
         if tuple(label.shape) != pixels:
             raise ValueError(
                 f'`feat` must be (N, D, H, W) and `label` (N, H, W), got '
                 f'{tuple(feat.shape)} and {tuple(label.shape)}'
             )
-        if tuple(logits.shape) != (pixels[0], num_classes, *pixels[1:]):
+        if tuple(logits.shape) != (pixels[0], len(self.feats), *pixels[1:]):
             raise ValueError(
-                f'`logits` must be (N, {num_classes}, H, W) on the pixels of `feat`, '
+                f'`logits` must be (N, {len(self.feats)}, H, W) on the pixels of `feat`, '
                 f'{tuple(feat.shape)}, got {tuple(logits.shape)}'
             )
-        if per_class < 1:
-            raise ValueError(f'`per_class` must be positive, got {per_class}')
+        check_range('per_class', per_class, 1)
 
 
 class TeacherBank(ClassMemoryBank):
     """A memory bank of projected features of a teacher, shared by the ranks of a run.
 
     Args:
-        num_classes (int): Number of classes C.
-        channels (int): Length of a projected feature, D.
-        size (int): ``capacity``. Defaults to 256, as published.
-        threshold (float): As of :class:`ClassMemoryBank`.
+        num_classes, channels, threshold: As of :class:`ClassMemoryBank`.
+        size (int): Its ``capacity``. Defaults to 256, as published.
         threshold_on (str): Its ``admit_on``.
         per_class (int, optional): Pixels per class that are admitted in a step at most; published
             is ``max(int(size / labeled images of the dataset * 2), labeled images of the step)``.
@@ -188,9 +170,6 @@ class TeacherBank(ClassMemoryBank):
             banks are equal. 'rank': only its own; a checkpoint then holds the banks of rank 0, and
             the model needs ``broadcast_buffers=False`` or they replace all others. Defaults to
             'gather'.
-
-    Raises:
-        ValueError: If a value is out of range or unknown.
     """
 
     def __init__(

@@ -10,12 +10,8 @@ def projection_head(in_channels: int, channels: int, hidden: Optional[int] = Non
 
     They work on rows (A, in_channels) of chosen pixels, so that their cost depends on the number of
     these and not on the size of the feature map. There is no normalization over the rows: which
-    pixels are compared with which would otherwise change what they are.
-
-    Args:
-        in_channels (int): Channels of a feature.
-        channels (int): Channels of its projection.
-        hidden (int, optional): Channels in between. Defaults to ``in_channels``, at most 512.
+    pixels are compared with which would otherwise change what they are. ``hidden`` channels in
+    between default to ``in_channels``, at most 512.
     """
     hidden = hidden or min(in_channels, 512)
     return nn.Sequential(

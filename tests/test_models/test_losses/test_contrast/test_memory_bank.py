@@ -116,7 +116,7 @@ def test_update_never_waits_for_the_device():
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match='admit_on'):
         ClassMemoryBank(2, 4, 3, admit_on='entropy')
-    with pytest.raises(ValueError, match='positive'):
+    with pytest.raises(ValueError, match=r'`capacity` must be in \[1, inf\], got 0'):
         ClassMemoryBank(2, 0, 3)
     bank = ClassMemoryBank(2, 4, 3)
     feat, logits = torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, 2)
