@@ -16,7 +16,7 @@ class SplitExistsError(FileExistsError):
 
 
 def read_list(path: Union[str, Path]) -> list[str]:
-    """Read a list file: one id a line, blank lines and surrounding spaces left out.
+    """Read a list file: one id per line, blank lines and surrounding spaces left out.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -33,7 +33,7 @@ def read_list(path: Union[str, Path]) -> list[str]:
 
 
 def write_list(path: Union[str, Path], names: Iterable[str]) -> None:
-    """Write one id a line, atomically: a reader sees the old list or the whole new one."""
+    """Write one id per line, atomically: a reader sees the old list or the whole new one."""
     write_text_atomically(path, ''.join(f'{name}\n' for name in names))
 
 

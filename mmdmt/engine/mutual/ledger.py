@@ -1,4 +1,4 @@
-"""The record of which stages are done, written so that a crash can not damage it."""
+"""The record of which stages are done, written so that a crash cannot damage it."""
 
 import contextlib
 import json

@@ -204,7 +204,7 @@ class SemiRunner(Runner):
         return from_main(lambda: find_latest_valid_checkpoint(self.work_dir))
 
     def load_or_resume(self) -> None:
-        """Resume, or load weights, or do nothing, as ``resume`` and ``load_from`` say.
+        """Resume, or load weights, or do nothing, according to ``resume`` and ``load_from``.
 
         ``resume=True`` without ``load_from`` takes the newest complete checkpoint of the work dir
         and starts afresh where there is none.
