@@ -74,7 +74,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert sum(manifest['predicted']) == 50 and sum(manifest['kept']) == selected.sum()
 
 
-def test_labels_survive_probabilities_that_16_bits_can_not_tell_apart(tmp_path):
+def test_labels_survive_probabilities_that_16_bits_cannot_distinguish(tmp_path):
     probabilities = np.array([[0.49999, 0.50001], [0.5, 0.5], [1.0, 1e-9]], np.float32)
     store = SoftLabelStore(tmp_path / 'soft.npz')
     store.write(['a', 'b', 'c'], probabilities, np.ones(3, bool), {})

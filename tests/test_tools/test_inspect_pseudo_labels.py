@@ -1,4 +1,4 @@
-"""The tool that says how good a store is: what it counts, where masks are found, what it draws."""
+"""The tool that shows how good stored labels are: what it counts, where masks are found, what it draws."""
 
 import importlib.util
 import json
