@@ -1,4 +1,4 @@
-"""The tool that shows how good stored labels are: what it counts, where masks are found, what it draws."""
+"""The tool that shows how good stored labels are: counts, where masks are found, pictures."""
 
 import importlib.util
 import json
