@@ -227,7 +227,7 @@ def report(result: Dict[str, Any]) -> str:
     """The result as text."""
     lines = [
         f'{result["images"]} images, {result["device"]}, torch {result["torch"]}, '
-        f'{result["repeats"]} runs each, in turns',
+        f'{result["repeats"]} runs each, alternately',
         f'{"":12}{"seconds (all runs)":>28}{"images/s":>10}{"bytes/image":>13}{"bytes/pixel":>13}',
     ]
     for name in METHODS:
