@@ -12,8 +12,9 @@ from mmengine.runner import Runner
 from mmdmt.checks import refuse_unknown_keys
 from mmdmt.protocols import apply_protocol
 
-#: What runners and tools read, beside the arguments of mmengine's runner.
+#: What runners and tools read.
 KEPT_KEYS = {
+    *inspect.signature(Runner).parameters,
     'runner_type',
     'custom_imports',
     'trusted_checkpoints',
@@ -90,9 +91,21 @@ def resolve_config(cfg: Config) -> Config:
     _drop_unused_sources(cfg)
     _check_batch_size(cfg)
     if settings:
-        for key in set(cfg) - KEPT_KEYS - set(inspect.signature(Runner).parameters):
+        for key in set(cfg) - KEPT_KEYS:
             cfg.pop(key)
     return cfg
+
+
+def merge_options(cfg: Config, options: Dict[str, Any]) -> None:
+    """Merge ``--cfg-options`` into a config that was not resolved yet.
+
+    Raises:
+        ValueError: If an option is a variable at the top that the config does not have.
+    """
+    if cfg.get('settings'):
+        known = {*cfg, *KEPT_KEYS, 'evaluation_protocol'}
+        refuse_unknown_keys('--cfg-options', [key.split('.')[0] for key in options], known)
+    cfg.merge_from_dict(options)
 
 
 def _settings(cfg: Config) -> Dict[str, dict]:

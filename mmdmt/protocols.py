@@ -23,7 +23,6 @@ class EvaluationProtocol:
 
     Attributes:
         dataset (str): mmseg type of the validation dataset.
-        source (str): Who evaluates like this.
         image_scale (tuple[int, int], optional): Width and height that images are brought to before
             the network; by default they keep their size.
         keep_ratio (bool): Whether ``image_scale`` is a bound that keeps the aspect ratio.
@@ -36,7 +35,6 @@ class EvaluationProtocol:
     """
 
     dataset: str
-    source: str
     image_scale: Optional[Size] = None
     keep_ratio: bool = False
     scale_labels: bool = False
@@ -45,13 +43,13 @@ class EvaluationProtocol:
 
     def pipeline(self) -> list:
         """Pipeline that scores by this protocol."""
-        if self.scale_labels:
-            return [
-                dict(type='mmdmt.LoadImageAtSize', scale=self.image_scale),
-                dict(type='mmdmt.LoadAnnotationsAtImageSize'),
-                dict(type='PackSegInputs'),
-            ]
-        return self.inference_pipeline()
+        if not self.scale_labels:
+            return self.inference_pipeline()
+        return [
+            dict(type='mmdmt.LoadImageAtSize', scale=self.image_scale),
+            dict(type='mmdmt.LoadAnnotationsAtImageSize'),
+            dict(type='PackSegInputs'),
+        ]
 
     def inference_pipeline(self) -> list:
         """Pipeline of mmseg's own transforms, with the prediction at the size of the file."""
@@ -62,36 +60,16 @@ class EvaluationProtocol:
         return [*steps, dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
 
 
+VOC, CITYSCAPES = 'PascalVOCDataset', 'CityscapesDataset'
+#: By name; ``docs/configs.md`` says who evaluates like this.
 PROTOCOLS: Dict[str, EvaluationProtocol] = {
-    'pascal_voc12_whole': EvaluationProtocol(
-        'PascalVOCDataset', 'standard: whole images at their size'
-    ),
-    'pascal_voc12_padded': EvaluationProtocol(
-        'PascalVOCDataset', 'DMT, DST-CBC: whole images, padded to 505x505', pad_to=(505, 505)
-    ),
-    'cityscapes_whole': EvaluationProtocol(
-        'CityscapesDataset', 'standard: whole images at 1024x2048'
-    ),
-    'cityscapes_sliding': EvaluationProtocol(
-        'CityscapesDataset', 'standard: windows of the crop size at 1024x2048', slide=True
-    ),
-    'cityscapes_half': EvaluationProtocol(
-        'CityscapesDataset',
-        'DMT: images and labels at 512x1024',
-        image_scale=(1024, 512),
-        scale_labels=True,
-    ),
-    'cityscapes_half_input': EvaluationProtocol(
-        'CityscapesDataset',
-        'images at 512x1024, scored at 1024x2048: networks trained at half size against others',
-        image_scale=(1024, 512),
-    ),
-    'ade20k': EvaluationProtocol(
-        'ADE20KDataset',
-        'standard: shorter side 512, scored at the size of the labels',
-        image_scale=(2048, 512),
-        keep_ratio=True,
-    ),
+    'pascal_voc12_whole': EvaluationProtocol(VOC),
+    'pascal_voc12_padded': EvaluationProtocol(VOC, pad_to=(505, 505)),
+    'cityscapes_whole': EvaluationProtocol(CITYSCAPES),
+    'cityscapes_sliding': EvaluationProtocol(CITYSCAPES, slide=True),
+    'cityscapes_half': EvaluationProtocol(CITYSCAPES, (1024, 512), scale_labels=True),
+    'cityscapes_half_input': EvaluationProtocol(CITYSCAPES, (1024, 512)),
+    'ade20k': EvaluationProtocol('ADE20KDataset', (2048, 512), keep_ratio=True),
 }
 
 
@@ -126,7 +104,11 @@ def apply_protocol(cfg: Config) -> Config:
     for network in networks:
         network['test_cfg'] = _test_cfg(network, protocol, cfg)
     for holder in (*networks, cfg.model, cfg):
-        _set_padding(holder.get('data_preprocessor') or {}, protocol)
+        # mmseg cuts off again only what was padded in the data preprocessor.
+        preprocessor = holder.get('data_preprocessor') or {}
+        preprocessor.pop('test_cfg', None)
+        if protocol.pad_to is not None:
+            preprocessor['test_cfg'] = dict(size=protocol.pad_to)
     return cfg
 
 
@@ -148,24 +130,15 @@ def _networks(model: Dict[str, Any]) -> List[Dict[str, Any]]:
     return [inner] if 'type' in inner else list(inner.values())
 
 
-def _set_padding(preprocessor: Dict[str, Any], protocol: EvaluationProtocol) -> None:
-    """Pad in the data preprocessor: mmseg cuts off again only what was padded there."""
-    preprocessor.pop('test_cfg', None)
-    if protocol.pad_to is not None:
-        preprocessor['test_cfg'] = dict(size=protocol.pad_to)
-
-
 def _test_cfg(network: Dict[str, Any], protocol: EvaluationProtocol, cfg: Config) -> dict:
     """Whole images or windows; other keys of the segmentor's ``test_cfg`` stay."""
-    kept = copy.deepcopy(dict(network.get('test_cfg') or {}))
-    for key in ('mode', 'crop_size', 'stride'):
-        kept.pop(key, None)
+    found = copy.deepcopy(dict(network.get('test_cfg') or {}))
+    kept = {key: value for key, value in found.items() if key not in ('crop_size', 'stride')}
     if not protocol.slide:
         return dict(kept, mode='whole')
     crop = _train_crop(cfg)
-    return dict(
-        kept, mode='slide', crop_size=crop, stride=tuple(int(side * STRIDE) for side in crop)
-    )
+    stride = tuple(int(side * STRIDE) for side in crop)
+    return dict(kept, mode='slide', crop_size=crop, stride=stride)
 
 
 def _train_crop(cfg: Config) -> Size:

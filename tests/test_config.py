@@ -3,7 +3,7 @@ import copy
 import pytest
 from mmengine.config import Config
 
-from mmdmt.config import resolve_config
+from mmdmt.config import merge_options, resolve_config
 
 TEXT = """
 data_root = 'data/x'
@@ -178,3 +178,15 @@ def test_a_config_without_settings_is_left_alone():
 def test_different_batch_sizes_of_loader_and_sampler_are_refused(cfg):
     with pytest.raises(ValueError, match=r'`train_dataloader\.batch_size` is 8.* is 4'):
         resolved(cfg, **{'train_dataloader.batch_size': 8})
+
+
+def test_options_that_no_config_has_are_refused(cfg):
+    merge_options(
+        cfg, {'crop_size': (8, 8), 'evaluation_protocol': 'x', 'model.new': 1, 'resume': 1}
+    )
+    assert (cfg.crop_size, cfg.model.new) == ((8, 8), 1)
+    with pytest.raises(ValueError, match=r"--cfg-options.*\['crop_sise'\].*crop_size"):
+        merge_options(cfg, {'crop_sise': (8, 8)})
+    plain = Config(dict(model=dict()))
+    merge_options(plain, dict(mine=1))
+    assert plain.mine == 1

@@ -13,6 +13,7 @@ import os.path as osp
 from mmengine.config import Config, DictAction
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
+from mmdmt.config import merge_options
 from mmdmt.registry import RUNNERS
 
 
@@ -100,7 +101,7 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+        merge_options(cfg, args.cfg_options)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:

@@ -25,7 +25,7 @@ from mmengine.runner import Runner
 with contextlib.redirect_stdout(sys.stderr):
     import mmdmt  # noqa: F401  (says what to install when something is missing)
     from mmdmt.checkpoint import find_latest_valid_checkpoint
-    from mmdmt.config import resolve_config
+    from mmdmt.config import merge_options, resolve_config
     from mmdmt.engine.runners import MutualTrainingRunner
     from mmdmt.registry import RUNNERS
 
@@ -124,7 +124,7 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+        merge_options(cfg, args.cfg_options)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
