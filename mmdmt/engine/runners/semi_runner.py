@@ -207,7 +207,7 @@ class SemiRunner(Runner):
         """Resume, or load weights, or do nothing, according to ``resume`` and ``load_from``.
 
         ``resume=True`` without ``load_from`` takes the newest complete checkpoint of the work dir
-        and starts from the beginning where there is none.
+        and starts at step 0 where there is none.
         """
         if self._has_loaded:
             return
@@ -217,7 +217,7 @@ class SemiRunner(Runner):
         elif self._load_from is not None:
             self.load_checkpoint(self._load_from)
         elif self._resume:
-            self.logger.info(f'{self.work_dir} holds no checkpoint to resume: starting from the beginning.')
+            self.logger.info(f'{self.work_dir} holds no checkpoint to resume: starting at step 0.')
 
     def load_checkpoint(
         self,
