@@ -56,7 +56,7 @@ class ListedDataset(BaseDataset):
         """Find the listed images.
 
         Returns:
-            list[dict]: What the dataset says of each, with ``name``, in the order of the list.
+            list[dict]: Data info of each, with ``name``, in the order of the list.
         """
         infos = {info['name']: info for info in self._all_infos()}
         infos = [infos[name] for name in self._listed(list(infos))]

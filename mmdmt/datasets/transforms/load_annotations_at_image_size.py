@@ -1,4 +1,4 @@
-"""Loads a mask and brings it to the size of the image."""
+"""Loads a mask and resizes it to the size of the image."""
 
 import mmcv
 from mmseg.datasets.transforms import LoadAnnotations

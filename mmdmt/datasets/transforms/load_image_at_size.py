@@ -10,7 +10,7 @@ from mmdmt.registry import TRANSFORMS
 
 @TRANSFORMS.register_module()
 class LoadImageAtSize(LoadImageFromFile):
-    """Load an image and bring it to one size, which counts as its original size from then on.
+    """Load an image and resize it to one size, which counts as its original size from then on.
 
     With ``LoadImageFromFile`` and ``Resize``, mmseg scales the prediction back to the size of the
     file. Protocols that score at a reduced size (Cityscapes at 512x1024 in DMT) must not do that,

@@ -42,9 +42,9 @@ class SemiRunner(Runner):
       the seed of the interrupted run before anything draws from it. A checkpoint that was due
       for validation is validated at once, since it was saved before.
     - ``launcher='pytorch'`` on a machine without an accelerator trains with gloo; SyncBN layers
-      become ordinary ones there, which a warning says.
+      become ordinary ones there, with a warning.
     - Config key ``channels_last=True`` stores convolution weights channels-last.
-    - Settings with which training could not do what they say are refused at the start.
+    - Settings that training could not follow are refused at the start.
     - Hooks may have a method ``before_loading(runner)``, called before datasets and loaders are
       built: to check the data, or to make pseudo-labels.
 
@@ -124,7 +124,7 @@ class SemiRunner(Runner):
         """Train, from the start or from where an interrupted run stopped.
 
         Raises:
-            ValueError: A setting with which training could not do what it says.
+            ValueError: A setting that training could not follow.
         """
         self._check_settings()
         self._adopt_seed()
@@ -204,10 +204,10 @@ class SemiRunner(Runner):
         return from_main(lambda: find_latest_valid_checkpoint(self.work_dir))
 
     def load_or_resume(self) -> None:
-        """Resume, or load weights, or do nothing, as ``resume`` and ``load_from`` say.
+        """Resume, or load weights, or do nothing, according to ``resume`` and ``load_from``.
 
         ``resume=True`` without ``load_from`` takes the newest complete checkpoint of the work dir
-        and starts afresh where there is none.
+        and starts at step 0 where there is none.
         """
         if self._has_loaded:
             return
@@ -217,7 +217,7 @@ class SemiRunner(Runner):
         elif self._load_from is not None:
             self.load_checkpoint(self._load_from)
         elif self._resume:
-            self.logger.info(f'{self.work_dir} holds no checkpoint to resume: starting afresh.')
+            self.logger.info(f'{self.work_dir} holds no checkpoint to resume: starting at step 0.')
 
     def load_checkpoint(
         self,
