@@ -49,7 +49,7 @@ def generate(
     size: Tuple[int, int] = (96, 128),
     progress: bool = True,
 ) -> Path:
-    """Write the data set, or leave it alone where it already lies there complete.
+    """Write the dataset, or leave it alone where it already lies there complete.
 
     A scene depends on the seed, its part and its number only. The tree appears in one step when
     it is complete; an interrupted call leaves nothing at ``root``.
@@ -105,7 +105,7 @@ def render(
     """Paint scene ``number`` of a part, as it is before JPEG compression.
 
     Args:
-        seed: Seed of the data set.
+        seed: Seed of the dataset.
         part: ``'train'``, ``'val'`` or ``'test'``.
         number: Number of the scene in its part.
         size: Height and width in pixels.

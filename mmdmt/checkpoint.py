@@ -124,7 +124,7 @@ def _forced_weights_only(force: bool) -> Iterator[None]:
 
 
 def _refusal(path: Path, error: Exception) -> UntrustedCheckpointError:
-    """Say which object was refused and how to load the file all the same."""
+    """Name the object that was refused, and how to load the file anyway."""
     found = re.search(r'GLOBAL ([\w.]+)', str(error))
     what = f'the object {found.group(1)}' if found else f'more than plain data ({error})'
     return UntrustedCheckpointError(
@@ -185,7 +185,7 @@ def save_atomically(obj: Any, path: Union[str, Path]) -> None:
 
 
 def checkpoint_identity(path: Union[str, Path]) -> dict:
-    """What tells one checkpoint from another: file name, size and SHA-256 of the content."""
+    """Identity of a checkpoint: file name, size and SHA-256 of the content."""
     path, digest = Path(path), hashlib.sha256()
     with path.open('rb') as file:
         for block in iter(lambda: file.read(1 << 20), b''):
@@ -210,7 +210,7 @@ def find_latest_valid_checkpoint(work_dir: Union[str, Path]) -> Optional[str]:
 
     It is the one that ``last_checkpoint`` names. If that file or the checkpoint is damaged or
     missing, the newest complete ``iter_*.pth`` (``epoch_*.pth``) before it is taken, with a warning
-    that says what was passed over.
+    that names what was passed over.
     """
     work_dir = Path(work_dir)
     pointer = work_dir / 'last_checkpoint'
@@ -237,8 +237,8 @@ def _read_pointer(pointer: Path) -> Optional[Path]:
     text = pointer.read_text(encoding='utf-8', errors='replace').strip()
     if not text.endswith('.pth'):  # empty, or cut off in the middle
         return None
-    # A work dir that was moved or copied holds its own file of that name; the one that the path
-    # says may be that of the original, which goes another way from here.
+    # A work dir that was moved or copied holds its own file of that name; the path may still be
+    # that of the original, whose training goes on differently.
     own = pointer.with_name(Path(text).name)
     return own if own.is_file() or not Path(text).is_file() else Path(text)
 

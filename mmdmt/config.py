@@ -1,4 +1,4 @@
-"""Settings that are said once at the top of a config: where they go, and what is trained then."""
+"""Settings that are set once at the top of a config: where they go, and what is trained then."""
 
 import copy
 import inspect
@@ -55,7 +55,7 @@ class Place(NamedTuple):
 
 
 def resolve_config(cfg: Config) -> Config:
-    """Make a config say what is trained.
+    """Turn a config into the plain one that is trained.
 
     A variable of a ``_base_`` file is copied where it is used, so that a child config or
     ``--cfg-options`` that sets ``crop_size`` changes the variable alone. A base therefore notes, in

@@ -26,7 +26,7 @@ def _read(name):
 
 
 def read(name):
-    """A config as its file says it, without the suffix: 'dmt/...'."""
+    """A config as its file has it, without the suffix: 'dmt/...'."""
     return copy.deepcopy(_read(name))
 
 

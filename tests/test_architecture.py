@@ -1,9 +1,12 @@
 """What may import what, how large the package is, and that nothing in it is dead."""
 
 import ast
+import io
+import tokenize
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
 import vulture
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,8 +33,11 @@ def sources(folder):
 def imports_of(path):
     """Modules and names that a file imports from this package, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] == 'mmdmt':
-            yield from ((node.module, alias.name) for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            folder = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            module = '.'.join([*folder, *filter(None, [node.module])])
+            if module.split('.')[0] == 'mmdmt':
+                yield from ((module, alias.name) for alias in node.names)
         elif isinstance(node, ast.Import):
             names = (alias.name for alias in node.names)
             yield from ((name, '') for name in names if name.split('.')[0] == 'mmdmt')
@@ -91,6 +97,30 @@ def test_no_private_name_is_imported():
 
 def test_the_package_stays_small():
     assert sum(len(path.read_text().splitlines()) for path in sources(PACKAGE)) <= MAX_LINES
+
+
+def code_lines(path):
+    """Number of lines that hold code: no docstrings, comments or blank lines."""
+    text = path.read_text()
+    documented = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+            node
+        ):
+            documented |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type in (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING):
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    return len(lines - documented)
+
+
+@pytest.mark.parametrize(
+    ('method', 'limit'),
+    [('mean_teacher', 60), ('fixmatch', 60), ('dual_teacher', 150), ('cross_teacher', 150)],
+)
+def test_a_method_is_its_algorithm(method, limit):
+    assert 20 < code_lines(PACKAGE / 'models' / 'methods' / f'{method}.py') <= limit
 
 
 def test_nothing_is_dead():

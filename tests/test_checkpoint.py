@@ -212,7 +212,7 @@ def test_a_moved_work_dir_is_understood(run):
 
 
 def test_a_copied_work_dir_goes_on_from_its_own_checkpoint(run, tmp_path):
-    """The original is where the copy says it was, but it goes another way from here."""
+    """The path in the copy leads to the original, whose training goes on differently."""
     (run / 'last_checkpoint').write_text(str(run / 'iter_4.pth'))
     copy = tmp_path / 'copy'
     shutil.copytree(run, copy)

@@ -134,7 +134,7 @@ def test_command_follows_the_distribution_in_use(fake, monkeypatch):
     assert '`pip install "mmsegmentation>=1.2.2,<1.3"`' in _message()
 
 
-def test_a_fresh_import_of_the_package_says_it(tmp_path):
+def test_a_fresh_import_of_the_package_names_it(tmp_path):
     """The sentence is what a user of ``import mmdmt`` sees last."""
     import subprocess
 

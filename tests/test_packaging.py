@@ -248,7 +248,7 @@ def test_make_installs_again_when_requirements_change(make_tree, fake_python, tm
     assert [call for call in _calls(tmp_path) if 'install --editable' in call]
 
 
-def test_make_says_what_is_missing_when_venv_fails(make_tree):
+def test_make_names_what_is_missing_when_venv_fails(make_tree):
     done = _make(make_tree, 'install', 'PYTHON=false')
     assert done.returncode != 0 and 'python3-venv' in done.stdout
 

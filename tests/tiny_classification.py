@@ -1,4 +1,4 @@
-"""A tiny data set of image folders and whole configs that train a classifier on it in seconds."""
+"""A tiny dataset of image folders and whole configs that train a classifier on it in seconds."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A data set of a few pixels on disk, for tests that break it in one way at a time."""
+"""A dataset of a few pixels on disk, for tests that break it in one way at a time."""
 
 from pathlib import Path
 

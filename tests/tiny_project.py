@@ -1,4 +1,4 @@
-"""A tiny data set on disk and whole configs that train on it in seconds."""
+"""A tiny dataset on disk and whole configs that train on it in seconds."""
 
 import itertools
 import os

@@ -193,7 +193,7 @@ def stage_config(runner: MutualTrainingRunner, name: str) -> Config:
 
 def test(cfg: Config) -> float:
     """Mean IoU in percent on the test images."""
-    with contextlib.redirect_stdout(io.StringIO()):  # mmengine says which file it loads
+    with contextlib.redirect_stdout(io.StringIO()):  # mmengine prints which file it loads
         return float(SemiRunner.from_cfg(cfg).test()['mIoU'])
 
 
@@ -229,7 +229,7 @@ def metainfo(runner: MutualTrainingRunner) -> ConfigDict:
 def draw_predictions(
     work_dir: Path, data_root: Path, baseline: MutualTrainingRunner, chain: MutualTrainingRunner
 ) -> np.ndarray:
-    """Image, truth, and what mmseg's inferencer says with either network, on rich scenes."""
+    """Image, truth, and what mmseg's inferencer predicts with either network, on rich scenes."""
     palette = metainfo(chain).palette
     names = richest(data_root, 'test', 8)
     files = [str(data_root / 'img' / 'test' / f'{name}.jpg') for name in names]

@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--predict-on',
         metavar='NETWORK',
-        help='network of an on-line method to test: student, teacher, ...',
+        help='network of an online method to test: student, teacher, ...',
     )
     parser.add_argument(
         '--trust-checkpoint',

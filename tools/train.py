@@ -143,8 +143,8 @@ def load_config(args: argparse.Namespace) -> Config:
         set_resume(cfg, args.resume)
     elif args.resume not in (None, 'auto'):
         raise ValueError(
-            f'--resume {args.resume}: mutual training always goes on where stages.json of its '
-            'work dir says; leave the checkpoint out, or use --redo STAGE'
+            f'--resume {args.resume}: mutual training always goes on from stages.json of its '
+            'work dir; leave the checkpoint out, or use --redo STAGE'
         )
     cfg.trusted_checkpoints = [*cfg.get('trusted_checkpoints', []), *args.trust_checkpoint]
     return cfg

@@ -1,4 +1,4 @@
-# What may be said once, at the top of a child config or by --cfg-options, and where it goes: see
+# What may be set once, at the top of a child config or by --cfg-options, and where it goes: see
 # docs/configs.md for the paths. Dataset and schedule files note the values they were written with; a
 # place that holds another value keeps it.
 settings = dict(

@@ -9,7 +9,8 @@ runner_type = 'mmdmt.MutualTrainingRunner'
 source_ratio = [1, 1]
 mutual = dict(
     supervised=dict(max_iters=1500),
-    # Members that 45 images taught are unsure: half of a batch is labeled, and gammas are small.
+    # Members trained on 45 images have little confidence: half of a batch is labeled, and
+    # gammas are small.
     round=dict(max_iters=500),
     pseudo_loss=dict(gamma1=1.0, gamma2=1.0),
 )

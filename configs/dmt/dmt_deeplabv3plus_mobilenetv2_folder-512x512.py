@@ -11,7 +11,7 @@ source_ratio = [1, 3]
 mutual = dict(
     supervised=dict(max_iters=1000),
     round=dict(max_iters=1000),
-    # Published are 5 and 5, which members that few images taught cannot bear: docs/dmt.md.
+    # Published are 5 and 5, at which members trained on few images learn little: docs/dmt.md.
     pseudo_loss=dict(gamma1=1.0, gamma2=1.0),
     ensemble=True,  # at the end also the mean of both members' predictions
 )

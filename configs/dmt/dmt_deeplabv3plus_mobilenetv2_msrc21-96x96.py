@@ -11,7 +11,7 @@ mutual = dict(
     ratios=[0.5, 1.0],
     supervised=dict(max_iters=600),
     round=dict(max_iters=600),
-    # Members that 34 images taught are unsure: larger gammas would leave little to learn.
+    # Members trained on 34 images have little confidence: larger gammas would leave little.
     pseudo_loss=dict(gamma1=1.0, gamma2=1.0),
     ensemble=True,  # at the end also the mean of both members' predictions
 )

@@ -1,7 +1,7 @@
 # DST-CBC as published on Cityscapes with 371 labels: one member, from COCO weights, labels for
 # itself. Scored at 513x1025, labeled at the size of the crop, 257x513.
 #
-# The published code holds no gamma for Cityscapes; 5 lies between its 9 for VOC and DMT's 3. That
+# The released code has no gamma for Cityscapes; 5 lies between its 9 for VOC and DMT's 3. That
 # images are squashed to a height and width between crop and test size is taken over from VOC. The
 # published runs go on with the checkpoint that is best on the validation images
 # (`--cfg-options mutual.select=best`).

@@ -1,5 +1,5 @@
 # Naive self-training: one member labels for itself, one confidence for all classes decides what
-# counts, with the weight 1. The ratios only say that there are five rounds.
+# counts, with the weight 1. Of the ratios only their number counts: five rounds.
 _base_ = './dmt_deeplabv2_r101_1_20_pascal_voc12-321x321.py'
 
 mutual = dict(

@@ -1,5 +1,5 @@
 # Naive self-training: one member labels for itself, one confidence for all classes decides what
-# counts, with the weight 1. The ratios only say that there are two rounds.
+# counts, with the weight 1. Of the ratios only their number counts: two rounds.
 _base_ = './dst-cbc_deeplabv3plus_mobilenetv2_msrc21-96x96.py'
 
 mutual = dict(

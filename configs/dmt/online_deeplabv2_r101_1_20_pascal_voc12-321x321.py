@@ -1,5 +1,5 @@
-# DMT's ablation "on-line": one member learns what it predicts itself, in the same step, where it is
-# sure. One round as long as five; the labels that are stored before it only say where images are.
+# DMT's ablation "online": one member learns what it predicts itself, in the same step, where it is
+# confident. One round as long as five; the stored labels only name the images.
 _base_ = './dmt_deeplabv2_r101_1_20_pascal_voc12-321x321.py'
 
 mutual = dict(

@@ -1,5 +1,5 @@
-# DMT's ablation "on-line": one member learns what it predicts itself, in the same step, where it is
-# sure. One round as long as two; the labels that are stored before it only say where images are.
+# DMT's ablation "online": one member learns what it predicts itself, in the same step, where it is
+# confident. One round as long as two; the stored labels only name the images.
 _base_ = './dst-cbc_deeplabv3plus_mobilenetv2_msrc21-96x96.py'
 
 mutual = dict(

@@ -1,4 +1,4 @@
-# As the published code computes it: an average that is nearly the last iterate, and batch norms that
+# As the released code computes it: an average that is nearly the last iterate, and batch norms that
 # see every batch of a round twice.
 _base_ = './dmt_wrn-28-2_1000_cifar10-32x32.py'
 

@@ -1,4 +1,4 @@
-# A benchmark that a CPU can bear: images of half the size, a network of 175 000 parameters.
+# A benchmark for CPUs: images of half the size, a network of 175 000 parameters.
 _base_ = [
     '../_base_/classification_runtime.py',
     '../_base_/classification/wrn-28-2.py',

@@ -1,4 +1,4 @@
-# Dual Teacher as its published code runs it, not as the paper means it: for reproduction, see
+# Dual Teacher as its released code runs it, not as in the paper: for reproduction, see
 # docs/dual_teacher.md for each difference. Do not compare its scores with others.
 _base_ = './dual-teacher_segformer_mit-b1_1_16_ade20k-512x512.py'
 

@@ -1,6 +1,6 @@
 # Dual Teacher with SegFormer B1 on ADE20K, 1263 labels, as published: on two devices, with 4 + 4
 # images on each, the learning rate of SegFormer, and 200 passes over the labeled images. The learning
-# rate decays until the end of them (the published code ends its decay at 50000 steps, always).
+# rate decays until the end of them (the released code always ends its decay at step 50000).
 _base_ = [
     '../supervised/segformer_mit-b1_ade20k-512x512.py',
     '../_base_/methods/dual_teacher.py',

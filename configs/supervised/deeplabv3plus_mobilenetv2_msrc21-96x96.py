@@ -1,4 +1,4 @@
-# Labeled-only baseline of docs/results.md: small images, a schedule that a CPU can bear.
+# Labeled-only baseline of docs/results.md: small images, a schedule for CPUs.
 _base_ = [
     '../_base_/models/deeplabv3plus_mobilenetv2-d16.py',
     '../_base_/datasets/msrc21-96.py',

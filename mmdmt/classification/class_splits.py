@@ -27,7 +27,7 @@ def per_class_splits(
     The procedure published with DMT for CIFAR-10: the images of each class, in the order of their
     names, are shuffled with one random stream a seed. The last 20 of the draw with seed 1 are the
     validation images, and labeled are the first 4, 25, 100 or 400 of the others. The published
-    lists themselves were not at hand to compare with.
+    lists themselves were not available for comparison.
 
     Args:
         labels (Mapping[str, int]): Class of each image by name.

@@ -51,7 +51,7 @@ class ListedDataset(BaseDataset):
         super().__init__(ann_file=ann_file, **kwargs)
 
     def load_data_list(self) -> List[Dict[str, Any]]:
-        """Find the listed images: what the dataset says of each, in the order of the list."""
+        """Find the listed images: the data info of each, in the order of the list."""
         infos = {info['name']: info for info in self._all_infos()}
         infos = [infos[name] for name in self._listed(list(infos))]
         if self.soft_labels:

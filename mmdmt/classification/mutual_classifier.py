@@ -47,8 +47,8 @@ class MutualClassifier(ImageClassifier):
 
     The gammas rise over the schedule by :func:`~mmdmt.models.losses.functional.sigmoid_ramp`, but
     are full in the first step, as published.
-    With both at 0 all weights are 1 and step 1 is left out: curriculum labeling, or training on
-    labels alone. Samples with a ``soft_label`` are the pseudo-labeled ones, see
+    With both at 0 all weights are 1 and step 1 is left out: curriculum labeling, or
+    labeled-only training. Samples with a ``soft_label`` are the pseudo-labeled ones, see
     :class:`~mmdmt.classification.ListedDataset`.
 
     Weights of a checkpoint have the names of an ``ImageClassifier``.

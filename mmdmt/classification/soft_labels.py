@@ -39,9 +39,10 @@ def select_by_confidence(confidence: np.ndarray, ratio: float, rule: str = 'stri
     Args:
         confidence (np.ndarray): (N,) largest class probability of each image.
         ratio (float): Share to select, in (0, 1].
-        rule (str): 'strict' as published: those above (``>``) the value at position
-            ``int(-ratio N + 1)`` of the sorted confidences, so two or three images fewer than the
-            ratio says, and none of those that tie with that value. 'rank': exactly
+        rule (str): 'strict': those above (``>``) the value at position
+            ``int(-ratio N + 1)`` of the sorted confidences, so two or three images fewer than
+            ``ratio N``, and none of those that tie with that value. As published, but for a ratio
+            of 1, at which the released code keeps all images. 'rank': exactly
             ``round(ratio N)``, ties by position.
 
     Returns:
@@ -94,7 +95,7 @@ class SoftLabelStore:
 
     @property
     def manifest(self) -> Dict[str, Any]:
-        """What the file says of itself; see :meth:`write`.
+        """What is known of the labels in the file; see :meth:`write`.
 
         Raises:
             StoreIncompleteError: If there is no file.

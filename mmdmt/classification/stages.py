@@ -29,7 +29,7 @@ class ClassificationStageConfigBuilder(StageConfigBuilder):
     - The most confident ``ratio`` of the images is used, over all classes together; soft labels
       lie in ``soft_labels.npz`` of the stage.
     - ``PackInputs`` of the unlabeled images hands the soft labels on, whether or not its
-      ``algorithm_keys`` say so.
+      ``algorithm_keys`` name it.
 
     Args:
         cfg (Config): The whole config, whose ``train_dataloader.dataset`` is a
@@ -77,7 +77,7 @@ def _check_pseudo_loss(pseudo_loss: dict) -> None:
 
 
 def _check_sources(labeled: dict, unlabeled: dict) -> None:
-    """Refuse sources that would be trained on with labels that nobody gave or that are hidden."""
+    """Refuse sources that would be trained on with labels that are missing or hidden."""
     for index, (source, wanted) in enumerate([(labeled, True), (unlabeled, False)]):
         name = f'train_dataloader.dataset.datasets[{index}]'
         if str(source.get('type')).split('.')[-1] != 'ListedDataset':

@@ -107,7 +107,7 @@ class SemiDataset(ConcatDataset):
         for _ in range(MAX_REPLACEMENTS):
             try:
                 return dataset[index]
-            except (MemoryError, PseudoLabelError):  # say nothing about the image
+            except (MemoryError, PseudoLabelError):  # no fault of the image
                 raise
             except Exception as error:
                 self._note_corrupt(source, index, error)

@@ -1,1 +1,1 @@
-"""Pictures of what networks see and say, and how good pseudo-labels are."""
+"""Pictures of inputs and predictions, and how good pseudo-labels are."""

@@ -1,4 +1,4 @@
-"""How good pseudo-labels are, where there is ground truth, and how far their confidence is true."""
+"""How accurate and how well calibrated pseudo-labels are, where there is ground truth."""
 
 from typing import Any, Dict, List, Optional, Sequence, Union
 

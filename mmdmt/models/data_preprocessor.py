@@ -34,7 +34,7 @@ class SemiDataPreprocessor(SegDataPreProcessor):
         **kwargs: Arguments of :class:`SegDataPreProcessor` (``mean``, ``std``, ``size`` or
             ``size_divisor``, ``pad_val``, ``seg_pad_val``, ``bgr_to_rgb``, ``rgb_to_bgr``,
             ``test_cfg``). Images are expected on the scale 0 to 255, in BGR unless
-            ``rgb_to_bgr`` says that they are loaded as RGB.
+            ``rgb_to_bgr`` means that they are loaded as RGB.
 
     Raises:
         ValueError: If neither or both of ``size`` and ``size_divisor`` are given, or

@@ -81,7 +81,7 @@ def has_joint_forward(segmentor: BaseSegmentor) -> bool:
 def is_dense_classifier(head_type: type) -> bool:
     """Whether ``forward`` of a head gives one dense logit map, also in training.
 
-    Nothing in mmseg says so. But a head whose forward gives something else, such as the tuples of
+    mmseg has no flag for it. But a head whose forward gives something else, such as the tuples of
     ``EncHead`` and ``DAHead`` or of ``DDRHead`` and ``PIDHead`` in training mode, must have a
     loss or a prediction of its own that takes it.
     """

@@ -114,7 +114,7 @@ class PseudoLabelSegmentor(EncoderDecoder):
         return loss * _loss_weight(head), stats
 
     def _without_ignored(self, label: Tensor, head: BaseDecodeHead) -> Tensor:
-        """Labels in which what the head ignores is marked as everything that is not learned."""
+        """Labels with this model's ``ignore_index`` in place of the head's."""
         if head.ignore_index in (None, self.ignore_index):
             return label
         return label.masked_fill(label == head.ignore_index, self.ignore_index)

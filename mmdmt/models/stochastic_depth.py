@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmdmt.checks import check_choice
 
 RULES = ('linear', 'constant')
-# How implementations say that a block adds its input to its output: mmseg's, mmcv's and
+# How implementations mark that a block adds its input to its output: mmseg's, mmcv's and
 # mmpretrain's inverted residuals; torchvision's; timm's.
 _SHORTCUT_FLAGS = ('with_res_shortcut', 'use_res_connect', 'has_skip')
 

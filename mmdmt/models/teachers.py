@@ -17,7 +17,7 @@ class EMAUpdater:
     The teacher's parameters become ``a * teacher + (1 - a) * student`` with
     ``a = min(1 - 1 / (step + 1), momentum)``: a running mean that turns into an exponential one, so
     that the student's random start is forgotten (Tarvainen and Valpola, "Mean teachers are better
-    role models", NeurIPS 2017, and the warm-up of their published code). At step 0 the teacher
+    role models", NeurIPS 2017, and the warm-up of their released code). At step 0 the teacher
     becomes the student. All parameters are moved by one fused operation.
 
     Integer buffers (``num_batches_tracked``, index tables) are always copied: averaging them in

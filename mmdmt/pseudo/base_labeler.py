@@ -30,7 +30,7 @@ class UnreadableImageError(RuntimeError):
 
 
 class BaseLabeler(metaclass=ABCMeta):
-    """Labels images with a trained network; a subclass says what of it is stored and how.
+    """Labels images with a trained network; a subclass decides what is stored and how.
 
     The keyword-only arguments of a subclass are the options that ``mutual.labeling`` may have.
 
@@ -175,7 +175,7 @@ class _Images(Dataset):
         index = self.indices[position]
         try:
             return self.dataset[index]
-        except MemoryError:  # says nothing about the file
+        except MemoryError:  # no fault of the file
             raise
         except Exception as error:
             info = self.dataset.get_data_info(index)

@@ -1,9 +1,9 @@
 """Bytes of one pseudo-label map: classes and confidences.
 
-Both are packed into 16 bits a pixel. Only the classes that occur in an image are numbered, so an
+Both are packed into 16 bits per pixel. Only the classes that occur in an image are numbered, so an
 image of up to 8 classes has 8192 confidence steps, whatever the dataset. Of these numbers the
 second difference over rows and columns is stored: confidence is smooth, because logits are
-up-sampled, so the differences are nearly all tiny and deflate well (0.5 to 0.8 bytes a pixel; see
+up-sampled, so the differences are nearly all tiny and deflate well (0.5 to 0.8 bytes per pixel; see
 ``tests/test_pseudo/test_codec.py``). zlib's checksum covers everything, so that a damaged file
 cannot be read as another map.
 """
@@ -22,7 +22,7 @@ MAX_LEVELS = 8192
 
 
 class PseudoLabelError(RuntimeError):
-    """Stored pseudo-labels cannot be used. Says nothing about the images they are of."""
+    """Stored pseudo-labels cannot be used; it is no fault of the images."""
 
 
 class DamagedMapError(PseudoLabelError):

@@ -10,7 +10,7 @@ from typing import Union
 
 import numpy as np
 
-# float32 cannot tell 1 - c < 2^-24 from 0.
+# In float32 a difference 1 - c < 2^-24 is 0.
 _LARGEST_BELOW_ONE = 1 - 2.0**-24
 _LOG_RANGE = 24 * np.log(2)
 

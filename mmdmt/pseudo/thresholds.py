@@ -46,7 +46,7 @@ class ClassBalancedThreshold:
     Args:
         num_classes: Number of classes C.
         pixel_stride: Every n-th pixel of the flattened map is used; 16 as published.
-        bins: None tells all values apart and gives exact ranks. A number rounds them down to a
+        bins: None distinguishes all values and gives exact ranks. A number rounds them down to a
             histogram of bounded size; the threshold is then less than ``1 / bins`` below the
             exact one, and much closer near 1, where confidences crowd.
     """
@@ -175,7 +175,7 @@ def apply_thresholds(
         kept = known & (confidence >= thresholds[label.long().masked_fill(~known, 0)])
         return label.masked_fill(~kept, ignore_index)
     thresholds = np.asarray(thresholds)
-    if label.dtype == np.uint8:  # the way of every training sample: a table of all values
+    if label.dtype == np.uint8:  # every training sample: a table of all values
         limits = np.full(256, np.inf, thresholds.dtype)
         limits[: len(thresholds)] = thresholds
         kept = confidence >= limits[label]

@@ -155,14 +155,14 @@ def test_the_head_has_as_many_classes_as_the_images(tree, count):
 
 
 def test_a_class_without_labels_is_warned_of(tree, monkeypatch):
-    said = []
-    monkeypatch.setattr(classes, 'print_log', lambda text, *args: said.append(text))
+    logged = []
+    monkeypatch.setattr(classes, 'print_log', lambda text, *args: logged.append(text))
     train, val = configs(tree)
-    assert check(train, val) == [] and said == []
+    assert check(train, val) == [] and logged == []
     names = (tree / 'labeled.txt').read_text().split()
     (tree / 'labeled.txt').write_text('\n'.join(n for n in names if 'blue' not in n))
     assert check(train, val) == []
-    (text,) = said
+    (text,) = logged
     assert 'labeled.txt: no labeled image of blue' in text
 
 

@@ -17,7 +17,7 @@ GOLDEN = Path(__file__).resolve().parents[1] / 'data' / 'golden' / 'cls_loss_0.n
 
 @pytest.fixture(autouse=True)
 def progress():
-    """A training loop at step 3 of 10, as the runner tells it."""
+    """A training loop at step 3 of 10, as the runner has it."""
     hub = MessageHub.get_instance('test_mutual_classifier')
     hub.update_info('iter', 3)
     hub.update_info('max_iters', 10)
@@ -180,7 +180,7 @@ MIXUP = dict(augments=dict(type='mmpretrain.Mixup', alpha=0.8))
 
 @pytest.mark.parametrize('part', ['train_cfg', 'data_preprocessor'])
 def test_mixing_by_the_preprocessor_is_refused(part):
-    """It would mix images a second time, with labels that nobody reads."""
+    """It would mix images a second time, with labels that are not read."""
     cfg = tiny_classifier()
     if part == 'train_cfg':
         cfg['train_cfg'] = MIXUP

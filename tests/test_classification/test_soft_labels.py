@@ -46,7 +46,7 @@ def test_selection_is_global_and_not_by_class():
 
 
 def test_a_ratio_that_selects_nothing_is_refused():
-    """The published formula would point at the least sure image and select nearly all."""
+    """The published formula would point at the least confident image and select nearly all."""
     with pytest.raises(ValueError, match='selects none of 4'):
         select_by_confidence(np.array([0.1, 0.2, 0.3, 0.4]), 0.3)
 
@@ -74,7 +74,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert sum(manifest['predicted']) == 50 and sum(manifest['kept']) == selected.sum()
 
 
-def test_labels_survive_probabilities_that_16_bits_can_not_tell_apart(tmp_path):
+def test_labels_survive_probabilities_that_16_bits_cannot_distinguish(tmp_path):
     probabilities = np.array([[0.49999, 0.50001], [0.5, 0.5], [1.0, 1e-9]], np.float32)
     store = SoftLabelStore(tmp_path / 'soft.npz')
     store.write(['a', 'b', 'c'], probabilities, np.ones(3, bool), {})

@@ -1,4 +1,4 @@
-"""Every shipped config loads, builds, and is what its file name says."""
+"""Every shipped config loads, builds, and is what its file name means."""
 
 import ast
 import functools

@@ -1,4 +1,4 @@
-"""Every base model trains on the CPU, offline, and has the shape its file name says."""
+"""Every base model trains on the CPU, offline, and has the shape of its file name."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from mmdmt.registry import MODELS
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 NAMES = sorted(path.stem for path in (CONFIGS / '_base_' / 'models').glob('*.py'))
-# What the documentation tells a user who has no network to write.
+# What the documentation recommends without a network.
 OFFLINE = {'model.backbone.init_cfg': None, 'model.pretrained': None}
 OFFLINE_TIMM = {'model.backbone.pretrained': False}
 

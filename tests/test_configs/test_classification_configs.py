@@ -1,4 +1,4 @@
-"""Every shipped config of a classifier loads, builds, and is what its file name says."""
+"""Every shipped config of a classifier loads, builds, and is what its file name means."""
 
 import re
 

@@ -189,7 +189,7 @@ def test_published_cityscapes(labels, folder):
             assert [step.type for step in labeling] == ['mmdmt.LoadImageAtSize', 'PackSegInputs']
     assert cfg.model.decode_head.num_classes == 19
     assert tuple(cfg.model.data_preprocessor.size) == (256, 512)
-    # Written out in the data set's file, and the protocol of that name gives the same.
+    # Written out in the dataset's file, and the protocol of that name gives the same.
     written = cfg.val_dataloader.dataset.pipeline
     assert written == PROTOCOLS['cityscapes_half'].pipeline()
 

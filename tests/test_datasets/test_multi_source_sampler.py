@@ -16,7 +16,7 @@ from mmdmt.datasets.samplers import multi_source_sampler
 
 
 class Sources:
-    """Stands for a concatenated data set."""
+    """Stands for a concatenated dataset."""
 
     def __init__(self, *sizes):
         self.cumulative_sizes = np.cumsum(sizes).tolist()

@@ -33,7 +33,7 @@ def store(monkeypatch):
 
 
 def image_of_positions():
-    """An image whose pixels tell where they were, so that maps can be compared to it."""
+    """An image whose pixels hold their position, so that maps can be compared to it."""
     position = np.arange(H * W)
     planes = [position % 7, position % 256, position // 256]
     return np.stack(planes, axis=-1).reshape(H, W, 3).astype(np.uint8)

@@ -110,7 +110,7 @@ def test_tensors_give_what_arrays_give():
     assert quality_of([tensors]).compute() == quality_of([maps]).compute()
 
 
-def test_perfect_and_sure_labels():
+def test_perfect_and_confident_labels():
     truth = np.arange(8).reshape(2, 4) % CLASSES
     quality = PseudoLabelQuality(CLASSES)
     quality.update(truth, np.ones((2, 4)), np.ones((2, 4), bool), truth)

@@ -86,7 +86,7 @@ def test_rgb_is_in_the_unit_range_and_normalizes_to_the_weak_view(channels, norm
     preprocessor = SemiDataPreprocessor(**base)
     out = run(preprocessor, data)['inputs']
     raw = torch.stack(data['inputs']).float() / 255
-    # Images are loaded as BGR unless the config says that it turns RGB into BGR.
+    # Images are loaded as BGR unless the config turns RGB into BGR.
     assert torch.equal(out['unsup_rgb'], raw if channels == 'rgb_to_bgr' else raw.flip(1))
     torch.testing.assert_close(preprocessor.normalize(out['unsup_rgb']), out['unsup_weak'])
     plain = run(SegDataPreProcessor(**base), data)['inputs']

@@ -61,7 +61,7 @@ def test_probabilities_are_the_mean_of_the_members_own_predictions():
     assert not torch.equal(label, expected[0].argmax(dim=1))
 
 
-def test_a_sure_member_does_not_make_infinite_logits():
+def test_a_certain_member_does_not_make_infinite_logits():
     ensemble = build()
     for member in ensemble.members:
         member.decode_head.conv_seg.weight.data.mul_(1e4)

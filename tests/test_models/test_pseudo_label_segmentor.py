@@ -62,7 +62,7 @@ def test_loss_is_the_dynamic_mutual_loss_of_the_batch():
     ],
 )
 def test_every_loss_of_stored_labels_reports_the_same_health(loss):
-    """Also with gammas of 0, where no weight needs to know who says what."""
+    """Also with gammas of 0, where no weight depends on the predictions."""
     images, samples, *_ = batch()
     expected = build().eval().loss(images, samples)
     losses = build(pseudo_loss=loss).eval().loss(images, samples)
@@ -116,7 +116,7 @@ def test_padding_is_no_pseudo_labeled_pixel():
 
 
 def test_health_of_labels_made_on_the_fly_is_theirs():
-    """Stored labels are not read, so that their share says nothing."""
+    """Stored labels are not read, so that their share means nothing."""
     model = build(pseudo_loss=dict(type='mmdmt.OnlinePseudoLoss', threshold=0.3)).eval()
     images, samples, labels, _ = batch()
     is_pseudo = torch.tensor([False, True, True])

@@ -194,13 +194,13 @@ def test_a_map_takes_two_bytes_a_pixel_before_compression(setting, tmp_path, mon
     assert sum(map(len, raw)) <= 2 * manifest['num_pixels']
 
 
-def test_the_manifest_says_what_every_class_is_like(setting, tmp_path):
+def test_the_manifest_describes_every_class(setting, tmp_path):
     manifest = labeled_with(setting, tmp_path / 'store')
     tops = [prob.max(dim=0) for prob in float_maps(setting).values()]
     label = torch.cat([top.indices.flatten() for top in tops])
-    sure = torch.cat([top.values.flatten() for top in tops])
+    confidence = torch.cat([top.values.flatten() for top in tops])
     for index in range(4):
-        own = sure[label == index]
+        own = confidence[label == index]
         assert manifest['predicted_pixels'][index] == len(own)
         mean = own.mean().item() if len(own) else 0
         assert manifest['class_confidence'][index] == pytest.approx(mean, abs=2e-3)
@@ -275,7 +275,7 @@ def test_augmented_views_and_half_precision_reach_the_labels(setting, tmp_path):
     means = [manifest['mean_confidence'] for manifest in manifests]
     assert len(set(means)) == 3
     assert means[1] == pytest.approx(means[0], abs=0.02)
-    assert means[2] < means[0], 'an average of views is less sure than one'
+    assert means[2] < means[0], 'an average of views is less confident than one'
 
 
 def test_images_of_different_sizes_in_one_batch(setting, tmp_path):

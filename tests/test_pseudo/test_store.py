@@ -132,22 +132,22 @@ def test_a_write_that_fails_leaves_the_old_map(tmp_path, monkeypatch):
     assert not list((tmp_path / 'maps').rglob('.*'))
 
 
-def test_manifest_says_what_is_in_the_store(tmp_path):
+def test_manifest_describes_the_store(tmp_path):
     store, manifest = finished(tmp_path)
     assert store.is_complete
     assert store.manifest == json.loads(json.dumps(manifest))
     assert manifest['checkpoint'] == META['checkpoint']
     assert manifest['ratio'] == 0.5 and manifest['num_classes'] == 4
     assert manifest['num_images'] == 4 and manifest['num_pixels'] == 4 * 24 * 32
-    labels, kept, sure = [], [], []
+    labels, kept, confidences = [], [], []
     for name in NAMES:
         labels.append(store.get(name)[0])
         kept.append(store.get_thresholded(name)[0])
-        sure.append(store.get(name)[1])
-    labels, kept, sure = (np.stack(values) for values in (labels, kept, sure))
+        confidences.append(store.get(name)[1])
+    labels, kept, confidences = (np.stack(values) for values in (labels, kept, confidences))
     assert manifest['kept_share'] == pytest.approx((kept != 255).mean())
     assert manifest['kept_share'] == pytest.approx(0.5, abs=0.05)
-    assert manifest['mean_confidence'] == pytest.approx(sure.mean(), rel=1e-6)
+    assert manifest['mean_confidence'] == pytest.approx(confidences.mean(), rel=1e-6)
     for key, values in (('predicted_pixels', labels), ('kept_pixels', kept)):
         assert manifest[key] == [(values == index).sum() for index in range(4)]
     assert manifest['files'] == NAMES
@@ -259,7 +259,7 @@ def test_a_damaged_meta_without_maps_is_written_again(tmp_path, content):
 
 
 def test_every_error_of_stored_labels_is_of_one_kind():
-    """By it the data set tells them from faults of an image, which it replaces."""
+    """By it the dataset distinguishes them from faults of an image, which it replaces."""
     for error in (DamagedMapError, StoreIncompleteError, StoreMismatchError):
         assert issubclass(error, PseudoLabelError)
 

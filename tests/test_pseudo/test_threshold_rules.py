@@ -61,7 +61,7 @@ def test_a_class_without_a_rank_does_not_win_everywhere():
 
 
 def fed(bins=None, num_classes=3):
-    """Class 0 is sure, class 1 is not, class 2 was never predicted."""
+    """Class 0 is confident, class 1 is not, class 2 was never predicted."""
     counter = ClassBalancedThreshold(num_classes, pixel_stride=1, bins=bins)
     label = torch.tensor([[0] * 50 + [1] * 50])
     confidence = torch.cat([torch.linspace(0.9, 0.99, 50), torch.linspace(0.4, 0.6, 50)])[None]

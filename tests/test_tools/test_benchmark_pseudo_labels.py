@@ -29,7 +29,7 @@ benchmark = load_tool()
 
 @pytest.fixture
 def setting(tmp_path):
-    """A config file and a checkpoint of a network that is sure of some of its labels."""
+    """A config file and a checkpoint of a network that is confident of some of its labels."""
     cfg = dict(base_config(make_tree(tmp_path / 'tree'), tmp_path), default_scope='mmseg')
     path = tmp_path / 'config.py'
     path.write_text('\n'.join(f'{key} = {cfg[key]!r}' for key in cfg))
@@ -51,7 +51,7 @@ def test_both_ways_agree_and_the_figures_fit_together(setting, tmp_path, capsys)
     kept = result['kept_share']
     assert kept['one pass'] == pytest.approx(kept['two passes'], abs=0.01)
     one, two = (result['ways'][name] for name in benchmark.METHODS)
-    # A header of 128 bytes and 8 bytes a pixel.
+    # A header of 128 bytes and 8 bytes per pixel.
     assert two['bytes_per_image'] == 128 + 8 * 32 * 32
     assert result['size_ratio'] == pytest.approx(two['bytes_per_image'] / one['bytes_per_image'])
     assert result['size_ratio'] > 2
@@ -99,7 +99,7 @@ def test_a_folder_of_images_or_generated_ones(setting, tmp_path):
     assert benchmark.main([*common, '--toy-scenes', '--images', '2'])['images'] == 2
 
 
-def test_without_a_checkpoint_the_network_starts_as_its_config_says(setting):
+def test_without_a_checkpoint_the_network_starts_as_configured(setting):
     assert benchmark.main([setting[0], '--repeats', '1', '--images', '2'])['images'] == 2
     with pytest.raises(SystemExit):
         benchmark.main([setting[0], '--repeats', '0'])

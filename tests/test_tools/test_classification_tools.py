@@ -64,7 +64,7 @@ def trained(tmp_path_factory):
     return root / 'config.py', root / 'work' / 'iter_4.pth'
 
 
-def test_the_test_tool_tells_the_accuracy(trained, tmp_path, monkeypatch, capsys):
+def test_the_test_tool_prints_the_accuracy(trained, tmp_path, monkeypatch, capsys):
     run_tool(monkeypatch, TOOLS / 'test.py', *trained, '--work-dir', tmp_path)
     assert 'accuracy/top1' in capsys.readouterr().out
     assert list(tmp_path.rglob('*.json'))

@@ -1,4 +1,4 @@
-"""Each converter on a tiny tree of the layout of the original data set."""
+"""Each converter on a tiny tree of the layout of the original dataset."""
 
 import importlib.util
 import json
@@ -173,7 +173,7 @@ def test_cityscapes_refuses_other_ids_and_missing_images(city):
         cityscapes.main([str(city)])
 
 
-def test_cityscapes_says_what_should_be_there(tmp_path):
+def test_cityscapes_names_what_should_be_there(tmp_path):
     with pytest.raises(SystemExit, match=r'gtFine/train is not a folder; the annotations'):
         cityscapes.main([str(tmp_path)])
 

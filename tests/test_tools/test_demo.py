@@ -1,4 +1,4 @@
-"""The demo runs from end to end, twice, and says what it did."""
+"""The demo runs from end to end, twice, and reports what it did."""
 
 import importlib.util
 import json
@@ -82,7 +82,7 @@ def test_exported_models_need_no_mmdmt(finished):
         assert 'mmdmt' not in text
 
 
-def test_second_run_trains_nothing_and_says_the_same(finished):
+def test_second_run_trains_nothing_and_prints_the_same(finished):
     work_dir, _ = finished
     before = {p: p.stat().st_mtime_ns for p in work_dir.rglob('iter_*.pth')}
     again = _run(work_dir)

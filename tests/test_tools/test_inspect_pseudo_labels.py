@@ -1,4 +1,4 @@
-"""The tool that says how good a store is: what it counts, where masks are found, what it draws."""
+"""The tool that shows how good stored labels are: counts, where masks are found, pictures."""
 
 import importlib.util
 import json
@@ -95,7 +95,7 @@ def test_the_best_and_the_worst_images_are_shown(run):
     assert len(row) == 5 and len(inspector._row('unlabeled_0')) == 3
     image = np.asarray(Image.open(tree / 'img' / 'unlabeled_5.png'))
     np.testing.assert_array_equal(row[0], image)
-    # Labels in the data set's colors, none where a label was not kept.
+    # Labels in the dataset's colors, none where a label was not kept.
     blended = np.rint(0.4 * image[10, 20] + 0.6 * np.array(PALETTE[1], np.float32))
     np.testing.assert_allclose(row[1][10, 20], blended, atol=1)
     np.testing.assert_array_equal(row[1][-1], image[-1])

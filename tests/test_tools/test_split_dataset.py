@@ -59,7 +59,7 @@ def test_published_lists_byte_for_byte(tmp_path):
         assert digest(folder / 'right.txt') == subsets['right_sha256']
 
 
-def test_what_is_written_and_said(name_list, tmp_path, capsys):
+def test_what_is_written_and_printed(name_list, tmp_path, capsys):
     sizes = ['--denominators=4', '--fractions=0.1', '--counts=7', '--folds=1']
     assert tool.main([name_list, out_dir(tmp_path), *sizes]) == 0
     assert written(tmp_path) == {

@@ -114,7 +114,7 @@ def test_predictions_are_written_for_a_named_network(tree, tmp_path):
 
     checkpoint = torch.load(tmp_path / 'run' / 'iter_2.pth', weights_only=True)
     weights = checkpoint['state_dict']
-    for key in ('weight', 'bias'):  # so that the student always says class 3
+    for key in ('weight', 'bias'):  # so that the student always predicts class 3
         weights[f'student.decode_head.conv_seg.{key}'].zero_()
     weights['student.decode_head.conv_seg.bias'][3] = 1
     torch.save(checkpoint, tmp_path / 'changed.pth')

@@ -11,8 +11,9 @@ python tools/analysis_tools/benchmark_pseudo_labels.py CONFIG --checkpoint stage
 python tools/analysis_tools/benchmark_pseudo_labels.py CONFIG --img-dir images/train --images 100
 python tools/analysis_tools/benchmark_pseudo_labels.py CONFIG --toy-scenes --images 50
 
-Without a checkpoint the network starts as its config says. An untrained classifier is sure of
-nothing and its labels are noise, which compresses badly: take a checkpoint for sizes that count.
+Without a checkpoint the network starts from its initial weights. An untrained classifier is
+confident of nothing and its labels are noise, which compresses badly: take a checkpoint for sizes
+that count.
 """
 
 import argparse
@@ -194,7 +195,7 @@ def measure(
 
 
 def compare(store: PseudoLabelStore, folder: Path, names: Sequence[str]) -> Dict[str, Any]:
-    """How far the two ways say the same.
+    """How far the labels of both agree.
 
     Args:
         store: What one pass made.
@@ -226,7 +227,7 @@ def report(result: Dict[str, Any]) -> str:
     """The result as text."""
     lines = [
         f'{result["images"]} images, {result["device"]}, torch {result["torch"]}, '
-        f'{result["repeats"]} runs each, in turns',
+        f'{result["repeats"]} runs each, alternately',
         f'{"":12}{"seconds (all runs)":>28}{"images/s":>10}{"bytes/image":>13}{"bytes/pixel":>13}',
     ]
     for name in METHODS:

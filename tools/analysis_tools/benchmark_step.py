@@ -2,7 +2,7 @@
 
 A method needs some passes through its networks; everything else it does in a step (views, mixing,
 pseudo-labels, losses of its own, the optimizer, teachers) is overhead. This tool finds out by
-itself which passes a step has, and times step and passes in turns, so that other work on the
+itself which passes a step has, and times step and passes alternately, so that other work on the
 machine slows both alike::
 
     python tools/analysis_tools/benchmark_step.py CONFIG
@@ -264,7 +264,7 @@ class Measured(NamedTuple):
 
 
 def measure(model: BaseSegmentor, cfg: Config, args: argparse.Namespace) -> Measured:
-    """Time step and passes in turns."""
+    """Time step and passes alternately."""
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     num_classes = next(iter(networks_of(model).values())).num_classes
     watch = Stopwatch(CLOCKS[args.clock], args.device)

@@ -48,7 +48,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 def decode_counts(text: str) -> list[int]:
     """Run lengths from COCO's compressed string.
 
-    Each character holds 5 bits, lowest first, and says in bit 6 whether the number goes on; the
+    Each character holds 5 bits, lowest first, and bit 6 tells whether the number goes on; the
     sign is bit 5 of the last one. From the fourth on, numbers are differences to that two before.
     """
     counts: list[int] = []

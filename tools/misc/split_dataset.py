@@ -34,7 +34,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         description='Make lists of labeled and unlabeled images for any dataset'
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument('--list', metavar='FILE', help='all ids, one a line')
+    source.add_argument('--list', metavar='FILE', help='all ids, one per line')
     source.add_argument('--img-dir', help='take every image below this folder')
     parser.add_argument('--img-suffix', default='.jpg', help='with --img-dir (default: .jpg)')
     parser.add_argument('--out-dir', required=True, help='where to write')

@@ -8,7 +8,7 @@
 # python tools/misc/split_classes.py --dataset CIFAR10 --data-root data/cifar10 \
 #     --out-dir data/cifar10/splits          draws the lists; with --download it fetches the data
 #
-# Every setting of `settings` may be said once, in a child config or by --cfg-options.
+# Every setting of `settings` may be set once, in a child config or by --cfg-options.
 _base_ = ['./augment.py', '../settings.py']
 
 data_root = 'data/cifar10'

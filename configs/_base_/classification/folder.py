@@ -3,7 +3,7 @@
 # data_root/
 #   train/<class>/**/*.jpg      labeled and unlabeled images
 #   test/<class>/**/*.jpg
-#   splits/labeled.txt          names below train (cat/001.jpg), one a line
+#   splits/labeled.txt          names below train (cat/001.jpg), one per line
 #   splits/unlabeled.txt        the other names
 #   splits/validation/val.txt   labeled images to validate with, in neither of the other lists
 #
@@ -14,13 +14,13 @@
 #   num_classes = 5
 #   image_size = (72, 72)       images are brought to this (width, height),
 #   crop_size = (64, 64)        padded by 4 on each side, and cropped to this (height, width)
-# Classes are the folders of train, in alphabetical order. Images whose class nobody knows lie in a
+# Classes are the folders of train, in alphabetical order. Images without a known class lie in a
 # folder of their own, all of which is used without a list:
 #   train_dataloader = dict(dataset=dict(datasets=[_base_.labeled_dataset, dict(
 #       _base_.unlabeled_dataset, ann_file='', dataset=dict(
 #           type='mmpretrain.CustomDataset', data_prefix='/path/to/them', with_label=False))]))
 #
-# Every setting of `settings` may be said once, in a child config or by --cfg-options; max_iters too,
+# Every setting of `settings` may be set once, in a child config or by --cfg-options; max_iters too,
 # for labeled-only training.
 _base_ = ['./augment.py', '../settings.py']
 

@@ -7,7 +7,7 @@
 #
 # ADE20KDataset shifts the ids, so that class 1 becomes 0 and "other" becomes 255.
 #
-# Every setting of `settings` may be said once, in a child config or by --cfg-options, such as
+# Every setting of `settings` may be set once, in a child config or by --cfg-options, such as
 # data_root=/data/mine (docs/configs.md). A list may also be an absolute path.
 _base_ = '../settings.py'
 

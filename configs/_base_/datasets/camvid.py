@@ -8,7 +8,7 @@
 # Copies with JPEG images work with img_suffix=.jpg. The validation images are one clip from the
 # middle of a training sequence: report the test images.
 #
-# Every setting of `settings` may be said once, in a child config or by --cfg-options, such as
+# Every setting of `settings` may be set once, in a child config or by --cfg-options, such as
 # data_root=/data/mine (docs/configs.md). A list may also be an absolute path.
 _base_ = '../settings.py'
 

@@ -9,7 +9,7 @@
 # Names on the lists are <city>/<city>_000000_000019. Validation is at full size; DMT as published
 # halves images and labels, see its configs.
 #
-# Every setting of `settings` may be said once, in a child config or by --cfg-options, such as
+# Every setting of `settings` may be set once, in a child config or by --cfg-options, such as
 # data_root=/data/mine (docs/configs.md). A list may also be an absolute path.
 _base_ = '../settings.py'
 

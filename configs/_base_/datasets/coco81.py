@@ -7,7 +7,7 @@
 #
 # Images keep their size: the longer side of COCO images is 640. Validation takes whole images.
 #
-# Every setting of `settings` may be said once, in a child config or by --cfg-options, such as
+# Every setting of `settings` may be set once, in a child config or by --cfg-options, such as
 # data_root=/data/mine (docs/configs.md). A list may also be an absolute path.
 _base_ = '../settings.py'
 

@@ -3,7 +3,7 @@
 # data_root/
 #   images/{train,val}/**/*.jpg
 #   masks/{train,val}/**/*.png       uint8, one channel, class ids from 0, 255 = not labeled
-#   splits/labeled.txt               names below images/train without suffix, one a line
+#   splits/labeled.txt               names below images/train without suffix, one per line
 #   splits/unlabeled.txt             the other names; tools/misc/split_dataset.py makes both
 #
 # In a child config, set:
@@ -24,7 +24,7 @@
 #                pipeline={{_base_.unsup_pipeline}}),
 #       ])]))
 #
-# Every setting of `settings` may be said once, in a child config or by --cfg-options, such as
+# Every setting of `settings` may be set once, in a child config or by --cfg-options, such as
 # data_root=/data/mine (docs/configs.md). A list may also be an absolute path.
 _base_ = '../settings.py'
 

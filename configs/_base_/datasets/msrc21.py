@@ -5,7 +5,7 @@
 #   ann/{train,val,test}/*.png                     class ids from 0, 255 = void
 #   splits/1_8/fold_0/{labeled,unlabeled}.txt      from tools/misc/split_dataset.py
 #
-# Every setting of `settings` may be said once, in a child config or by --cfg-options, such as
+# Every setting of `settings` may be set once, in a child config or by --cfg-options, such as
 # data_root=/data/mine (docs/configs.md). A list may also be an absolute path.
 _base_ = '../settings.py'
 

@@ -2,7 +2,7 @@
 #   python examples/toy_scenes.py data/toy_scenes
 # 24 labeled of 320 for training, 20 val, 100 test.
 #
-# Every setting of `settings` may be said once, in a child config or by --cfg-options.
+# Every setting of `settings` may be set once, in a child config or by --cfg-options.
 _base_ = '../settings.py'
 
 dataset_type = 'BaseSegDataset'

@@ -1,6 +1,6 @@
 # Cross Teacher Training: two students, each taught by the teacher of the other, and contrast
 # between their features. Values of the paper, but for the weights of the contrastive losses, which
-# its code never adds, so that they are not known.
+# the released code never adds, so that they are not known.
 method = dict(
     type='mmdmt.CrossTeacher',
     strong=dict(type='mmdmt.StrongAugment', preset='ctt'),

@@ -4,8 +4,7 @@
 # pseudo-labeled ones. `subset` is round 0 on one of the two difference-maximized subsets, which
 # hold all labeled images but a fifth (rounded up).
 #
-# Not published: epochs for 1464 (those of 1/8, a set of nearly that size). Two published scripts
-# differ in the epochs for 1/50: 212 (here) and 134.
+# Two published scripts differ in the epochs for 1/50: 212 (here) and 134.
 _base_ = './dmt.py'
 
 published_sets = dict(

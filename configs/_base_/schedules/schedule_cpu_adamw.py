@@ -1,4 +1,4 @@
-# A schedule that a CPU can bear: AdamW, head three times as fast as the pretrained backbone.
+# A schedule for CPUs: AdamW, head three times as fast as the pretrained backbone.
 max_iters = 1800
 schedule_settings = dict(
     max_iters=dict(default=max_iters, sets=['train_cfg.max_iters', 'param_scheduler.**.end'])

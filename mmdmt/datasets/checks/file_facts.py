@@ -66,7 +66,7 @@ class LabelRules:
 
 
 def image_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
-    """Read an image's size, turned as its EXIF orientation says (as the loader turns it).
+    """Read an image's size after its EXIF orientation is applied, as the loader does.
 
     Decoding every pixel is what finds truncated files; else only the header is read. Raises
     whatever Pillow raises on a file that it cannot read.

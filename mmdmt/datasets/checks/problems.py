@@ -1,4 +1,4 @@
-"""What can be wrong with a dataset, said the same way by the tool and at training start."""
+"""What can be wrong with a dataset; the tool and training report it alike."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Drawing which images are labeled, and the lists that say so."""
+"""Drawing which images are labeled, and the lists of them."""
 
 from .draws import difference_maximized_subsets, nested_splits
 

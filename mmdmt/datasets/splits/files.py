@@ -1,4 +1,4 @@
-"""Lists on disk: one id a line; split lists with a manifest that says how they were drawn."""
+"""Lists on disk: one id per line; split lists with a manifest of how they were drawn."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ class SplitExistsError(FileExistsError):
 
 
 def read_list(path: Union[str, Path]) -> list[str]:
-    """Read a list file: one id a line, blank lines and surrounding spaces left out.
+    """Read a list file: one id per line, blank lines and surrounding spaces left out.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -33,7 +33,7 @@ def read_list(path: Union[str, Path]) -> list[str]:
 
 
 def write_list(path: Union[str, Path], names: Iterable[str]) -> None:
-    """Write one id a line, atomically: a reader sees the old list or the whole new one."""
+    """Write one id per line, atomically: a reader sees the old list or the whole new one."""
     write_text_atomically(path, ''.join(f'{name}\n' for name in names))
 
 
@@ -57,7 +57,7 @@ def write_splits(
     Args:
         out_dir (str | Path): Folder; made if missing.
         sets (Mapping): Lists by set and name: ``{'1_8/fold_0': {'labeled': [...], ...}}``.
-        facts (Mapping): What else the manifest says of each set: method, seed, parent list, ...
+        facts (Mapping): What else the manifest has of each set: method, seed, parent list, ...
         force (bool): Overwrite lists that differ. Defaults to False.
 
     Raises:

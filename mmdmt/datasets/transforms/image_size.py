@@ -11,7 +11,7 @@ from mmdmt.registry import TRANSFORMS
 
 @TRANSFORMS.register_module()
 class LoadImageAtSize(LoadImageFromFile):
-    """Load an image and bring it to one size, which counts as its original size from then on.
+    """Load an image and resize it to one size, which counts as its original size from then on.
 
     With ``LoadImageFromFile`` and ``Resize``, mmseg scales the prediction back to the size of the
     file. Protocols that score at a reduced size (Cityscapes at 512x1024 in DMT) must not do that,
@@ -75,7 +75,7 @@ class ScoreAtImageSize(BaseTransform):
     """Declare the size of the image so far to be its original one.
 
     mmseg scales predictions back to ``ori_shape``, the size of the file. Protocols that resize the
-    labels together with the image (the published code of Dual Teacher on ADE20K) score at the size
+    labels together with the image (the released code of Dual Teacher on ADE20K) score at the size
     of the resized image instead: put this behind the last resizing, with the labels loaded before.
 
     Required keys: ``img_shape``. Modified keys: ``ori_shape``.

@@ -17,9 +17,9 @@ from mmdmt.registry import HOOKS
 class CouplingHook(Hook):
     """Logs the coupling of teachers and students, of any online method, now and then.
 
-    A teacher that has become its student's mirror repeats the student's errors. Every ``interval``
-    iterations this hook compares them on the unlabeled images of the batch, all in eval mode on
-    the weak view, and logs
+    A teacher that has become nearly a copy of its student repeats the student's errors. Every
+    ``interval`` iterations this hook compares them on the unlabeled images of the batch, all in
+    eval mode on the weak view, and logs
 
     - ``coupling_distance``: relative distance of the parameters, ``|teacher - student| /
       |student|``,

@@ -76,7 +76,7 @@ class DatasetCheckHook(Hook):
             self.check(train, val, runner.work_dir, num_classes=_num_classes(runner.model))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Note the classes that the network in the checkpoint tells apart."""
+        """Note the classes of the network in the checkpoint."""
         meta = checkpoint.get('meta', {}).get('dataset_meta') or {}
         self._stored_classes = tuple(meta.get('classes') or ())
 

@@ -1,4 +1,4 @@
-"""The record of which stages are done, written so that a crash can not damage it."""
+"""The record of which stages are done, written so that a crash cannot damage it."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from mmdmt.files import write_text_atomically
 
 try:
     import fcntl
-except ImportError:  # Windows: two machines can not share a work dir there
+except ImportError:  # Windows: two machines cannot share a work dir there
     fcntl = None
 
 FILE_NAME = 'stages.json'

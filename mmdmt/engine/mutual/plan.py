@@ -133,5 +133,5 @@ def _check_lists(members: Any, ratios: Any) -> None:
     listed = isinstance(ratios, (list, tuple)) and all(isinstance(r, (int, float)) for r in ratios)
     if not listed or not all(0 < ratio <= 1 for ratio in ratios):
         raise ValueError(
-            f'`mutual.ratios` must be a list of numbers in (0, 1], one a round, got {ratios!r}'
+            f'`mutual.ratios` must be a list of numbers in (0, 1], one per round, got {ratios!r}'
         )

@@ -19,7 +19,7 @@ def check_chain(builder: StageConfigBuilder, work_dir: str) -> List[Config]:
         list[Config]: The configs of round 0, in the order of the members.
 
     Raises:
-        ValueError: If a stage cannot be trained, validated or stored as the config says.
+        ValueError: If a stage cannot be trained, validated or stored with this config.
         FileNotFoundError: If a member's initial checkpoint is missing.
     """
     stages = builder.plan.stages

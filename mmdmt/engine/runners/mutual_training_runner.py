@@ -187,8 +187,8 @@ class MutualTrainingRunner:
         latest = find_latest_valid_checkpoint(cfg.work_dir)
         if latest is not None and self.ledger.entry(stage.name)['state'] == 'pending':
             raise RuntimeError(
-                f'{cfg.work_dir} holds {osp.basename(latest)}, but {self.ledger.path} does not say '
-                f'with which config it was made: put the folder away (or run with --redo '
+                f'{cfg.work_dir} holds {osp.basename(latest)}, but {self.ledger.path} does not '
+                f'know with which config it was made: put the folder away (or run with --redo '
                 f'{stage.name})'
             )
         self.ledger.begin(stage.name, config, made_from)

@@ -38,7 +38,7 @@ class SemiRunner(Runner):
       the seed of the interrupted run before anything draws from it. A checkpoint that was due
       for validation is validated at once, since it was saved before.
     - ``launcher='pytorch'`` on a machine without an accelerator trains with gloo; SyncBN layers
-      become ordinary ones there, which a warning says.
+      become ordinary ones there, with a warning.
     - Config key ``channels_last=True`` stores convolution weights channels-last.
     - Settings that would fail late or do nothing are refused at the start.
     - Hooks may have a method ``before_loading(runner)``, called before datasets and loaders are
@@ -194,10 +194,10 @@ class SemiRunner(Runner):
         return from_main(lambda: find_latest_valid_checkpoint(self.work_dir))
 
     def load_or_resume(self) -> None:
-        """Resume, or load weights, or do nothing, as ``resume`` and ``load_from`` say.
+        """Resume, or load weights, or do nothing, according to ``resume`` and ``load_from``.
 
         ``resume=True`` without ``load_from`` takes the newest complete checkpoint of the work dir
-        and starts afresh where there is none.
+        and starts at step 0 where there is none.
         """
         if self._has_loaded:
             return
@@ -207,7 +207,7 @@ class SemiRunner(Runner):
         elif self._load_from is not None:
             self.load_checkpoint(self._load_from)
         elif self._resume:
-            self.logger.info(f'{self.work_dir} holds no checkpoint to resume: starting afresh.')
+            self.logger.info(f'{self.work_dir} holds no checkpoint to resume: starting at step 0.')
 
     def load_checkpoint(
         self,

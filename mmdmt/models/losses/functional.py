@@ -196,7 +196,7 @@ def confidence_share_loss(
 
     - ``per_image=True`` (Dual Teacher's CutMix shift): every image has its own share. As
       published, the sum is divided by the number of pixels **whose cross entropy is positive**,
-      whatever their weight: a pixel the student fits to the last float32 bit leaves the average.
+      whatever their weight: a pixel whose loss is 0 in float32 leaves the average.
     - ``per_image=False`` (Dual Teacher's ClassMix shift, CTT): one share for the batch, mean over
       all valid pixels.
 
@@ -246,7 +246,7 @@ def masked_cross_entropy(
     """Cross entropy with pseudo-labels on confident pixels.
 
     A pixel is kept if it is valid and its confidence reaches the threshold. The summed cross
-    entropy of kept pixels is divided by what ``normalizer`` says:
+    entropy of kept pixels is divided according to ``normalizer``:
 
     - ``'valid'``: the number of valid pixels (FixMatch, UniMatch, Dual Teacher), so that the loss
       grows as the teacher gets more confident;

@@ -192,7 +192,7 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
     def forward(self, inputs, data_samples=None, mode: str = 'tensor'):
         """As mmseg's; ``mode='loss'`` takes the dicts that the preprocessor makes."""
         if mode == 'loss' and self.training and self.max_iters is None:
-            self.max_iters = 0  # said once
+            self.max_iters = 0  # one warning is enough
             warnings.warn(
                 f"{type(self).__name__} trains without dict(type='mmdmt.MethodHook') in "
                 '`default_hooks`: unless your own loop calls `start_run()` and, after each '
@@ -298,7 +298,7 @@ def _preprocessor(segmentor: dict, given: Any) -> Any:
     own = segmentor.get('data_preprocessor') or given
     if own is None:
         raise ValueError(
-            '`segmentor.data_preprocessor` is missing: it says how images are normalized and to '
+            '`segmentor.data_preprocessor` is missing: it sets how images are normalized and to '
             'which size they are padded'
         )
     return own if isinstance(own, nn.Module) else dict(own, type='mmdmt.SemiDataPreprocessor')

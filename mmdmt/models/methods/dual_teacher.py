@@ -39,7 +39,7 @@ class DualTeacher(SemiSegmentor):
     """One student, and temporary teachers of which one at a time labels for it and follows it.
 
     Na et al., "Switching Temporary Teachers for Semi-Supervised Semantic Segmentation", NeurIPS
-    2023. A single EMA teacher becomes its student's mirror; here a teacher follows the student
+    2023. A single EMA teacher becomes a copy of its student; here a teacher follows the student
     only while it is on duty, and each shift has a strong augmentation of its own. A step is::
 
         label, confidence = teacher on duty (weak view)
@@ -122,7 +122,7 @@ class DualTeacher(SemiSegmentor):
     # ------------------------------------------------------------------ shifts
 
     def start_run(self, max_iters: int, pass_iters: Sequence[int] = ()) -> None:
-        """Learn how long the run is, and a shift; ValueError if nobody knows an epoch's length."""
+        """Learn how long the run is, and a shift; ValueError if an epoch's length is unknown."""
         super().start_run(max_iters, pass_iters)
         if self.shift_length != 'epoch':
             return
@@ -167,7 +167,7 @@ class DualTeacher(SemiSegmentor):
             ``unsup_consistency_loss``, and the health of the method: ``on_duty`` (number of the
             teacher), ``unsup_confident_share`` (weight of the mixed loss), ``unsup_confidence``
             (mean over valid pixels), ``unsup_keep_ratio`` (share of valid pixels above the
-            threshold) and ``unsup_agreement`` (share on which sub-model and teacher say the same).
+            threshold) and ``unsup_agreement`` (share on which sub-model and teacher agree).
         """
         shift = self.shifts[self.shift_number % len(self.shifts)]
         teacher = self.network(self.teacher_names[self.on_duty])

@@ -28,7 +28,7 @@ def build_segmentor(cfg: dict) -> BaseSegmentor:
 
 
 class NetworksSegmentor(BaseSegmentor):
-    """Students and teachers by name; :attr:`predict_on` says which of them predict.
+    """Students and teachers by name; :attr:`predict_on` names those that predict.
 
     To inferencers, hooks and test-time augmentation it is the segmentor that predicts.
 

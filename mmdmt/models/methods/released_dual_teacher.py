@@ -29,7 +29,7 @@ class ReleasedShift(Shift):
 
 @MODELS.register_module()
 class ReleasedDualTeacher(DualTeacher):
-    """:class:`DualTeacher` with what its released code does otherwise than the paper says.
+    """:class:`DualTeacher` with what its released code does differently from the paper.
 
     For reproduction; ``docs/dual_teacher.md`` has the effects. Besides :class:`ReleasedShift`:
 

@@ -1,4 +1,4 @@
-"""Masks that say which pixels an image keeps and which it takes from its partner.
+"""Masks of the pixels that an image keeps; the others it takes from its partner.
 
 One convention everywhere: a mask is True where an image keeps its own pixel and False where it
 takes the pixel of its partner. Random numbers are drawn from torch's global CPU generator; nothing

@@ -42,7 +42,7 @@ class Shift(nn.Module):
     def forward(self, rgb: Tensor, targets: Targets, padded: bool) -> Tuple[Tensor, Targets]:
         """Mix, augment and flip images (N, 3, H, W) in [0, 1], and the targets on their pixels.
 
-        ``padded`` says whether any image has padding, which costs the augmentation more.
+        ``padded``: whether any image has padding, which costs the augmentation more.
         """
         if self.mix is not None:
             rgb, targets = self.mix(rgb, targets)

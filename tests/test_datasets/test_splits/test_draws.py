@@ -270,7 +270,7 @@ def test_read_list_forgives_blank_lines_not_doubles(tmp_path):
         read_list(tmp_path / 'nowhere.txt')
 
 
-def test_manifest_says_how_lists_were_drawn_and_keeps_other_sets(tmp_path):
+def test_manifest_describes_how_lists_were_drawn_and_keeps_other_sets(tmp_path):
     write_splits(tmp_path, {'1_8/fold_0': {'labeled': ['b', 'a']}}, {'1_8/fold_0': {'seed': 3}})
     write_splits(tmp_path, {'count_1/fold_0': {'labeled': ['c']}}, {'count_1/fold_0': {}})
     sets = json.loads((tmp_path / 'manifest.json').read_text())['sets']

@@ -223,7 +223,7 @@ def test_each_round_may_have_its_own_rule(tree, tmp_path):
     assert [entries[f'stage_{r}_a']['select'] for r in (0, 1)] == ['best', 'last']
 
 
-def test_log_and_scalars_say_what_labels_and_rounds_are_like(mixed):
+def test_log_and_scalars_describe_labels_and_rounds(mixed):
     work_dir, _ = mixed
     stage = work_dir / 'stage_1_cnn'
     scalars = [json.loads(x) for path in stage.rglob('scalars.json') for x in path.open()]

@@ -23,7 +23,7 @@ def batch():
 
 
 def labels_of(model, inputs, name='teacher_0'):
-    """What a teacher says, worked out in other words."""
+    """What a teacher predicts, computed in another way."""
     confidence, label = dense_logits(model.network(name), inputs['unsup_weak']).softmax(1).max(1)
     return label, confidence
 

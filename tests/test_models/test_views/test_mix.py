@@ -42,7 +42,7 @@ def test_every_pixel_comes_whole_from_one_of_two_images(shape, seed, view):
     code = mixing(images)[0][:, 0].long()
     image_index, pixel = code // (shape[1] * shape[2]), code % (shape[1] * shape[2])
     own = torch.arange(shape[0]).view(-1, 1, 1).expand_as(code)
-    # Same place, and from the image itself or from its partner, as the mask says.
+    # Same place, and from the image itself or from its partner, according to the mask.
     assert torch.equal(pixel, torch.arange(shape[1] * shape[2]).view(1, *shape[1:]).expand(shape))
     assert torch.equal(image_index, torch.where(mixing.mask, own, mixing.partner[own]))
     # Whatever is carried along comes bit-equal from the very same pixel.

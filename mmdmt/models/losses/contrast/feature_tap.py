@@ -30,7 +30,7 @@ def find_classifier(segmentor: BaseSegmentor, path: str = CLASSIFIER) -> nn.Modu
 
 
 def feature_channels(classifier: nn.Module) -> int:
-    """Channels of the features that a classifier reads; ValueError if no ``in_channels`` tells."""
+    """Channels of the features that a classifier reads; ValueError if it has no ``in_channels``."""
     for module in classifier.modules():
         if isinstance(getattr(module, 'in_channels', None), int):
             return module.in_channels
