@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from os.path import dirname
 from typing import Any, Dict, List, NamedTuple, Tuple
 
 from mmengine.config import Config
@@ -69,8 +70,9 @@ def resolve_config(cfg: Config) -> Config:
     A path ends with a key; ``**`` stands for any number of steps; in a list a step is an index or
     the ``type`` of an element, without its prefix; ``*`` in a step stands for any characters. A
     place that holds another value than the default keeps it; a config that changes a setting and
-    uses the new value itself notes it too. Members and stages of ``mutual`` may change settings in
-    their ``cfg_options``.
+    uses the new value itself notes it too. ``fixed`` says why a setting must keep its default.
+    Members and stages of ``mutual`` may change settings in their ``cfg_options``. A warm-up that
+    would not end before ``max_iters`` becomes shorter in proportion.
 
     Then ``evaluation_protocol`` is applied (:func:`mmdmt.protocols.apply_protocol`), sources whose
     ``train_dataloader.sampler.source_ratio`` is 0 are dropped, and variables that only feed other
@@ -83,10 +85,14 @@ def resolve_config(cfg: Config) -> Config:
         Config: ``cfg``.
 
     Raises:
-        ValueError: If a setting is changed that goes nowhere, or none of the noted ones is set; or
-            the batch sizes of the training loader and its sampler differ.
+        ValueError: If a setting is changed that goes nowhere, or not to all of mutual training, or
+            none of the noted ones is set; or the batch sizes of the training loader and its sampler
+            differ.
     """
     settings = _settings(cfg)
+    _check_mutual(cfg, {name: s['defaults'] for name, s in settings.items()})
+    if 'max_iters' in settings:
+        _shorten_warm_up(cfg, settings['max_iters']['defaults'])
     _spread(cfg, settings)
     apply_protocol(cfg)  # last: its windows have the final crop size
     _drop_unused_sources(cfg)
@@ -109,16 +115,24 @@ def merge_options(cfg: Config, options: Dict[str, Any]) -> None:
     cfg.merge_from_dict(options)
 
 
+def schedulers_of(cfg: Config) -> List[dict]:
+    """The parameter schedulers of a config, which may have one, a list, or none."""
+    schedulers = cfg.get('param_scheduler') or []
+    return [schedulers] if isinstance(schedulers, dict) else list(schedulers)
+
+
 def _settings(cfg: Config) -> Dict[str, dict]:
     """Defaults and paths of the noted settings that have a default, by name."""
     noted: Dict[str, dict] = {}
     for key in [key for key in cfg if key == 'settings' or key.endswith('_settings')]:
         for name, setting in cfg[key].items():
-            refuse_unknown_keys(f'{key}.{name}', setting, ('default', 'sets'))
+            refuse_unknown_keys(f'{key}.{name}', setting, ('default', 'sets', 'fixed'))
             if 'default' in setting:
                 found = noted.setdefault(name, dict(defaults=[], sets=[]))
                 found['defaults'].append(_plain(setting['default']))
                 found['sets'] += setting.get('sets', ())
+                if 'fixed' in setting and _plain(cfg.get(name)) not in found['defaults']:
+                    raise ValueError(f'`{name}` is set to {cfg[name]!r}, but {setting["fixed"]}')
             elif name in cfg:
                 raise ValueError(
                     f'`{name}` is set to {cfg[name]!r}, but nothing of this config takes it: '
@@ -128,6 +142,38 @@ def _settings(cfg: Config) -> Dict[str, dict]:
     if missing:
         raise ValueError(f'`settings` notes {missing}, which this config does not set')
     return noted
+
+
+def _check_mutual(cfg: Config, defaults: Dict[str, list]) -> None:
+    """Refuse changes that would reach only a part of mutual training."""
+    mutual = cfg.get('mutual') or {}
+    changed = {n for n, noted in defaults.items() if n in cfg and _plain(cfg[n]) not in noted}
+    parts = [key for key in ('supervised', 'round') if 'max_iters' in mutual.get(key, {})]
+    if parts and 'max_iters' in changed:
+        raise ValueError(
+            f'`max_iters` is set to {cfg.max_iters}, but `mutual` states lengths of its own (for '
+            f'{parts}): set `mutual.supervised.max_iters` and `mutual.round.max_iters`'
+        )
+    for index, member in enumerate(mutual.get('members', ())):
+        own = member.get('labeled_list')
+        if own and 'labeled_list' in changed and dirname(own) != dirname(cfg.labeled_list):
+            raise ValueError(
+                f'`labeled_list` is set to {cfg.labeled_list!r}, but round 0 of member '
+                f'{member.get("name")!r} has {own!r} of another folder: set '
+                f'`mutual.members.{index}.labeled_list` too'
+            )
+
+
+def _shorten_warm_up(cfg: Config, lengths: List[int]) -> None:
+    """Scale a warm-up that would not end before training, with the first length as the measure."""
+    schedulers = schedulers_of(cfg)
+    if all(s.get('end') not in lengths or s.get('begin', 0) < cfg.max_iters for s in schedulers):
+        return
+    for scheduler in schedulers:
+        for key in {'begin', 'end'} & set(scheduler):
+            if scheduler[key] not in lengths:
+                scheduler[key] = scheduler[key] * cfg.max_iters // lengths[0]
+    cfg.param_scheduler = [s for s in schedulers if s.get('begin', 0) < s['end']]
 
 
 def _spread(cfg: Config, settings: Dict[str, dict]) -> None:

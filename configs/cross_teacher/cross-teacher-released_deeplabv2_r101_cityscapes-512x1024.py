@@ -6,7 +6,7 @@ _base_ = './cross-teacher_deeplabv2_r101_cityscapes-512x1024.py'
 model = dict(
     contrast=None,
     shared_mix=False,
-    mix=dict(partner='shuffle'),
+    mix=dict(partner='next'),
     ema=dict(buffers='keep', mode='train'),
     predict_on='student_l',
 )

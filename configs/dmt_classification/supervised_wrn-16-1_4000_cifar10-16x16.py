@@ -7,6 +7,7 @@ _base_ = [
 ]
 
 max_iters = 3600
+length_settings = dict(max_iters=dict(default=max_iters))
 model = dict(backbone=dict(depth=16, widen_factor=1), head=dict(in_channels=64))
 optim_wrapper = dict(optimizer=dict(lr=0.1))
 train_cfg = dict(val_interval=900)

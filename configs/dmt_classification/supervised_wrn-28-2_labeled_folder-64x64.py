@@ -7,5 +7,6 @@ _base_ = [
 ]
 
 max_iters = 20000
+length_settings = dict(max_iters=dict(default=max_iters))
 model = dict(data_preprocessor=dict(to_rgb=True))
 optim_wrapper = dict(optimizer=dict(lr=0.03))

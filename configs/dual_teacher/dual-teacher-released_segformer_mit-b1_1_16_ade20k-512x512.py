@@ -2,7 +2,13 @@
 # docs/dual_teacher.md for each difference. Do not compare its scores with others.
 _base_ = './dual-teacher_segformer_mit-b1_1_16_ade20k-512x512.py'
 
-model = dict(type='mmdmt.ReleasedDualTeacher')
+model = dict(
+    type='mmdmt.ReleasedDualTeacher',
+    strong=None,  # it mixes the weak views
+    sub_model=None,
+    restart=True,
+    ema=dict(momentum=0.99, mode='train', buffers='keep'),
+)
 # The learning rate always decays until step 50000.
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, begin=0, end=1500, by_epoch=False),

@@ -8,8 +8,9 @@ _base_ = [
 
 evaluation_protocol = 'cityscapes_sliding'
 crop_size = (801, 801)
+crop_settings = dict(crop_size=dict(default=crop_size))  # the model is written with it
 model = dict(
-    data_preprocessor=dict(size=_base_.crop_size),
+    data_preprocessor=dict(size=crop_size),
     decode_head=dict(num_classes=_base_.num_classes, align_corners=True),
 )
 optim_wrapper = dict(optimizer=dict(lr=0.005, weight_decay=1e-4))

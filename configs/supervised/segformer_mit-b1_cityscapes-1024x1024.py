@@ -7,7 +7,8 @@ _base_ = [
 
 evaluation_protocol = 'cityscapes_sliding'
 crop_size = (1024, 1024)
+crop_settings = dict(crop_size=dict(default=crop_size))  # the model is written with it
 model = dict(
-    data_preprocessor=dict(size=_base_.crop_size),
+    data_preprocessor=dict(size=crop_size),
     decode_head=dict(num_classes=_base_.num_classes),
 )

@@ -6,7 +6,8 @@ _base_ = [
 ]
 
 crop_size = (512, 512)
+crop_settings = dict(crop_size=dict(default=crop_size))  # the model is written with it
 model = dict(
-    data_preprocessor=dict(size=_base_.crop_size),
+    data_preprocessor=dict(size=crop_size),
     decode_head=dict(num_classes=_base_.num_classes),
 )

@@ -1,4 +1,5 @@
 _base_ = './schedule_40k_sgd.py'
 
 max_iters = 20000
+length_settings = dict(max_iters=dict(default=max_iters))
 train_cfg = dict(val_interval=2000)

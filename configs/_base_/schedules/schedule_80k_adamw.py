@@ -1,4 +1,5 @@
 _base_ = './schedule_40k_adamw.py'
 
 max_iters = 80000
+length_settings = dict(max_iters=dict(default=max_iters))
 train_cfg = dict(val_interval=8000)

@@ -6,8 +6,9 @@ from typing import List
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
+from mmdmt.config import schedulers_of
 from mmdmt.engine.mutual.plan import Stage
-from mmdmt.engine.mutual.stage_config import StageConfigBuilder, schedulers_of
+from mmdmt.engine.mutual.stage_config import StageConfigBuilder
 from mmdmt.files import is_remote
 from mmdmt.registry import HOOKS, MODELS
 

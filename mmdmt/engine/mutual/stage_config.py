@@ -10,7 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 
 from mmdmt.checks import check_choice, refuse_unknown_keys
-from mmdmt.config import resolve_config
+from mmdmt.config import resolve_config, schedulers_of
 from mmdmt.engine.mutual.ensemble import ensemble_kinds
 from mmdmt.engine.mutual.plan import SELECT_RULES, MutualPlan, Stage
 from mmdmt.registry import TASK_UTILS, TRANSFORMS
@@ -247,12 +247,6 @@ def _set_schedule(cfg: Config, max_iters: Optional[int], lr: Optional[float]) ->
     for scheduler in schedulers_of(cfg):
         if scheduler.get('end') == old:
             scheduler['end'] = max_iters
-
-
-def schedulers_of(cfg: Config) -> List[dict]:
-    """The parameter schedulers of a config, which may have one, a list, or none."""
-    schedulers = cfg.get('param_scheduler') or []
-    return [schedulers] if isinstance(schedulers, dict) else list(schedulers)
 
 
 def _test_pipeline(cfg: Config) -> List[dict]:
