@@ -89,3 +89,14 @@ def test_padding_is_known_from_the_samples():
     assert not is_padded(unlabeled_samples(valid))
     valid[1, :, 6:] = False
     assert is_padded(unlabeled_samples(valid))
+
+
+def test_labeling_with_a_student_leaves_its_statistics_alone_and_a_teacher_keeps_its_own():
+    """A student in training mode labels by batch statistics; the running ones do not move."""
+    mask = torch.ones(2, 32, 32, dtype=torch.bool)
+    for is_student in (True, False):
+        model = build_segmentor(tiny_segmentor()).train().requires_grad_(is_student)
+        before = {key: value.clone() for key, value in model.named_buffers()}
+        pseudo_label(model, torch.randn(2, 3, 32, 32), mask)
+        moved = [key for key, value in model.named_buffers() if not torch.equal(value, before[key])]
+        assert bool(moved) is not is_student
