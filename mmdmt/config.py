@@ -131,7 +131,7 @@ def _settings(cfg: Config) -> Dict[str, dict]:
                 found = noted.setdefault(name, dict(defaults=[], sets=[]))
                 found['defaults'].append(_plain(setting['default']))
                 found['sets'] += setting.get('sets', ())
-                if 'fixed' in setting and _plain(cfg.get(name)) not in found['defaults']:
+                if 'fixed' in setting and _plain(cfg.get(name)) != found['defaults'][-1]:
                     raise ValueError(f'`{name}` is set to {cfg[name]!r}, but {setting["fixed"]}')
             elif name in cfg:
                 raise ValueError(
@@ -147,7 +147,7 @@ def _settings(cfg: Config) -> Dict[str, dict]:
 def _check_mutual(cfg: Config, defaults: Dict[str, list]) -> None:
     """Refuse changes that would reach only a part of mutual training."""
     mutual = cfg.get('mutual') or {}
-    changed = {n for n, noted in defaults.items() if n in cfg and _plain(cfg[n]) not in noted}
+    changed = {name for name, noted in defaults.items() if _plain(cfg.get(name)) != noted[-1]}
     parts = [key for key in ('supervised', 'round') if 'max_iters' in mutual.get(key, {})]
     if parts and 'max_iters' in changed:
         raise ValueError(
@@ -165,14 +165,14 @@ def _check_mutual(cfg: Config, defaults: Dict[str, list]) -> None:
 
 
 def _shorten_warm_up(cfg: Config, lengths: List[int]) -> None:
-    """Scale a warm-up that would not end before training, with the first length as the measure."""
+    """Scale a warm-up that would not end before training, as ``max_iters`` was scaled."""
     schedulers = schedulers_of(cfg)
     if all(s.get('end') not in lengths or s.get('begin', 0) < cfg.max_iters for s in schedulers):
         return
     for scheduler in schedulers:
         for key in {'begin', 'end'} & set(scheduler):
             if scheduler[key] not in lengths:
-                scheduler[key] = scheduler[key] * cfg.max_iters // lengths[0]
+                scheduler[key] = scheduler[key] * cfg.max_iters // lengths[-1]
     cfg.param_scheduler = [s for s in schedulers if s.get('begin', 0) < s['end']]
 
 

@@ -158,6 +158,75 @@ def test_a_setting_that_goes_nowhere_is_refused(cfg):
         resolved(cfg, crop_size=(8, 8))
 
 
+SCHEDULE = """
+max_iters = 400
+schedule_settings = dict(
+    max_iters=dict(default=400, sets=['train_cfg.max_iters', 'param_scheduler.**.end']))
+train_cfg = dict(max_iters=400)
+param_scheduler = [
+    dict(type='LinearLR', begin=0, end=40), dict(type='PolyLR', begin=40, end=400)]
+"""
+
+
+@pytest.mark.parametrize(
+    ('max_iters', 'spans'),
+    [
+        (400, [(0, 40), (40, 400)]),
+        (41, [(0, 40), (40, 41)]),  # shortest in which it ends
+        (40, [(0, 4), (4, 40)]),
+        (20, [(0, 2), (2, 20)]),
+        (9, [(0, 9)]),  # none is left
+    ],
+)
+def test_a_warm_up_that_would_not_end_is_shortened_as_the_training_is(max_iters, spans):
+    cfg = Config.fromstring(SCHEDULE, '.py')
+    resolved(cfg, max_iters=max_iters)
+    assert [(s.begin, s.end) for s in cfg.param_scheduler] == spans
+    assert cfg.train_cfg.max_iters == max_iters
+
+
+@pytest.mark.parametrize('part', ['supervised', 'round'])
+def test_a_length_that_stages_do_not_take_is_refused(part):
+    cfg = Config.fromstring(SCHEDULE, '.py')
+    cfg.mutual = {'members': [dict(name='a')], part: dict(max_iters=10)}
+    resolved(copy.deepcopy(cfg))
+    with pytest.raises(
+        ValueError, match=r'`max_iters` is set to 77.*mutual\.supervised\.max_iters'
+    ):
+        resolved(copy.deepcopy(cfg), max_iters=77)
+    # Noted by a config in between, it is none that the user set.
+    cfg.length_settings = dict(max_iters=dict(default=77))
+    resolved(cfg, max_iters=77)
+    assert cfg.train_cfg.max_iters == 77
+
+
+def test_labels_of_all_rounds_but_not_of_the_first_are_refused(cfg):
+    cfg.labeled_list = 'fold_0/l.txt'
+    cfg.settings.labeled_list.default = 'fold_0/l.txt'
+    cfg.train_dataloader.dataset.datasets[0].ann_file = 'fold_0/l.txt'
+    left, right = (dict(name=x, labeled_list=f'fold_0/{x}.txt') for x in ('left', 'right'))
+    cfg.mutual = dict(members=[dict(name='all'), left, right])
+    resolved(copy.deepcopy(cfg))
+    options = dict(labeled_list='fold_1/l.txt')
+    with pytest.raises(ValueError, match=r"'fold_1/l\.txt'.*`mutual\.members\.1\.labeled_list`"):
+        resolved(copy.deepcopy(cfg), **options)
+    options['mutual.members.1.labeled_list'] = 'fold_1/left.txt'
+    with pytest.raises(ValueError, match=r'`mutual\.members\.2\.labeled_list`'):
+        resolved(copy.deepcopy(cfg), **options)
+    options['mutual.members.2.labeled_list'] = 'fold_1/right.txt'
+    resolved(cfg, **options)
+    assert sources(cfg)[0].ann_file == 'fold_1/l.txt'
+
+
+def test_a_setting_that_must_keep_its_value_is_refused_with_the_reason(cfg):
+    cfg.settings.crop_size.fixed = 'images are squashed to it'
+    resolved(copy.deepcopy(cfg))
+    with pytest.raises(
+        ValueError, match=r'`crop_size` is set to \(8, 8\), but images are squashed'
+    ):
+        resolved(cfg, crop_size=(8, 8))
+
+
 def test_a_setting_that_no_dataset_notes_is_refused(cfg):
     cfg.settings.val_list = dict(sets=['val_dataloader.**.ann_file'])
     with pytest.raises(ValueError, match=r"`val_list` is set to 'v.txt'.*has no default"):

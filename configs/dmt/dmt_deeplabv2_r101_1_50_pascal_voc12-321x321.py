@@ -3,16 +3,7 @@
 # --difference-maximized). The rounds use all labels.
 _base_ = './dmt_deeplabv2_r101_1_20_pascal_voc12-321x321.py'
 
-labeled_list = 'splits/1_50/fold_0/labeled.txt'
-unlabeled_list = 'splits/1_50/fold_0/unlabeled.txt'
-left_list = 'splits/1_50/fold_0/left.txt'
-right_list = 'splits/1_50/fold_0/right.txt'
-steps = _base_.published_steps.pascal_voc12['1_50']
-mutual = dict(
-    members=[
-        dict(_base_.coco_member, name='left', seed=1, labeled_list=left_list),
-        dict(_base_.coco_member, name='right', seed=2, labeled_list=right_list),
-    ],
-    supervised=dict(max_iters=steps.subset),
-    round=dict(max_iters=steps.dmt_round),
-)
+run = _base_.published.pascal_voc12['1_50']
+labeled_list, unlabeled_list = run.lists
+members = [dict(_base_.coco_member, **member) for member in run.members]
+mutual = dict(run.dmt_subsets, members=members)

@@ -27,7 +27,7 @@ mutual = dict(
     members=[dict(coco_member, name='coco', seed=1), dict(name='imagenet', seed=2)],
     supervised=dict(max_iters=steps.supervised, lr=0.004),
     round=dict(max_iters=steps.dmt_round, lr=0.004),
-    pseudo_loss=dict(gamma1=3.0, gamma2=3.0),
+    pseudo_loss=_base_.gammas.cityscapes,
     # Labels are made, stored and cropped at the size of training, whatever is scored.
     labeling=dict(pipeline=_base_.labeling_pipeline),
 )

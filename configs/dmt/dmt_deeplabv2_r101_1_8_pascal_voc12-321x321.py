@@ -1,10 +1,6 @@
 # DMT as published on VOC 2012 with 1322 labels.
 _base_ = './dmt_deeplabv2_r101_1_20_pascal_voc12-321x321.py'
 
-labeled_list = 'splits/1_8/fold_0/labeled.txt'
-unlabeled_list = 'splits/1_8/fold_0/unlabeled.txt'
-steps = _base_.published_steps.pascal_voc12['1_8']
-mutual = dict(
-    supervised=dict(max_iters=steps.supervised),
-    round=dict(max_iters=steps.dmt_round),
-)
+run = _base_.published.pascal_voc12['1_8']
+labeled_list, unlabeled_list = run.lists
+mutual = run.dmt

@@ -7,9 +7,5 @@ _base_ = [
 ]
 
 runner_type = 'mmdmt.MutualTrainingRunner'
-source_ratio = [2, 6]
-mutual = dict(
-    supervised=dict(max_iters=10000, lr=0.01),
-    round=dict(max_iters=6000, lr=0.01),
-    pseudo_loss=dict(gamma1=3.0, gamma2=3.0),
-)
+source_ratio = _base_.runs.ade20k.source_ratio
+mutual = _base_.runs.ade20k.mutual

@@ -8,9 +8,5 @@ _base_ = [
 ]
 
 runner_type = 'mmdmt.MutualTrainingRunner'
-source_ratio = [1, 3]
-mutual = dict(
-    supervised=dict(max_iters=20000, lr=0.005),
-    round=dict(max_iters=12000, lr=0.005),
-    pseudo_loss=dict(gamma1=3.0, gamma2=3.0),
-)
+source_ratio = _base_.runs.cityscapes.source_ratio
+mutual = _base_.runs.cityscapes.mutual

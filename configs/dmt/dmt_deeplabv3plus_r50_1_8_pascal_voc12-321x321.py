@@ -8,8 +8,5 @@ _base_ = [
 ]
 
 runner_type = 'mmdmt.MutualTrainingRunner'
-source_ratio = [1, 7]
-mutual = dict(
-    supervised=dict(max_iters=10000, lr=0.001),
-    round=dict(max_iters=6000, lr=0.0005),
-)
+source_ratio = _base_.runs.pascal_voc12.source_ratio
+mutual = dict(_base_.runs.pascal_voc12.mutual, round=dict(max_iters=6000, lr=0.0005))

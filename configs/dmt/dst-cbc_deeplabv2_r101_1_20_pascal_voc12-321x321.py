@@ -6,10 +6,21 @@
 _base_ = './dmt_deeplabv2_r101_1_20_pascal_voc12-321x321.py'
 
 source_ratio = [4, 4]
-squash = dict(type='RandomResize', scale=[(321, 321), (505, 505)], keep_ratio=False)
+image_size = (505, 505)
+squash = dict(type='RandomResize', scale=[_base_.crop_size, image_size], keep_ratio=False)
 sup_pipeline = [*_base_.sup_pipeline[:2], squash, *_base_.sup_pipeline[3:]]
 unsup_pipeline = [_base_.unsup_pipeline[0], squash, *_base_.unsup_pipeline[2:]]
-settings = dict(resize_ratio=dict(default=_base_.resize_ratio))  # goes nowhere here
+settings = dict(
+    resize_ratio=dict(default=_base_.resize_ratio, fixed='images are squashed, not scaled, here')
+)
+# Both are squares: width and height need no exchange.
+squash_settings = dict(
+    image_size=dict(default=image_size, sets=['train_dataloader.**.RandomResize.scale.1']),
+    crop_size=dict(
+        default=_base_.crop_size,
+        sets=['train_dataloader.**.RandomResize.scale.0', 'mutual.labeling.pipeline.**.scale'],
+    ),
+)
 train_dataloader = dict(
     dataset=dict(
         datasets=[
@@ -26,7 +37,7 @@ mutual = dict(
         rule='threshold_ratio',
         pipeline=[
             dict(type='LoadImageFromFile'),
-            dict(type='Resize', scale=(321, 321), keep_ratio=False),
+            dict(type='Resize', scale=_base_.crop_size, keep_ratio=False),
             dict(type='PackSegInputs'),
         ],
     ),

@@ -1,10 +1,6 @@
 # DST-CBC as published on Cityscapes with 100 labels.
 _base_ = './dst-cbc_deeplabv2_r101_1_8_cityscapes-257x513.py'
 
-labeled_list = 'splits/1_29.75/fold_0/labeled.txt'
-unlabeled_list = 'splits/1_29.75/fold_0/unlabeled.txt'
-steps = _base_.published_steps.cityscapes['1_30']
-mutual = dict(
-    supervised=dict(max_iters=steps.supervised),
-    round=dict(max_iters=steps.dst_cbc_round),
-)
+run = _base_.published.cityscapes['1_30']
+labeled_list, unlabeled_list = run.lists
+mutual = run.dst_cbc

@@ -10,10 +10,20 @@ _base_ = './dmt_deeplabv2_r101_1_8_cityscapes-256x512.py'
 source_ratio = [4, 4]
 image_size = (1025, 513)  # (width, height)
 crop_size = (257, 513)
-squash = dict(type='RandomResize', scale=[(513, 257), (1025, 513)], keep_ratio=False)
+squash = dict(type='RandomResize', scale=[(513, 257), image_size], keep_ratio=False)
 sup_pipeline = [*_base_.sup_pipeline[:2], squash, *_base_.sup_pipeline[3:]]
 unsup_pipeline = [_base_.unsup_pipeline[0], squash, *_base_.unsup_pipeline[2:]]
-settings = dict(resize_ratio=dict(default=_base_.resize_ratio))  # goes nowhere here
+settings = dict(
+    resize_ratio=dict(default=_base_.resize_ratio, fixed='images are squashed, not scaled, here')
+)
+squash_settings = dict(
+    image_size=dict(default=image_size, sets=['train_dataloader.**.RandomResize.scale.1']),
+    crop_size=dict(
+        default=crop_size,
+        fixed='images are squashed to and labeled at that size: write a config with other pipelines',
+    ),
+)
+model = dict(data_preprocessor=dict(size=crop_size))
 train_dataloader = dict(
     dataset=dict(
         datasets=[

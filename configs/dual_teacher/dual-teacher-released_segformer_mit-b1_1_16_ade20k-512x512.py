@@ -4,7 +4,7 @@ _base_ = './dual-teacher_segformer_mit-b1_1_16_ade20k-512x512.py'
 
 model = dict(
     type='mmdmt.ReleasedDualTeacher',
-    strong=None,  # it mixes the weak views
+    strong=None,  # a color jitter of its own
     sub_model=None,
     restart=True,
     ema=dict(momentum=0.99, mode='train', buffers='keep'),

@@ -7,7 +7,7 @@ import pytest
 import shipped_configs
 from mmengine.dataset import Compose
 from mmengine.registry import TRANSFORMS, DefaultScope
-from shipped_configs import names_of
+from shipped_configs import dicts, names_of
 
 import mmdmt.classification  # noqa: F401
 from mmdmt.config import resolve_config
@@ -146,8 +146,17 @@ def test_settings_of_own_images_are_set_in_one_place():
 @pytest.mark.parametrize('name', [n for n in NAMES if n.startswith('supervised')])
 def test_classes_length_and_validation_list_are_set_in_one_place(name):
     cfg = read(name)
-    cfg.merge_from_dict(dict(num_classes=5, max_iters=77, val_list='mine.txt'))
+    metainfo = dict(classes=list('abcde'))
+    own = dict(num_classes=5, max_iters=77, val_list='mine.txt', metainfo=metainfo)
+    cfg.merge_from_dict(dict(own, image_size=(12, 12), crop_size=(8, 8)))
     resolve_config(cfg)
+    loaders = (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader)
+    parts = list(dicts([loader.dataset.to_dict() for loader in loaders]))
+    assert [
+        part['metainfo'] for part in parts if 'data_root' in part and 'dataset' not in part
+    ] == [metainfo] * 3
+    assert {tuple(part['scale']) for part in parts if 'scale' in part} == {(12, 12)}
+    assert {tuple(part['crop_size']) for part in parts if 'crop_size' in part} == {(8, 8)}
     assert cfg.model.head.num_classes == 5
     assert cfg.train_cfg.max_iters == cfg.param_scheduler[-1].end == 77
     assert cfg.val_dataloader.dataset.ann_file == 'mine.txt'

@@ -111,7 +111,7 @@ def test_voc_padded_and_labeled_by_the_rule_of_dst_cbc(tmp_path):
     root, work_dir = tmp_path / 'data', tmp_path / 'work'
     names = make_voc(root)
     shrink(cfg, root, work_dir, names, 21)
-    cfg.merge_from_dict(dict(crop_size=(32, 32)))
+    cfg.merge_from_dict(dict(crop_size=(32, 32), image_size=(48, 48)))
     assert set(run(cfg, work_dir)) == {'stage_0_coco', 'stage_1_coco'}
     label, _ = PseudoLabelStore(work_dir / 'stage_1_coco' / 'pseudo_labels').get(names[4])
     assert label.shape == (48, 60)  # without the padding

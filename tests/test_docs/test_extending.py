@@ -36,8 +36,6 @@ def test_the_method_of_the_guide_trains(example):
     cfg.merge_from_dict(
         dict(data_root=str(data_root), max_iters=2, batch_size=4, work_dir=str(example / 'run'))
     )
-    warm_up, decay = cfg.param_scheduler
-    warm_up.end = decay.begin = 1
     cfg.experiment_name = 'extending'
     runner = RUNNERS.build(cfg)
     runner.train()

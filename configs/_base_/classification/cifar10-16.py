@@ -4,9 +4,10 @@ _base_ = './cifar10.py'
 labeled_list = 'splits/4000/seed_1/labeled.txt'
 unlabeled_list = 'splits/4000/seed_1/unlabeled.txt'
 batch_size = 64
-crop_size = 16
+image_size = (16, 16)
+crop_size = (16, 16)
 
-resize = dict(type='Resize', scale=(16, 16), interpolation='area')
+resize = dict(type='Resize', scale=image_size, interpolation='area')
 train_pipeline = [
     resize,
     dict(type='RandomCrop', crop_size=crop_size, padding=2, pad_val=128),
@@ -15,7 +16,7 @@ train_pipeline = [
     dict(type='PackInputs', algorithm_keys=('soft_label',)),
 ]
 test_pipeline = [resize, dict(type='PackInputs')]
-settings = dict(crop_size=dict(default=crop_size))
+settings = dict(image_size=dict(default=image_size), crop_size=dict(default=crop_size))
 
 labeled_dataset = dict(_base_.labeled_dataset, pipeline=train_pipeline)
 unlabeled_dataset = dict(_base_.unlabeled_dataset, pipeline=train_pipeline)

@@ -15,16 +15,20 @@ data_root = 'data/cifar10'
 labeled_list = 'splits/1000/seed_1/labeled.txt'
 unlabeled_list = 'splits/1000/seed_1/unlabeled.txt'
 val_list = 'splits/validation/val.txt'
-crop_size = 32
+image_size = (32, 32)  # (width, height), which the images have
+crop_size = (32, 32)
 batch_size = 512  # labeled and unlabeled images together, on each device
 source_ratio = [1, 0]  # of a batch: labeled images alone
 num_classes = 10
+metainfo = dict()  # classes: those of the dataset's type
 settings = dict(
     data_root=dict(default=data_root),
     labeled_list=dict(default=labeled_list),
     unlabeled_list=dict(default=unlabeled_list),
     val_list=dict(default=val_list),
     num_classes=dict(default=num_classes),
+    metainfo=dict(default=metainfo),
+    image_size=dict(default=image_size),
     crop_size=dict(default=crop_size),
     batch_size=dict(default=batch_size),
     source_ratio=dict(default=source_ratio),
@@ -32,14 +36,22 @@ settings = dict(
 
 # These images are RGB, those that mmcv reads from files are BGR.
 rand_augment = dict(_base_.rand_augment, channel_order='rgb')
-train_images = dict(type='mmpretrain.CIFAR10', data_root=data_root, split='train', download=False)
+train_images = dict(
+    type='mmpretrain.CIFAR10',
+    data_root=data_root,
+    metainfo=metainfo,
+    split='train',
+    download=False,
+)
+resize = dict(type='Resize', scale=image_size, interpolation='area')
 train_pipeline = [
+    resize,
     dict(type='RandomCrop', crop_size=crop_size, padding=4, pad_val=128),
     dict(type='RandomFlip', prob=0.5),
     rand_augment,
     dict(type='PackInputs', algorithm_keys=('soft_label',)),
 ]
-test_pipeline = [dict(type='PackInputs')]
+test_pipeline = [resize, dict(type='PackInputs')]
 
 labeled_dataset = dict(
     type='mmdmt.ListedDataset',
@@ -85,6 +97,7 @@ test_dataloader = dict(
     dataset=dict(
         type='mmpretrain.CIFAR10',
         data_root=data_root,
+        metainfo=metainfo,
         split='test',
         download=False,
         pipeline=test_pipeline,

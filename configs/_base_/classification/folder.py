@@ -33,19 +33,23 @@ crop_size = (64, 64)
 batch_size = 64  # labeled and unlabeled images together, on each device
 source_ratio = [1, 0]  # of a batch: labeled images alone
 num_classes = 10
+metainfo = dict()  # classes: the folders
 settings = dict(
     data_root=dict(default=data_root),
     labeled_list=dict(default=labeled_list),
     unlabeled_list=dict(default=unlabeled_list),
     val_list=dict(default=val_list),
     num_classes=dict(default=num_classes),
+    metainfo=dict(default=metainfo),
     image_size=dict(default=image_size),
     crop_size=dict(default=crop_size),
     batch_size=dict(default=batch_size),
     source_ratio=dict(default=source_ratio),
 )
 
-train_images = dict(type='mmpretrain.CustomDataset', data_root=data_root, data_prefix='train')
+train_images = dict(
+    type='mmpretrain.CustomDataset', data_root=data_root, metainfo=metainfo, data_prefix='train'
+)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=image_size, interpolation='area'),
@@ -104,6 +108,7 @@ test_dataloader = dict(
     dataset=dict(
         type='mmpretrain.CustomDataset',
         data_root=data_root,
+        metainfo=metainfo,
         data_prefix='test',
         pipeline=test_pipeline,
     ),

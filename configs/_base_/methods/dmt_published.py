@@ -35,6 +35,44 @@ published_steps = {
     }
     for dataset, sets in published_sets.items()
 }
+# Of a leaf: lists (1 label in 105.82 and 29.75 are the published divisors), the members of round 0 on
+# two subsets, and the lengths of each kind of run.
+list_folders = {'1_106': 'splits/1_105.82/fold_0', '1_30': 'splits/1_29.75/fold_0'}
+published = {
+    dataset: {
+        labels: dict(
+            lists=[
+                f'{list_folders.get(labels, f"splits/{labels}/fold_0")}/{kind}.txt'
+                for kind in ('labeled', 'unlabeled')
+            ],
+            members=[
+                dict(
+                    name=side,
+                    seed=seed,
+                    labeled_list=f'{list_folders.get(labels, f"splits/{labels}/fold_0")}/{side}.txt',
+                )
+                for seed, side in ((1, 'left'), (2, 'right'))
+            ],
+            dmt=dict(
+                supervised=dict(max_iters=s['supervised']), round=dict(max_iters=s['dmt_round'])
+            ),
+            dmt_subsets=dict(
+                supervised=dict(max_iters=s['subset']), round=dict(max_iters=s['dmt_round'])
+            ),
+            dst_cbc=dict(
+                supervised=dict(max_iters=s['supervised']),
+                round=dict(max_iters=s['dst_cbc_round']),
+            ),
+        )
+        for labels, s in steps.items()
+    }
+    for dataset, steps in published_steps.items()
+}
+# The labels of VOC itself, and the images of SBD.
+published['pascal_voc12']['1464']['lists'] = [
+    'ImageSets/Segmentation/train.txt',
+    'splits/1464/unlabeled.txt',
+]
 
 # COCO weights of Caffe: BGR from 0 to 255, only the mean subtracted. The files are made by
 # tools/model_converters/advsemiseg_deeplabv2.py, that of Cityscapes --without-classifier.
