@@ -162,6 +162,14 @@ def test_classes_length_and_validation_list_are_set_in_one_place(name):
     assert cfg.val_dataloader.dataset.ann_file == 'mine.txt'
 
 
+@pytest.mark.parametrize('name', CHAINS)
+def test_a_length_that_no_stage_takes_is_refused(name):
+    cfg = read(name)
+    cfg.max_iters = 77
+    with pytest.raises(ValueError, match=r'`max_iters` is set to 77.*mutual\.round\.max_iters'):
+        resolve_config(cfg)
+
+
 def test_images_of_cifar_are_rgb_and_files_are_bgr():
     """RandAugment and the normalization must agree on it."""
     for name in NAMES:

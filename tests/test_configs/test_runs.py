@@ -122,6 +122,7 @@ def test_a_text_runs_under_stock_tools(method, data, tmp_path, capsys):
     args = ('--work-dir', tmp_path / 'work')
     log = ForkedTool(STOCK / 'train.py', config, *args, log=tmp_path / 'train.log').finish()
     assert 'IterSeedHook' in log and ('unsup' in log) == online
+    assert ('/mIoU: ' in log) == online  # of each network, by the loop that is shipped
     checkpoint = tmp_path / 'work' / 'iter_2.pth'
     log = ForkedTool(STOCK / 'test.py', config, checkpoint, *args, log=tmp_path / 't.log').finish()
     assert 'mIoU' in log.split('Iter(test) [4/4]')[-1]
