@@ -1,7 +1,7 @@
 """What checks have in common: refusing settings, and naming what was found."""
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, Optional
 
 
 def refuse_unknown_keys(name: str, found: Iterable, known: Iterable) -> None:
@@ -31,6 +31,12 @@ def check_range(name: str, value: float, low: float, high: float = float('inf'))
         raise ValueError(f'`{name}` must be in [{low}, {high}], got {value!r}')
 
 
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raise a ``ValueError`` for what is no integer of at least ``least``."""
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f'`{name}` must be an integer of at least {least}, got {value!r}')
+
+
 def check_choice(name: str, value: Any, choices: Collection) -> None:
     """Refuse a value that is none of the choices.
 
@@ -41,7 +47,8 @@ def check_choice(name: str, value: Any, choices: Collection) -> None:
         raise ValueError(f'`{name}` must be one of {list(choices)}, got {value!r}')
 
 
-def listed(names: Sequence[str], limit: int = 10) -> str:
-    """The first of some names, and how many more there are: ``'a, b and 3 more'``."""
-    more = len(names) - limit
-    return ', '.join(names[:limit]) + (f' and {more} more' if more > 0 else '')
+def listed(names: Sequence[str], limit: Optional[int] = 10, lines: bool = False) -> str:
+    """The first of some names, or of ``lines``, and how many more: ``'a, b and 3 more'``."""
+    between, last = ('\n', '\n... ') if lines else (', ', ' ')
+    more = len(names) - len(names[:limit])
+    return between.join(names[:limit]) + (f'{last}and {more} more' if more else '')

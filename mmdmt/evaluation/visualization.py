@@ -9,6 +9,7 @@ from typing import List, Optional, Sequence, Tuple, Union
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 IGNORE_COLOR = (255, 255, 255)
 FONT_SIZE = 13
@@ -74,7 +75,7 @@ def confidence_heatmap(confidence: np.ndarray, valid: Optional[np.ndarray] = Non
     return colors
 
 
-def to_uint8_image(image) -> np.ndarray:
+def to_uint8_image(image: Tensor) -> np.ndarray:
     """Convert a tensor (3, H, W), RGB in [0, 1] on any device, to an image."""
     array = image.detach().float().clamp(0, 1).mul(255).round().byte().cpu().numpy()
     return np.ascontiguousarray(array.transpose(1, 2, 0))

@@ -139,6 +139,15 @@ def test_resuming_beyond_the_end_trains_nothing(finished, tree, tmp_path):
     assert not list(tmp_path.glob('*.pth'))
 
 
+@pytest.mark.parametrize('save_best', ['mIoU', None])
+def test_a_checkpoint_is_validated_without_training(finished, tree, tmp_path, save_best):
+    checkpoint, hook = str(finished[0] / 'iter_2.pth'), dict(save_best=save_best)
+    runner = build(tree, tmp_path, load_from=checkpoint, default_hooks=dict(checkpoint=hook))
+    trained = finished[1].message_hub.get_scalar('val/mIoU').current()
+    assert runner.val()['mIoU'] == pytest.approx(trained)
+    assert not list(tmp_path.glob('*.pth'))
+
+
 @pytest.mark.parametrize('seed', [7, None])
 def test_the_seed_of_the_checkpoint_wins(finished, tree, tmp_path, seed):
     runner = build(
