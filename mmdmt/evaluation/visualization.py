@@ -19,9 +19,7 @@ Color = Tuple[int, int, int]
 
 
 def colorize_label(
-    label: np.ndarray,
-    palette: Sequence[Sequence[int]],
-    ignore_color: Color = IGNORE_COLOR,
+    label: np.ndarray, palette: Sequence[Sequence[int]], ignore_color: Color = IGNORE_COLOR
 ) -> np.ndarray:
     """Paint a label map.
 
@@ -40,10 +38,7 @@ def colorize_label(
 
 
 def overlay_label(
-    image: np.ndarray,
-    label: np.ndarray,
-    palette: Sequence[Sequence[int]],
-    alpha: float = 0.6,
+    image: np.ndarray, label: np.ndarray, palette: Sequence[Sequence[int]], alpha: float = 0.6
 ) -> np.ndarray:
     """Blend a label map (H, W) over an image; labels that are no class leave it as it is.
 

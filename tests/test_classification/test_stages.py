@@ -17,6 +17,7 @@ import mmdmt.classification  # noqa: F401
 from mmdmt.classification import MutualClassifier
 from mmdmt.classification.soft_labels import SoftLabelStore
 from mmdmt.classification.stages import PSEUDO_LOSS_KEYS
+from mmdmt.config import resolve_config
 from mmdmt.engine.mutual import build_stage_config_builder
 from mmdmt.files import shipped_dir
 from mmdmt.registry import DATASETS, MODELS
@@ -117,7 +118,7 @@ def test_setting_custom_hooks_keeps_the_average_and_the_ledger_compares_it(tmp_p
             f"_base_ = '{base}'\ncustom_hooks = [dict(type='EmptyCacheHook')]\n"
             f'default_hooks = {hooks}\n'
         )
-        builder = build_stage_config_builder(Config.fromfile(child))
+        builder = build_stage_config_builder(resolve_config(Config.fromfile(child)))
         cfg = builder.build(builder.plan.find('stage_1_a'), '/s', teacher_checkpoint='a.pth')
         return cfg, builder.comparable(cfg)
 

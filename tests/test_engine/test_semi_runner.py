@@ -188,6 +188,14 @@ def test_checkpoints_by_epoch_are_refused(tree, tmp_path, hook):
         runner.train()
 
 
+def test_two_averages_are_refused(tree, tmp_path):
+    """Such as one of an older config in `custom_hooks` beside that of the base."""
+    average = dict(type='EMAHook')
+    runner = build(tree, tmp_path, default_hooks=dict(ema=average), custom_hooks=[average])
+    with pytest.raises(ValueError, match=r'2 EMAHooks .*default_hooks\.ema'):
+        runner.train()
+
+
 def test_a_seed_that_no_checkpoint_stores_is_refused(tree, tmp_path):
     with pytest.raises(ValueError, match='diff_rank_seed'):
         build(tree, tmp_path, randomness=dict(seed=0, diff_rank_seed=True))
