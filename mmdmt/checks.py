@@ -1,7 +1,8 @@
 """What checks have in common: refusing settings, and naming what was found."""
 
+import inspect
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 
 def refuse_unknown_keys(name: str, found: Iterable, known: Iterable) -> None:
@@ -45,6 +46,13 @@ def check_choice(name: str, value: Any, choices: Collection) -> None:
     """
     if value not in choices:
         raise ValueError(f'`{name}` must be one of {list(choices)}, got {value!r}')
+
+
+def build_part(name: str, kind: Callable, settings: Optional[dict], *args: Any) -> Any:
+    """Call ``kind(*args, **settings)``; unknown settings are refused with those that exist."""
+    known = list(inspect.signature(kind).parameters)[len(args) :]
+    refuse_unknown_keys(name, settings or {}, known)
+    return kind(*args, **(settings or {}))
 
 
 def listed(names: Sequence[str], limit: Optional[int] = 10, lines: bool = False) -> str:

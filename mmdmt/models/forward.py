@@ -1,5 +1,6 @@
 """What every online method needs from an ordinary mmseg segmentor: dense logits and losses."""
 
+from contextlib import nullcontext
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
@@ -9,6 +10,8 @@ from mmseg.models.utils import resize
 from mmseg.structures import SegDataSample
 from mmseg.utils import add_prefix
 from torch import Tensor, nn
+
+from mmdmt.models.modes import untracked_statistics
 
 
 class Targets(NamedTuple):
@@ -45,13 +48,29 @@ def dense_logits(segmentor: BaseSegmentor, images: Tensor) -> Tensor:
     labels would not lie on the pixels the student sees; ``encode_decode`` keeps the geometry.
     Normalized images (N, 3, H, W) become logits (N, C, H, W).
     """
-    return segmentor.encode_decode(images, image_metas(images))
+    head = getattr(segmentor, 'decode_head', None)
+    # Some heads and backbones, as of DDRNet and PIDNet, give what only their loss takes while they
+    # train: they see eval mode, layers inside them do not.
+    branching = [] if is_dense_classifier(type(head)) else [segmentor.backbone, head]
+    trained = [part for part in branching if isinstance(part, nn.Module) and part.training]
+    try:
+        for part in trained:
+            part.training = False
+        return segmentor.encode_decode(images, image_metas(images))
+    finally:
+        for part in trained:
+            part.training = True
 
 
 @torch.no_grad()
 def pseudo_label(segmentor: BaseSegmentor, images: Tensor, valid: Tensor) -> Targets:
-    """:func:`hard_labels` of a network, in the mode it is in, for images (N, 3, H, W)."""
-    return hard_labels(dense_logits(segmentor, images), valid)
+    """:func:`hard_labels` of a network, in the mode it is in, for images (N, 3, H, W).
+
+    Labeling with a student, which is what has gradients, leaves its batch-norm statistics alone.
+    """
+    is_student = any(parameter.requires_grad for parameter in segmentor.parameters())
+    with untracked_statistics(segmentor) if is_student else nullcontext():
+        return hard_labels(dense_logits(segmentor, images), valid)
 
 
 @torch.no_grad()

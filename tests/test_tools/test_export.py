@@ -247,6 +247,12 @@ def test_networks_of_a_pair_have_configs_of_their_own(tree, tmp_path):
             assert torch.equal(weights[key], value)
 
 
+def test_networks_that_export_finds_no_config_of_are_named():
+    cfg = Config(dict(model=dict(type='mmdmt.Mine', first=tiny_segmentor())))
+    with pytest.raises(ValueError, match=r"no config of the network 'f1' in mmdmt.Mine"):
+        plain_config(cfg, 'f1')
+
+
 def test_weights_that_do_not_fit_are_refused(tree, tmp_path):
     cfg = Config(dict(base_config(tree, 'unused'), default_scope='mmseg'))
     model = MODELS.build(tiny_segmentor(num_classes=5))

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 import torch
 from torch import Tensor, nn
 
-from mmdmt.checks import check_range
+from mmdmt.checks import build_part, check_range
 from mmdmt.models.forward import is_padded, joint_forward, weighted_losses
 from mmdmt.models.teachers import EMAUpdater
 
@@ -96,7 +96,7 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         ).items():
             check_range(name, value, 0)
             setattr(self, name, value)
-        self.ema = EMAUpdater(**(ema or {}))
+        self.ema = build_part('ema', EMAUpdater, ema)
         self.student_names = list(students)
         self.student_of = dict(teachers or {})
         if seeds and len(seeds) != len(students):
@@ -192,8 +192,7 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
     def forward(self, inputs, data_samples=None, mode: str = 'tensor'):
         """As mmseg's; ``mode='loss'`` takes the dicts that the preprocessor makes."""
         if mode == 'loss' and self.training and self.max_iters is None:
-            self.max_iters = 0  # one warning is enough
-            warnings.warn(
+            warnings.warn(  # Python shows it once
                 f"{type(self).__name__} trains without dict(type='mmdmt.MethodHook') in "
                 '`default_hooks`: unless your own loop calls `start_run()` and, after each '
                 'optimizer step, `after_step()`, teachers keep their initial weights',
@@ -279,6 +278,12 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
                 value = state_dict.pop(key)
                 state_dict.update({name + key[len(prefix) :]: value for name in names})
             state_dict[f'{prefix}iterations'] = torch.zeros_like(self.iterations)
+            if len(self.student_names) > 1:
+                warnings.warn(
+                    f'{self.student_names} start from the same weights, and will stay alike unless '
+                    'they see different images: load backbones by `init_cfg` instead',
+                    stacklevel=2,
+                )
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.step = int(self.iterations)
 

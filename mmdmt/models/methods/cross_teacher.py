@@ -6,10 +6,10 @@ from typing import Dict, Optional, Tuple
 import torch
 from torch import Tensor
 
-from mmdmt.checks import check_choice, check_range
+from mmdmt.checks import build_part, check_choice, check_range
 from mmdmt.models.forward import Targets, pseudo_label, stack_pixel_data
 from mmdmt.models.losses.consistency import agreement_stats
-from mmdmt.models.losses.contrast.cross_contrast import PEERS, CrossContrast, View, build_part
+from mmdmt.models.losses.contrast.cross_contrast import PEERS, CrossContrast, View
 from mmdmt.models.losses.functional import confidence_share_loss
 from mmdmt.registry import MODELS
 

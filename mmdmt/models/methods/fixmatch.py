@@ -7,6 +7,7 @@ from torch import Tensor
 from mmdmt.checks import check_choice
 from mmdmt.models.forward import pseudo_label
 from mmdmt.models.losses.consistency import consistency_loss
+from mmdmt.models.losses.functional import NORMALIZERS
 from mmdmt.models.modes import in_mode
 from mmdmt.models.thresholds import build_threshold
 from mmdmt.registry import MODELS
@@ -55,13 +56,17 @@ class FixMatch(SemiSegmentor):
         self.strong = MODELS.build(strong) if strong else None
         self.mix = MODELS.build(mix) if mix else None
         self.threshold = build_threshold(threshold)
+        check_choice('normalizer', normalizer, NORMALIZERS)
         self.normalizer = normalizer
 
     def semi_loss(self, inputs: Dict[str, Tensor], data_samples: Dict[str, list]) -> dict:
         """Supervised loss, and cross entropy with confident labels on the mixed strong view."""
-        network = self.network(self.labeler)
-        with in_mode(network, training=False):
-            targets = pseudo_label(network, inputs['unsup_weak'], inputs['unsup_valid'])
+        images, valid = inputs['unsup_weak'], inputs['unsup_valid']
+        if self.labeler == 'teacher':
+            targets = pseudo_label(self.teacher, images, valid)
+        else:
+            with in_mode(self.student, training=False):
+                targets = pseudo_label(self.student, images, valid)
         threshold = self.threshold(targets)
         view = self.strong_view(self.strong, inputs, data_samples)
         if self.mix is not None:

@@ -4,8 +4,10 @@ from typing import Dict, Optional, Union
 
 from torch import Tensor
 
+from mmdmt.checks import check_choice
 from mmdmt.models.forward import pseudo_label
 from mmdmt.models.losses.consistency import consistency_loss
+from mmdmt.models.losses.functional import NORMALIZERS
 from mmdmt.models.thresholds import build_threshold
 from mmdmt.registry import MODELS
 
@@ -46,6 +48,7 @@ class MeanTeacher(SemiSegmentor):
         self.strong = MODELS.build(strong) if strong else None
         self.mix = MODELS.build(mix) if mix else None
         self.threshold = build_threshold(threshold)
+        check_choice('normalizer', normalizer, NORMALIZERS)
         self.normalizer = normalizer
 
     def semi_loss(self, inputs: Dict[str, Tensor], data_samples: Dict[str, list]) -> dict:

@@ -1,6 +1,6 @@
 """Dual Teacher as its released code runs it."""
 
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 from torch import Tensor
 from torchvision.transforms import ColorJitter, Compose, RandomGrayscale
@@ -42,15 +42,26 @@ class ReleasedDualTeacher(DualTeacher):
 
     Args:
         segmentor (dict): Config of an ordinary mmseg segmentor.
-        **settings: Of :class:`DualTeacher`; those above are overwritten.
+        restart, ema: As of :class:`DualTeacher`, with the released values as defaults.
+        **settings: Of :class:`DualTeacher`, but for ``strong`` and ``sub_model``, which are fixed.
+
+    Raises:
+        ValueError: If ``strong`` or ``sub_model`` is given.
     """
 
     shift_type = ReleasedShift
 
-    def __init__(self, segmentor: dict, **settings: Any) -> None:
-        ema = dict(settings.get('ema') or {}, mode='train', buffers='keep')
-        settings.update(restart=True, strong=None, sub_model=None, ema=ema)
-        super().__init__(segmentor, **settings)
+    def __init__(
+        self, segmentor: dict, *, restart: bool = True, ema: Optional[dict] = None, **settings: Any
+    ) -> None:
+        for name in ('strong', 'sub_model'):
+            if settings.setdefault(name, None) is not None:
+                raise ValueError(
+                    f'ReleasedDualTeacher has no choice of `{name}`, got {settings[name]!r}: '
+                    'remove it, or take DualTeacher'
+                )
+        ema = dict(dict(mode='train', buffers='keep'), **(ema or {}))
+        super().__init__(segmentor, restart=restart, ema=ema, **settings)
         self.jitter = Compose([ColorJitter(0.5, 0.5, 0.5, 0.25), RandomGrayscale(0.2)])
 
     def views(self, inputs: Dict[str, Tensor], padded: bool) -> Tuple[Tensor, Tensor]:

@@ -159,6 +159,11 @@ def test_prediction_is_on_the_teacher_by_default():
         (dict(threshold=1.2), 'threshold'),
         (dict(unsup_weight=-1), 'unsup_weight'),
         (dict(rampup_iters='x'), 'rampup_iters'),
+        (dict(normalizer='vald'), "normalizer` must be one of .*'valid'.*'vald'"),
+        (
+            dict(ema=dict(momentun=0.9)),
+            r"`ema` has unknown keys \['momentun'\]; known: .*'momentum'",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(kwargs, message):

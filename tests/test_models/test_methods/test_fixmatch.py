@@ -94,3 +94,13 @@ def test_views_are_mixed():
 def test_an_unknown_labeler_is_refused():
     with pytest.raises(ValueError, match=r"labeler` must be one of .*'student', 'teacher'.*'peer'"):
         build(labeler='peer')
+
+
+def test_a_teacher_labels_in_the_mode_that_it_is_given():
+    model = build(labeler='teacher', ema=dict(mode='train', buffers='keep')).train()
+    inputs, samples = semi_batch()
+    before = statistics(model.teacher)
+    model.loss(inputs, samples)
+    assert not torch.equal(
+        before['backbone.bn1.running_mean'], model.teacher.backbone.bn1.running_mean
+    )

@@ -12,7 +12,7 @@ from mmdmt.models.methods.released_dual_teacher import ReleasedShift
 
 
 def build(**settings):
-    return build_method(method=ReleasedDualTeacher, **settings)
+    return build_method(method=ReleasedDualTeacher, **dict(dict(strong=None), **settings))
 
 
 @pytest.fixture
@@ -21,10 +21,14 @@ def batch():
     return semi_batch(num_labeled=3)
 
 
-def test_settings_that_were_not_released_are_overwritten():
-    model = build(ema=dict(momentum=0.9, mode='eval'), restart=False, sub_model=dict(drop_rate=0.5))
+def test_released_settings_are_the_defaults_and_fixed_ones_are_refused():
+    model = build(ema=dict(momentum=0.9))
     assert model.restart and not model.sub_model.drop_probs.any() and model.strong is None
     assert vars(model.ema) == dict(momentum=0.9, buffers='keep', warmup=True, mode='train')
+    assert not build(restart=False).restart
+    for fixed in (dict(strong=dict(type='mmdmt.StrongAugment')), dict(sub_model=dict())):
+        with pytest.raises(ValueError, match=f'no choice of `{next(iter(fixed))}`, got'):
+            build(**fixed)
     with pytest.raises(TypeError, match=r"\['tresh'\].*'shift_length'"):
         build(tresh=0.9)
 

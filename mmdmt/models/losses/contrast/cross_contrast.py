@@ -1,9 +1,8 @@
 """The two contrastive modules of Cross Teacher Training."""
 
 import copy
-import inspect
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
+from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from mmseg.models.segmentors import BaseSegmentor
 from mmseg.models.utils import resize
 from torch import Tensor, nn
 
-from mmdmt.checks import check_range, refuse_unknown_keys
+from mmdmt.checks import build_part, check_range
 from mmdmt.models.forward import dense_logits
 
 from .anchors import gather_pixels, sample_anchors
@@ -231,13 +230,6 @@ class CrossContrast(nn.Module):
             dense_logits(teacher, images)
         label = _nearest(sup_label, tap.features.shape[2:])
         self.banks[side].remember(tap.features, tap.logits, label, self.teachers[side])
-
-
-def build_part(name: str, kind: Callable, settings: Optional[dict], *args: Any) -> Any:
-    """Call ``kind(*args, **settings)``; unknown settings are refused with those that exist."""
-    known = list(inspect.signature(kind).parameters)[len(args) :]
-    refuse_unknown_keys(name, settings or {}, known)
-    return kind(*args, **(settings or {}))
 
 
 def _projections(channels: Dict[str, int], projection: Optional[dict]) -> nn.ModuleDict:
