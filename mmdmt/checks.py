@@ -32,6 +32,12 @@ def check_range(name: str, value: float, low: float, high: float = float('inf'))
         raise ValueError(f'`{name}` must be in [{low}, {high}], got {value!r}')
 
 
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raise a ``ValueError`` for what is no integer of at least ``least``."""
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f'`{name}` must be an integer of at least {least}, got {value!r}')
+
+
 def check_choice(name: str, value: Any, choices: Collection) -> None:
     """Refuse a value that is none of the choices.
 
@@ -49,7 +55,8 @@ def build_part(name: str, kind: Callable, settings: Optional[dict], *args: Any) 
     return kind(*args, **(settings or {}))
 
 
-def listed(names: Sequence[str], limit: int = 10) -> str:
-    """The first of some names, and how many more there are: ``'a, b and 3 more'``."""
-    more = len(names) - limit
-    return ', '.join(names[:limit]) + (f' and {more} more' if more > 0 else '')
+def listed(names: Sequence[str], limit: Optional[int] = 10, lines: bool = False) -> str:
+    """The first of some names, or of ``lines``, and how many more: ``'a, b and 3 more'``."""
+    between, last = ('\n', '\n... ') if lines else (', ', ' ')
+    more = len(names) - len(names[:limit])
+    return between.join(names[:limit]) + (f'{last}and {more} more' if more else '')

@@ -260,8 +260,8 @@ def _drop_unused_sources(cfg: Config) -> None:
         return
     if 'mutual' in cfg:
         raise ValueError(
-            f'`source_ratio` is {ratio}, but mutual training learns from both sources: set the '
-            'ratio of labeled and unlabeled images in a batch of a round'
+            f'`source_ratio` is {ratio}, but mutual training learns from both sources: set it '
+            'to the ratio of labeled and unlabeled images in a batch of a round, such as [1, 1]'
         )
     dataset.datasets = [source for source, share in zip(sources, ratio) if share]
     sampler.source_ratio = [share for share in ratio if share]

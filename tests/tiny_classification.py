@@ -112,8 +112,9 @@ def classification_config(root, work_dir, max_iters=4, interval=2):
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters),
         val_cfg=dict(type='ValLoop'),
         test_cfg=dict(type='TestLoop'),
-        default_hooks=dict(checkpoint=dict(interval=interval), logger=dict(interval=1)),
-        custom_hooks=[dict(type='EMAHook', ema_type='mmdmt.EMAModel', momentum=0.9)],
+        default_hooks=dict(
+            checkpoint=dict(interval=interval), logger=dict(interval=1), ema=dict(momentum=0.9)
+        ),
     )
 
 

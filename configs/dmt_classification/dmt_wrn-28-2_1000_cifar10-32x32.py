@@ -1,6 +1,6 @@
-# DMT on CIFAR-10 as published for 1000 labels, but with a correct average of the weights (see
-# ../_base_/classification/schedule_sgd.py) and batch-norm statistics of the mixed images alone
-# (model.update_bn_twice).
+# DMT on CIFAR-10 as published for 1000 labels, but with a correct average of the weights
+# (default_hooks.ema of ../_base_/classification_runtime.py) and batch-norm statistics of the mixed
+# images alone (model.update_bn_twice).
 _base_ = './supervised_wrn-28-2_1000_cifar10-32x32.py'
 
 # The steps follow from the sizes of the sets: a round is 750 passes over the soft-labeled images

@@ -2,7 +2,5 @@
 # see every batch of a round twice.
 _base_ = './dmt_wrn-28-2_1000_cifar10-32x32.py'
 
-custom_hooks = [
-    dict(type='EMAHook', ema_type='mmdmt.EMAModel', momentum=0.001, buffers='copy', warmup=False),
-]
+default_hooks = dict(ema=dict(momentum=0.001, buffers='copy', warmup=False))
 mutual = dict(pseudo_loss=dict(update_bn_twice=True))

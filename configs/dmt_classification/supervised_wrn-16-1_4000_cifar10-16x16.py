@@ -12,4 +12,4 @@ model = dict(backbone=dict(depth=16, widen_factor=1), head=dict(in_channels=64))
 optim_wrapper = dict(optimizer=dict(lr=0.1))
 train_cfg = dict(val_interval=900)
 # Over so few steps an average of 1000 would hold the first ones too.
-custom_hooks = [dict(type='EMAHook', ema_type='mmdmt.EMAModel', momentum=0.99)]
+default_hooks = dict(ema=dict(momentum=0.99))

@@ -148,13 +148,7 @@ class MutualClassifier(ImageClassifier):
         with torch.no_grad(), keep:
             logits = self._logits(inputs)
         weight, stats = mixup_weights(
-            logits,
-            soft_label,
-            is_pseudo,
-            ramp * self.gamma1,
-            ramp * self.gamma2,
-            mix.perm,
-            mix.lam,
+            logits, soft_label, is_pseudo, ramp * self.gamma1, ramp * self.gamma2, mix.perm, mix.lam
         )
         pseudo = is_pseudo.sum().clamp(min=1)
         return weight, dict(

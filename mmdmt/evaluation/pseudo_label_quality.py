@@ -43,11 +43,7 @@ class PseudoLabelQuality:
         self.bins = {key: _Bins(num_bins) for key in ('all', 'kept')}
 
     def update(
-        self,
-        label: Map,
-        confidence: Map,
-        kept: Map,
-        ground_truth: Optional[Map] = None,
+        self, label: Map, confidence: Map, kept: Map, ground_truth: Optional[Map] = None
     ) -> None:
         """Add an image; without ground truth it counts for the shares alone.
 

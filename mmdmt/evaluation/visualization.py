@@ -9,6 +9,7 @@ from typing import List, Optional, Sequence, Tuple, Union
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 IGNORE_COLOR = (255, 255, 255)
 FONT_SIZE = 13
@@ -18,9 +19,7 @@ Color = Tuple[int, int, int]
 
 
 def colorize_label(
-    label: np.ndarray,
-    palette: Sequence[Sequence[int]],
-    ignore_color: Color = IGNORE_COLOR,
+    label: np.ndarray, palette: Sequence[Sequence[int]], ignore_color: Color = IGNORE_COLOR
 ) -> np.ndarray:
     """Paint a label map.
 
@@ -39,10 +38,7 @@ def colorize_label(
 
 
 def overlay_label(
-    image: np.ndarray,
-    label: np.ndarray,
-    palette: Sequence[Sequence[int]],
-    alpha: float = 0.6,
+    image: np.ndarray, label: np.ndarray, palette: Sequence[Sequence[int]], alpha: float = 0.6
 ) -> np.ndarray:
     """Blend a label map (H, W) over an image; labels that are no class leave it as it is.
 
@@ -74,7 +70,7 @@ def confidence_heatmap(confidence: np.ndarray, valid: Optional[np.ndarray] = Non
     return colors
 
 
-def to_uint8_image(image) -> np.ndarray:
+def to_uint8_image(image: Tensor) -> np.ndarray:
     """Convert a tensor (3, H, W), RGB in [0, 1] on any device, to an image."""
     array = image.detach().float().clamp(0, 1).mul(255).round().byte().cpu().numpy()
     return np.ascontiguousarray(array.transpose(1, 2, 0))

@@ -31,6 +31,11 @@ def read_trained(
     loaded = load_checkpoint_file(checkpoint, trusted=trusted)
     if 'state_dict' not in loaded:
         raise ValueError(f'{checkpoint} has no state_dict: it was not written by a runner')
+    if any(key.startswith('members.') for key in loaded['state_dict']):
+        raise ValueError(
+            f'{checkpoint} is an ensemble of several networks, not one plain model: export the '
+            f'checkpoint of a member, of {loaded.get("meta", {}).get("members")}'
+        )
     if config is not None:
         return loaded, resolve_config(Config.fromfile(config))
     text = loaded.get('meta', {}).get('cfg')

@@ -140,10 +140,16 @@ def plain_config(cfg: Config, network: str = '') -> Config:
 def _plain_model(cfg: dict, network: str) -> dict:
     """The segmentor without what only training needs."""
     outer = cfg['model']
-    model = first = copy.deepcopy(outer.get('segmentor', outer))
+    model = first = copy.deepcopy(outer.get('segmentor', {} if network else outer))
     if 'type' not in model:  # one config for each side: dict(l=..., r=...)
-        first = next(iter(model.values()))
-        model = model[network.rsplit('_', 1)[-1]]
+        side = network.rsplit('_', 1)[-1]
+        if side not in model:
+            raise ValueError(
+                f'no config of the network {network!r} in {outer.get("type")}: an exported method '
+                'has one for all in `model.segmentor`, or one for each side, dict(l=..., r=...), '
+                'of networks like student_l'
+            )
+        first, model = next(iter(model.values())), model[side]
     if model['type'] == 'mmdmt.PseudoLabelSegmentor':
         for key in ('pseudo_loss', 'ignore_index'):
             model.pop(key, None)

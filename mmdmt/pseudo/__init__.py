@@ -4,11 +4,7 @@ from mmdmt.pseudo.base_labeler import BaseLabeler
 from mmdmt.pseudo.codec import DamagedMapError, PseudoLabelError
 from mmdmt.pseudo.labeler import PseudoLabeler
 from mmdmt.pseudo.store import PseudoLabelStore, StoreIncompleteError, StoreMismatchError
-from mmdmt.pseudo.thresholds import (
-    ClassBalancedThreshold,
-    apply_thresholds,
-    ratio_rule_thresholds,
-)
+from mmdmt.pseudo.thresholds import ClassBalancedThreshold, apply_thresholds, ratio_rule_thresholds
 
 __all__ = [
     'BaseLabeler',

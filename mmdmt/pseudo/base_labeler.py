@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from mmdmt.checkpoint import checkpoint_identity, load_checkpoint_file
-from mmdmt.checks import refuse_unknown_keys
+from mmdmt.checks import check_count, refuse_unknown_keys
 from mmdmt.distributed import from_main
 from mmdmt.registry import DATASETS, MODELS
 
@@ -138,12 +138,6 @@ class BaseLabeler(metaclass=ABCMeta):
 def own_share(items: Iterable) -> List[Any]:
     """The part of some items that this rank works on."""
     return list(items)[get_rank() :: get_world_size()]
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raise a ``ValueError`` for what is no integer of at least ``least``."""
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f'`{name}` must be an integer of at least {least}, got {value!r}')
 
 
 class Progress:

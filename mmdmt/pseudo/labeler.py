@@ -7,9 +7,9 @@ import torch
 from mmengine.dist import all_gather_object, get_rank
 from torch import Tensor, nn
 
-from mmdmt.checks import check_choice, check_range
+from mmdmt.checks import check_choice, check_count, check_range
 from mmdmt.distributed import from_main
-from mmdmt.pseudo.base_labeler import BaseLabeler, Predict, check_count, own_share
+from mmdmt.pseudo.base_labeler import BaseLabeler, Predict, own_share
 from mmdmt.pseudo.prediction import check_tta, predict_probabilities
 from mmdmt.pseudo.report import class_rows
 from mmdmt.pseudo.store import PseudoLabelStore

@@ -174,10 +174,7 @@ class PseudoLabelStore:
         return total
 
     def finish(
-        self,
-        names: Sequence[str],
-        thresholds: Thresholds,
-        counts: Optional[np.ndarray] = None,
+        self, names: Sequence[str], thresholds: Thresholds, counts: Optional[np.ndarray] = None
     ) -> Dict[str, Any]:
         """Write the manifest; call it in one process after all of them have written.
 

@@ -57,7 +57,7 @@ def tree(tmp_path_factory):
 def write(tree, work_dir):
     """Config file of round 0 and one more round."""
     cfg = classification_config(tree, work_dir)
-    cfg['custom_hooks'].append(dict(type='ChainHook'))
+    cfg['custom_hooks'] = [dict(type='ChainHook')]
     cfg['train_cfg']['val_interval'] = 3  # also where there is no checkpoint
     modules = ['mmdmt', 'mmdmt.classification', 'chain_hook']
     cfg['custom_imports'] = dict(imports=modules, allow_failed_imports=False)

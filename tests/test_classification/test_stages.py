@@ -17,7 +17,9 @@ import mmdmt.classification  # noqa: F401
 from mmdmt.classification import MutualClassifier
 from mmdmt.classification.soft_labels import SoftLabelStore
 from mmdmt.classification.stages import PSEUDO_LOSS_KEYS
+from mmdmt.config import resolve_config
 from mmdmt.engine.mutual import build_stage_config_builder
+from mmdmt.files import shipped_dir
 from mmdmt.registry import DATASETS, MODELS
 
 
@@ -104,7 +106,30 @@ def test_faulty_settings_of_the_rounds_are_refused_at_once(tree, settings, messa
 def test_ratios_are_not_judged_without_a_list(tree):
     cfg = config(tree, ratios=[0.01, 1.0])
     sources(cfg)[1].ann_file = ''
-    build_stage_config_builder(cfg)
+    assert build_stage_config_builder(cfg).plan.ratios == [0.01, 1.0]
+
+
+def test_setting_custom_hooks_keeps_the_average_and_the_ledger_compares_it(tmp_path):
+    base = shipped_dir('configs') / 'dmt_classification' / 'dmt_wrn-28-2_1000_cifar10-32x32.py'
+
+    def stage(**hooks):
+        child = tmp_path / 'child.py'
+        child.write_text(
+            f"_base_ = '{base}'\ncustom_hooks = [dict(type='EmptyCacheHook')]\n"
+            f'default_hooks = {hooks}\n'
+        )
+        builder = build_stage_config_builder(resolve_config(Config.fromfile(child)))
+        cfg = builder.build(builder.plan.find('stage_1_a'), '/s', teacher_checkpoint='a.pth')
+        return cfg, builder.comparable(cfg)
+
+    cfg, before = stage()
+    assert cfg.default_hooks.ema == dict(
+        type='EMAHook', ema_type='mmdmt.EMAModel', momentum=0.999, buffers='ema', warmup=True
+    )
+    after = stage(ema=dict(momentum=0.5))[1]
+    assert {key: after[key] for key in after if after[key] != before[key]} == {
+        'ema.momentum': '0.5'
+    }
 
 
 def test_the_keys_of_the_loss_are_those_of_the_classifier():

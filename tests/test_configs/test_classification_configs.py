@@ -102,8 +102,8 @@ def test_published_hyper_parameters():
 def test_published_switches():
     own = load('dmt_wrn-28-2_1000_cifar10-32x32')
     published = load('dmt_wrn-28-2_1000_cifar10-32x32_published')
-    assert own.custom_hooks[0].momentum == 0.999 and own.model.update_bn_twice is False
-    hook = published.custom_hooks[0]
+    assert own.default_hooks.ema.momentum == 0.999 and own.model.update_bn_twice is False
+    hook = published.default_hooks.ema
     assert (hook.momentum, hook.buffers, hook.warmup) == (0.001, 'copy', False)
     assert published.mutual.pseudo_loss.update_bn_twice is True
 

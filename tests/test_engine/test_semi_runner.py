@@ -139,6 +139,15 @@ def test_resuming_beyond_the_end_trains_nothing(finished, tree, tmp_path):
     assert not list(tmp_path.glob('*.pth'))
 
 
+@pytest.mark.parametrize('save_best', ['mIoU', None])
+def test_a_checkpoint_is_validated_without_training(finished, tree, tmp_path, save_best):
+    checkpoint, hook = str(finished[0] / 'iter_2.pth'), dict(save_best=save_best)
+    runner = build(tree, tmp_path, load_from=checkpoint, default_hooks=dict(checkpoint=hook))
+    trained = finished[1].message_hub.get_scalar('val/mIoU').current()
+    assert runner.val()['mIoU'] == pytest.approx(trained)
+    assert not list(tmp_path.glob('*.pth'))
+
+
 @pytest.mark.parametrize('seed', [7, None])
 def test_the_seed_of_the_checkpoint_wins(finished, tree, tmp_path, seed):
     runner = build(
@@ -176,6 +185,14 @@ def test_impossible_lengths_are_refused(tree, tmp_path, train_cfg, match):
 def test_checkpoints_by_epoch_are_refused(tree, tmp_path, hook):
     runner = build(tree, tmp_path, default_hooks=dict(checkpoint=hook))
     with pytest.raises(ValueError, match='would save nothing before the end'):
+        runner.train()
+
+
+def test_two_averages_are_refused(tree, tmp_path):
+    """Such as one of an older config in `custom_hooks` beside that of the base."""
+    average = dict(type='EMAHook')
+    runner = build(tree, tmp_path, default_hooks=dict(ema=average), custom_hooks=[average])
+    with pytest.raises(ValueError, match=r'2 EMAHooks .*default_hooks\.ema'):
         runner.train()
 
 

@@ -100,3 +100,21 @@ def test_labeling_with_a_student_leaves_its_statistics_alone_and_a_teacher_keeps
         pseudo_label(model, torch.randn(2, 3, 32, 32), mask)
         moved = [key for key, value in model.named_buffers() if not torch.equal(value, before[key])]
         assert bool(moved) is not is_student
+
+
+def test_heads_that_branch_on_training_give_dense_logits_in_training_mode():
+    cfg = tiny_segmentor()
+    loss = dict(type='CrossEntropyLoss', avg_non_ignore=True)
+    cfg['backbone'] = dict(type='DDRNet', channels=8, ppm_channels=8, norm_cfg=dict(type='BN'))
+    cfg['decode_head'] = dict(
+        type='DDRHead', in_channels=32, channels=8, num_classes=4, loss_decode=[loss, loss]
+    )
+    model = build_segmentor(cfg).train()
+    images = torch.randn(2, 3, 64, 64)
+    logits = dense_logits(model, images)
+    assert logits.shape == (2, 4, 64, 64)
+    assert all(module.training for module in model.modules())
+    norm = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert norm.num_batches_tracked == 1, 'layers inside are trained'
+    losses, unsup = joint_forward(model, images, labeled_samples(torch.zeros(2, 64, 64)), images)
+    assert unsup.shape == logits.shape and any('loss' in key for key in losses)

@@ -247,6 +247,12 @@ def test_networks_of_a_pair_have_configs_of_their_own(tree, tmp_path):
             assert torch.equal(weights[key], value)
 
 
+def test_networks_that_export_finds_no_config_of_are_named():
+    cfg = Config(dict(model=dict(type='mmdmt.Mine', first=tiny_segmentor())))
+    with pytest.raises(ValueError, match=r"no config of the network 'f1' in mmdmt.Mine"):
+        plain_config(cfg, 'f1')
+
+
 def test_weights_that_do_not_fit_are_refused(tree, tmp_path):
     cfg = Config(dict(base_config(tree, 'unused'), default_scope='mmseg'))
     model = MODELS.build(tiny_segmentor(num_classes=5))
@@ -264,6 +270,12 @@ def test_checkpoints_without_a_config_and_unsafe_ones_are_refused(tmp_path):
     save_atomically(dict(state_dict={}, extra=PixelData()), tmp_path / 'b.pth')
     with pytest.raises(UntrustedCheckpointError, match='PixelData'):
         export_segmentor(tmp_path / 'b.pth', tmp_path)
+    meta = dict(members=['a.pth', 'b.pth'], kind='predictions')
+    weights = {'members.0.decode_head.conv_seg.bias': torch.ones(1)}
+    save_atomically(dict(state_dict=weights, meta=meta), tmp_path / 'd.pth')
+    for config in (None, tmp_path / 'any.py'):
+        with pytest.raises(ValueError, match=r"ensemble of several.* member, .*'a.pth', 'b.pth'"):
+            export_segmentor(tmp_path / 'd.pth', tmp_path, config)
     save_atomically(dict(weight=torch.ones(1)), tmp_path / 'c.pth')
     with pytest.raises(ValueError, match='no state_dict'):
         export_segmentor(tmp_path / 'c.pth', tmp_path)

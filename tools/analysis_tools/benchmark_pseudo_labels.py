@@ -33,6 +33,7 @@ from mmengine.config import Config, DictAction
 from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
+from prettytable import PrettyTable
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -225,19 +226,18 @@ def bytes_per_image(folder: Path, suffix: str, count: int) -> float:
 
 def report(result: Dict[str, Any]) -> str:
     """The result as text."""
+    titles = ['', 'seconds (all runs)', 'images/s', 'bytes/image', 'bytes/pixel']
+    table = PrettyTable(titles, border=False, align='r')
+    table.align[''] = 'l'
+    for name in METHODS:
+        way = result['ways'][name]
+        rates = f'{way["images_per_second"]:.2f}', f'{way["bytes_per_image"]:.0f}'
+        runs = ', '.join(f'{value:.1f}' for value in way['seconds'])
+        table.add_row([name, runs, *rates, f'{way["bytes_per_pixel"]:.3f}'])
     lines = [
         f'{result["images"]} images, {result["device"]}, torch {result["torch"]}, '
         f'{result["repeats"]} runs each, alternately',
-        f'{"":12}{"seconds (all runs)":>28}{"images/s":>10}{"bytes/image":>13}{"bytes/pixel":>13}',
-    ]
-    for name in METHODS:
-        way = result['ways'][name]
-        runs = ', '.join(f'{value:.1f}' for value in way['seconds'])
-        lines.append(
-            f'{name:12}{runs:>28}{way["images_per_second"]:>10.2f}{way["bytes_per_image"]:>13.0f}'
-            f'{way["bytes_per_pixel"]:>13.3f}'
-        )
-    lines += [
+        table.get_string(),
         f'speed x {result["speed_ratio"]:.2f} (median; by turn '
         + ', '.join(f'{value:.2f}' for value in result['speed_ratios'])
         + f'), size / {result["size_ratio"]:.1f}',

@@ -92,7 +92,7 @@ class Stopwatch:
         if hasattr(owner, method):
             original = getattr(owner, method)
 
-            def timed(*args, **kwargs):
+            def timed(*args: Any, **kwargs: Any) -> Any:
                 with self.part(name):
                     return original(*args, **kwargs)
 

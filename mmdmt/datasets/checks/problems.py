@@ -7,6 +7,8 @@ from typing import Optional
 
 from prettytable import PrettyTable
 
+from mmdmt.checks import listed
+
 FIXES = {
     'missing list': 'make the list (tools/misc/split_dataset.py) or correct `ann_file`',
     'missing folder': 'correct `data_root` or `data_prefix`, or unpack the data there',
@@ -79,16 +81,15 @@ def format_problems(problems: Sequence[Problem], limit: Optional[int] = None) ->
     kinds = list(FIXES)
     ordered = sorted(problems, key=lambda p: (kinds.index(p.kind), p.file, p.line or 0, p.found))
     table = PrettyTable(['problem', 'where', 'found'], align='l', border=False)
-    table.add_rows([[p.kind, p.where, p.found] for p in ordered[:limit]])
-    lines = [line.strip() for line in str(table).splitlines()]
-    more = len(ordered) - len(ordered[:limit])
-    if more:
-        lines.append(f'... and {more} more')
+    table.add_rows([[p.kind, p.where, p.found] for p in ordered])
+    titles, *rows = [line.strip() for line in str(table).splitlines()]
     fixes = dict.fromkeys(f'  {problem.kind}: {problem.fix}' for problem in ordered)
     counts = Counter(problem.kind for problem in ordered)
     by_kind = ', '.join(f'{kind}: {count}' for kind, count in counts.items())
     headline = f'{len(ordered)} problem{"s" * (len(ordered) > 1)} in the data ({by_kind})'
-    return '\n'.join([headline, '', *lines, '', 'How to fix:', *fixes])
+    return '\n'.join(
+        [headline, '', titles, listed(rows, limit, lines=True), '', 'How to fix:', *fixes]
+    )
 
 
 def raise_on_problems(problems: Sequence[Problem], limit: Optional[int] = 30) -> None:

@@ -120,9 +120,7 @@ def published_size(total: int, denominator: float) -> int:
 
 
 def difference_maximized_subsets(
-    names: Sequence[str],
-    common: float = 0.6,
-    rng: Optional[Union[random.Random, int]] = None,
+    names: Sequence[str], common: float = 0.6, rng: Optional[Union[random.Random, int]] = None
 ) -> Split:
     """Draw two equally large subsets that share only a given part of the ids.
 

@@ -31,6 +31,11 @@ class MethodHook(Hook):
         sampler = getattr(runner.train_dataloader, 'sampler', None)
         sources = getattr(sampler, 'source_sizes', [])
         drawn = getattr(sampler, 'items_per_batch', [])
+        if drawn and not all(drawn[:2] if len(drawn) > 1 else [0]):
+            raise ValueError(
+                f'{type(model).__name__} learns from labeled and unlabeled images, but batches '
+                f'have {drawn} of the sources: set `source_ratio`, such as [1, 1]'
+            )
         model.start_run(
             -(-runner.max_iters // accumulate),
             [

@@ -100,6 +100,8 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         """Save a new best checkpoint before the previous best one is removed."""
+        if not hasattr(self, 'file_backend'):  # no training, only a validation: nothing is saved
+            return
         backend = self.file_backend
         self.file_backend = deferred = _DeferringBackend(backend)
         try:

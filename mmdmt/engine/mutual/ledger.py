@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Optional
 from prettytable import PrettyTable
 
 from mmdmt.checkpoint import checkpoint_identity
+from mmdmt.checks import listed
 from mmdmt.engine.mutual.plan import Stage
 from mmdmt.files import write_text_atomically
 
@@ -118,11 +119,10 @@ class Ledger:
             )
         keys = sorted(key for key in {*old, *config} if old.get(key) != config.get(key))
         if keys:
-            rows = [f'  {k}: {old.get(k)} -> {config.get(k)}' for k in keys[:_MAX_DIFFERENCES]]
-            more = len(keys) - len(rows)
+            rows = [f'  {k}: {old.get(k)} -> {config.get(k)}' for k in keys]
             raise LedgerMismatchError(
                 f'{name} in {self.work_dir} was begun with another config:\n'
-                + '\n'.join(rows + ([f'  and {more} more'] if more else []))
+                + listed(rows, _MAX_DIFFERENCES, lines=True)
                 + '\nPut the values back, use another work_dir, or make this and all later stages '
                 f'again with --redo {name}.'
             )

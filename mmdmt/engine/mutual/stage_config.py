@@ -77,8 +77,9 @@ class StageConfigBuilder:
             )
         if len(self._source_ratio) != 2 or min(self._source_ratio) < 1:
             raise ValueError(
-                'rounds have batches of labeled and pseudo-labeled images, but `source_ratio` is '
-                f'{self._source_ratio}: set `mutual.round.source_ratio`, such as [1, 1]'
+                'rounds have batches of labeled and pseudo-labeled images: `source_ratio`, or '
+                '`mutual.round.source_ratio` where it is set, must be two numbers such as [1, 1], '
+                f'not {self._source_ratio}'
             )
 
     @property
@@ -124,41 +125,17 @@ class StageConfigBuilder:
                 ``from_scratch``: they start from the member's own ``load_from``.
             teacher_checkpoint (str, optional): Checkpoint of the network that labels.
         """
-        cfg = self._member_config(stage)
-        settings = dict(self.mutual.get('round' if stage.round else 'supervised', {}))
-        if stage.round and isinstance(settings.get('max_iters'), (list, tuple)):
-            settings['max_iters'] = settings['max_iters'][stage.round - 1]
-        # Copies: merging takes `_delete_` out of what is merged, which later stages need too.
-        cfg.merge_from_dict(copy.deepcopy(settings.get('cfg_options', {})))
+        cfg, settings = self._member_config(stage), self._settings(stage)
+        cfg.merge_from_dict(settings.get('cfg_options', {}))
+        cfg.update(load_from=load_from, resume=False, work_dir=stage_dir)
+        cfg.runner_type = 'mmdmt.SemiRunner'
         _set_schedule(cfg, settings.get('max_iters'), settings.get('lr'))
-        self._set_data(cfg, stage, settings, f'{stage_dir}/{self.store}')
-        hooks, select = cfg.setdefault('default_hooks', ConfigDict()), self.select_of(stage)
-        from_scratch = bool(settings.get('from_scratch')) and stage.round > 0
-        cfg.chain = dict(select=select, from_scratch=from_scratch)
-        if from_scratch or not stage.round:
-            member = self.plan.member(stage.member)
-            load_from = first = member.get('load_from', self.cfg.get('load_from'))
-            # Its name only: machines that share a chain may have it in different folders.
-            cfg.chain.initial_checkpoint = osp.basename(first) if first else None
+        self._set_data(cfg, stage, settings)
+        self._set_start(cfg, stage, stage.round > 0 and bool(settings.get('from_scratch')))
+        self._set_hooks(cfg, stage, teacher_checkpoint)
         if stage.round:
-            cfg.chain.labeled_by = stage.labeled_by
             self._set_loss(cfg.model)
-            # Among the default hooks, where a child config that sets `custom_hooks` keeps it.
-            hooks.pseudo_labels = dict(
-                type='mmdmt.PseudoLabelHook',
-                labeler=self._labeler(stage, f'{stage_dir}/{self.store}', cfg.get('default_scope')),
-                checkpoint=teacher_checkpoint,
-                ratio=stage.ratio,
-            )
-        check = hooks.get('dataset_check')
-        if check and check.get('cache', True) is True:  # one cache for the whole chain
-            check.cache = osp.join(osp.dirname(stage_dir), 'dataset_check.json')
-        if select != 'last':
-            hooks.checkpoint.save_best = self.metric
         cfg.setdefault('custom_imports', dict(imports=['mmdmt'], allow_failed_imports=False))
-        cfg.update(
-            load_from=load_from, resume=False, work_dir=stage_dir, runner_type='mmdmt.SemiRunner'
-        )
         return resolve_config(cfg)
 
     def member_model(self, member: str) -> Dict[str, Any]:
@@ -170,10 +147,11 @@ class StageConfigBuilder:
         flat = {}
         for key in COMPARED_KEYS:
             _flatten(key, cfg.get(key), flat)
-        for hook in cfg.get('custom_hooks', []):
-            if hook.type.split('.')[-1] == 'EMAHook':
+        hooks = cfg.get('default_hooks', {})
+        for hook in filter(None, (*hooks.values(), *cfg.get('custom_hooks', []))):
+            if str(hook.get('type')).split('.')[-1] == 'EMAHook':
                 _flatten('ema', hook, flat)
-        hook = cfg.get('default_hooks', {}).get('pseudo_labels')
+        hook = hooks.get('pseudo_labels')
         if hook:
             labeler = {key: value for key, value in hook.labeler.items() if key != 'model'}
             _flatten('labeling', dict(labeler, ratio=hook.ratio), flat)
@@ -192,14 +170,48 @@ class StageConfigBuilder:
             cfg.pop(key, None)
         return resolve_config(cfg)  # a member may change `crop_size` and the like
 
-    def _set_data(self, cfg: Config, stage: Stage, settings: dict, store: str) -> None:
+    def _settings(self, stage: Stage) -> Dict[str, Any]:
+        """A copy, since merging takes ``_delete_`` out of what later stages need too."""
+        settings = copy.deepcopy(self.mutual.get('round' if stage.round else 'supervised', {}))
+        if stage.round and isinstance(settings.get('max_iters'), (list, tuple)):
+            settings['max_iters'] = settings['max_iters'][stage.round - 1]
+        return settings
+
+    def _set_start(self, cfg: Config, stage: Stage, from_scratch: bool) -> None:
+        """Set the weights a stage starts from, and what the ledger compares of them."""
+        cfg.chain = dict(select=self.select_of(stage), from_scratch=from_scratch)
+        if from_scratch or not stage.round:
+            member = self.plan.member(stage.member)
+            cfg.load_from = first = member.get('load_from', self.cfg.get('load_from'))
+            # Its name only: machines that share a chain may have it in different folders.
+            cfg.chain.initial_checkpoint = osp.basename(first) if first else None
+        if stage.round:
+            cfg.chain.labeled_by = stage.labeled_by
+
+    def _set_hooks(self, cfg: Config, stage: Stage, teacher_checkpoint: Optional[str]) -> None:
+        """Set default hooks, which a child config that sets `custom_hooks` keeps."""
+        hooks = cfg.setdefault('default_hooks', ConfigDict())
+        if stage.round:
+            hooks.pseudo_labels = dict(
+                type='mmdmt.PseudoLabelHook',
+                labeler=self._labeler(cfg, stage),
+                checkpoint=teacher_checkpoint,
+                ratio=stage.ratio,
+            )
+        check = hooks.get('dataset_check')
+        if check and check.get('cache', True) is True:  # one cache for the whole chain
+            check.cache = osp.join(osp.dirname(cfg.work_dir), 'dataset_check.json')
+        if self.select_of(stage) != 'last':
+            hooks.checkpoint.save_best = self.metric
+
+    def _set_data(self, cfg: Config, stage: Stage, settings: dict) -> None:
         """One labeled source in round 0, labeled and pseudo-labeled later."""
         loader = cfg.train_dataloader
         labeled, unlabeled = loader.dataset.datasets
         member = self.plan.member(stage.member)
         if stage.round:
             for part in _parts(unlabeled):
-                self._read_labels(part, store)
+                self._read_labels(part, f'{cfg.work_dir}/{self.store}')
         else:
             loader.dataset.datasets, loader.sampler.source_ratio = [labeled], [1]
             if member.get('labeled_list'):
@@ -212,16 +224,17 @@ class StageConfigBuilder:
         loader.batch_size = settings.get('batch_size', loader.batch_size)
         loader.sampler.batch_size = loader.batch_size
 
-    def _labeler(self, stage: Stage, store: str, scope: Optional[str]) -> Dict[str, Any]:
+    def _labeler(self, cfg: Config, stage: Stage) -> Dict[str, Any]:
         """What labels for a stage, with the network and the pipeline of the member that does."""
         options = dict(self.mutual.get('labeling', {}))
         teacher = self._member_config(Stage(0, stage.teacher))
         pipeline = options.pop('pipeline', None) or _test_pipeline(teacher)
+        scope = cfg.get('default_scope') or 'mmseg'
         dataset = copy.deepcopy(self.cfg.train_dataloader.dataset.datasets[1])
         for part in _parts(dataset):
-            part['pipeline'] = _without_annotations(pipeline, scope or 'mmseg')
-        own = dict(type=self.labeler, store=store, model=teacher.model, dataset=dataset)
-        return dict(own, **options)
+            part['pipeline'] = _without_annotations(pipeline, scope)
+        own = dict(type=self.labeler, store=f'{cfg.work_dir}/{self.store}', model=teacher.model)
+        return dict(own, dataset=dataset, **options)
 
     def _read_labels(self, source: ConfigDict, store: str) -> None:
         """Let an unlabeled source give the labels of a store."""

@@ -9,6 +9,7 @@ import mmengine
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import Runner
@@ -126,6 +127,12 @@ class SemiRunner(Runner):
         return super().train()
 
     def _check_settings(self) -> None:
+        averages = [hook for hook in self.hooks if isinstance(hook, EMAHook)]
+        if len(averages) > 1:
+            raise ValueError(
+                f'{len(averages)} EMAHooks would swap their averages with each other at validation:'
+                ' set one of them alone, as `default_hooks.ema`'
+            )
         loop = self._train_loop
         if not isinstance(loop, dict) or 'max_iters' not in loop:
             return

@@ -278,6 +278,12 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
                 value = state_dict.pop(key)
                 state_dict.update({name + key[len(prefix) :]: value for name in names})
             state_dict[f'{prefix}iterations'] = torch.zeros_like(self.iterations)
+            if len(self.student_names) > 1:
+                warnings.warn(
+                    f'{self.student_names} start from the same weights, and will stay alike unless '
+                    'they see different images: load backbones by `init_cfg` instead',
+                    stacklevel=2,
+                )
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.step = int(self.iterations)
 

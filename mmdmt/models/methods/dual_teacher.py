@@ -166,8 +166,9 @@ class DualTeacher(SemiSegmentor):
             dict[str, Tensor]: ``sup_*`` of the segmentor, ``unsup_mixed_loss``,
             ``unsup_consistency_loss``, and the health of the method: ``on_duty`` (number of the
             teacher), ``unsup_confident_share`` (weight of the mixed loss), ``unsup_confidence``
-            (mean over valid pixels), ``unsup_keep_ratio`` (share of valid pixels above the
-            threshold) and ``unsup_agreement`` (share on which sub-model and teacher agree).
+            (mean over valid pixels) and, with a ``consistency_weight``, ``unsup_keep_ratio``
+            (share of valid pixels above the threshold) and ``unsup_agreement`` (share on which
+            sub-model and teacher agree).
         """
         shift = self.shifts[self.shift_number % len(self.shifts)]
         teacher = self.network(self.teacher_names[self.on_duty])

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmdmt.checks import check_choice, check_range
+from mmdmt.checks import check_choice, check_range, refuse_unknown_keys
 from mmdmt.models.forward import Targets
 from mmdmt.registry import MODELS
 
@@ -31,8 +31,7 @@ class CutMix(MixView):
             (UniMatch), 'beta' (Dual Teacher, AugSeg), 'share' (iMAS), 'half' (U2PL), 'french'
             (CutMix-Seg, CPS). Defaults to 'area'.
         partner (str): See :func:`~mmdmt.models.views.partners.mix_partners`. Defaults to 'cycle'.
-        **options: Arguments of the generator, such as ``area=(0.02, 0.4)``; a TypeError names those
-            that it does not have.
+        **options: Arguments of the generator, such as ``area=(0.02, 0.4)``.
     """
 
     def __init__(
@@ -42,7 +41,8 @@ class CutMix(MixView):
         check_choice('CutMix.boxes', boxes, BOXES)
         self.boxes = boxes
         self.options = options
-        inspect.signature(BOXES[boxes]).bind(1, (1, 1), **options)
+        known = list(inspect.signature(BOXES[boxes]).parameters)[2:]
+        refuse_unknown_keys('CutMix', options, ['prob', 'boxes', 'partner', *known])
         for name, value in options.items():
             _check_option(name, value)
 

@@ -60,3 +60,16 @@ def test_setting_custom_hooks_keeps_it(tmp_path):
     child.write_text(f"_base_ = '{base}'\ncustom_hooks = [dict(type='EmptyCacheHook')]\n")
     hooks = Config.fromfile(child).default_hooks
     assert 'mmdmt.MethodHook' in [hook['type'] for hook in hooks.values()]
+
+
+@pytest.mark.parametrize('ratio', [[1, 0], [0, 1]])
+def test_a_method_without_labeled_or_unlabeled_images_is_refused(ratio):
+    sampler = MultiSourceSampler(Sources(range(100)), batch_size=4, source_ratio=ratio, seed=0)
+    with pytest.raises(ValueError, match=r'MeanTeacher learns from .*set `source_ratio`'):
+        MethodHook().before_train(runner(MeanTeacher(tiny_segmentor()), sampler=sampler))
+
+
+def test_a_method_on_a_single_source_is_refused():
+    sampler = MultiSourceSampler(range(9), batch_size=4, source_ratio=[1], seed=0)
+    with pytest.raises(ValueError, match=r'batches have \[4\] of the sources'):
+        MethodHook().before_train(runner(MeanTeacher(tiny_segmentor()), sampler=sampler))

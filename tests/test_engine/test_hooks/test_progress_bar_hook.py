@@ -49,8 +49,11 @@ def test_other_ranks_are_silent(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize('outputs', [None, {}])
-def test_loop_without_outputs(outputs):
+def test_loop_without_outputs(outputs, capsys):
     hook = ProgressBarHook(interval=1)
     runner = SimpleNamespace(iter=0, max_iters=1, work_dir='x')
     hook.before_train(runner)
     hook.after_train_iter(runner, 0, outputs=outputs)
+    hook.after_train(runner)
+    last = capsys.readouterr().err.rsplit('\r', 1)[-1]
+    assert '1/1' in last and 'loss' not in last

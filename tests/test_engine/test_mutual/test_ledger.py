@@ -53,6 +53,15 @@ def test_a_changed_config_is_refused_with_the_differing_keys(tmp_path):
     assert ledger.entry('stage_0_a')['config']['lr'] == '0.1'
 
 
+def test_the_first_differences_are_listed_and_the_others_counted(tmp_path):
+    ledger = Ledger(str(tmp_path))
+    ledger.begin('stage_0_a', {f'key_{index:02}': '0' for index in range(23)})
+    with pytest.raises(LedgerMismatchError) as error:
+        ledger.begin('stage_0_a', {f'key_{index:02}': '1' for index in range(23)})
+    lines = str(error.value).splitlines()
+    assert lines[1] == '  key_00: 0 -> 1' and lines[20:22] == ['  key_19: 0 -> 1', '... and 3 more']
+
+
 def test_a_damaged_ledger_is_refused_by_name(tmp_path):
     (tmp_path / 'stages.json').write_text('{"version": 1, "stag')
     with pytest.raises(RuntimeError, match=r'stages\.json is damaged'):

@@ -173,3 +173,9 @@ def test_a_plain_checkpoint_starts_both_students():
     for name in model.network_names:
         assert torch.equal(model.network(name).state_dict()[KEY], plain[KEY])
     assert model.step == 0
+
+
+def test_one_plain_checkpoint_for_both_students_is_warned_of():
+    plain = build().student_l.state_dict()
+    with pytest.warns(UserWarning, match=r"\['student_l', 'student_r'\] start from the same"):
+        build().load_state_dict(plain)
