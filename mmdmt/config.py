@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from os.path import dirname
 from typing import Any, Dict, List, NamedTuple, Tuple
@@ -85,9 +86,9 @@ def resolve_config(cfg: Config) -> Config:
         Config: ``cfg``.
 
     Raises:
-        ValueError: If a setting is changed that goes nowhere, or not to all of mutual training, or
-            none of the noted ones is set; or the batch sizes of the training loader and its sampler
-            differ.
+        ValueError: If a setting is changed that goes nowhere, or not to all of mutual training,
+            none of the noted ones is set, or one is misspelled; or the batch sizes of the training
+            loader and its sampler differ.
     """
     settings = _settings(cfg)
     _check_mutual(cfg, {name: s['defaults'] for name, s in settings.items()})
@@ -99,6 +100,9 @@ def resolve_config(cfg: Config) -> Config:
     _check_batch_size(cfg)
     if settings:
         for key in set(cfg) - KEPT_KEYS:
+            meant = get_close_matches(key, settings, n=1, cutoff=0.9)
+            if meant and key not in settings:
+                raise ValueError(f'`{key}` is no setting of this config: is `{meant[0]}` meant?')
             cfg.pop(key)
     return cfg
 

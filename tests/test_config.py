@@ -264,3 +264,9 @@ def test_options_that_no_config_has_are_refused(cfg):
     plain = Config(dict(model=dict()))
     merge_options(plain, dict(mine=1))
     assert plain.mine == 1
+
+
+def test_a_setting_that_a_file_misspells_is_refused(cfg):
+    cfg.merge_from_dict(dict(source_ration=[1, 2], my_pipeline=[]))
+    with pytest.raises(ValueError, match=r'`source_ration` is no setting.*`source_ratio` meant'):
+        resolve_config(cfg)

@@ -48,10 +48,10 @@ def dense_logits(segmentor: BaseSegmentor, images: Tensor) -> Tensor:
     labels would not lie on the pixels the student sees; ``encode_decode`` keeps the geometry.
     Normalized images (N, 3, H, W) become logits (N, C, H, W).
     """
-    head = getattr(segmentor, 'decode_head', None)
+    backbone, head = (getattr(segmentor, name, None) for name in ('backbone', 'decode_head'))
     # Some heads and backbones, as of DDRNet and PIDNet, give what only their loss takes while they
     # train: they see eval mode, layers inside them do not.
-    branching = [] if is_dense_classifier(type(head)) else [segmentor.backbone, head]
+    branching = [] if is_dense_classifier(type(head)) else [backbone, head]
     trained = [part for part in branching if isinstance(part, nn.Module) and part.training]
     try:
         for part in trained:
