@@ -21,18 +21,8 @@ batch_size = 512  # labeled and unlabeled images together, on each device
 source_ratio = [1, 0]  # of a batch: labeled images alone
 num_classes = 10
 metainfo = dict()  # classes: those of the dataset's type
-settings = dict(
-    data_root=dict(default=data_root),
-    labeled_list=dict(default=labeled_list),
-    unlabeled_list=dict(default=unlabeled_list),
-    val_list=dict(default=val_list),
-    num_classes=dict(default=num_classes),
-    metainfo=dict(default=metainfo),
-    image_size=dict(default=image_size),
-    crop_size=dict(default=crop_size),
-    batch_size=dict(default=batch_size),
-    source_ratio=dict(default=source_ratio),
-)
+# The values above are what the places of `settings` are written with.
+settings = {name: dict(default=globals()[name]) for name in _base_.settings if name in globals()}
 
 # These images are RGB, those that mmcv reads from files are BGR.
 rand_augment = dict(_base_.rand_augment, channel_order='rgb')

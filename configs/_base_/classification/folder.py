@@ -34,18 +34,8 @@ batch_size = 64  # labeled and unlabeled images together, on each device
 source_ratio = [1, 0]  # of a batch: labeled images alone
 num_classes = 10
 metainfo = dict()  # classes: the folders
-settings = dict(
-    data_root=dict(default=data_root),
-    labeled_list=dict(default=labeled_list),
-    unlabeled_list=dict(default=unlabeled_list),
-    val_list=dict(default=val_list),
-    num_classes=dict(default=num_classes),
-    metainfo=dict(default=metainfo),
-    image_size=dict(default=image_size),
-    crop_size=dict(default=crop_size),
-    batch_size=dict(default=batch_size),
-    source_ratio=dict(default=source_ratio),
-)
+# The values above are what the places of `settings` are written with.
+settings = {name: dict(default=globals()[name]) for name in _base_.settings if name in globals()}
 
 train_images = dict(
     type='mmpretrain.CustomDataset', data_root=data_root, metainfo=metainfo, data_prefix='train'

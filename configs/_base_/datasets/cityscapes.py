@@ -27,21 +27,8 @@ batch_size = 4  # labeled and unlabeled images together, on each device
 source_ratio = [1, 0]  # of a batch: labeled images alone
 metainfo = dict()  # classes and palette: those of the dataset's type
 num_classes = 19
-settings = dict(
-    data_root=dict(default=data_root),
-    labeled_list=dict(default=labeled_list),
-    unlabeled_list=dict(default=unlabeled_list),
-    val_list=dict(default=val_list),
-    img_suffix=dict(default=img_suffix),
-    seg_map_suffix=dict(default=seg_map_suffix),
-    metainfo=dict(default=metainfo),
-    num_classes=dict(default=num_classes),
-    image_size=dict(default=image_size),
-    resize_ratio=dict(default=resize_ratio),
-    crop_size=dict(default=crop_size),
-    batch_size=dict(default=batch_size),
-    source_ratio=dict(default=source_ratio),
-)
+# The values above are what the places of `settings` are written with.
+settings = {name: dict(default=globals()[name]) for name in _base_.settings if name in globals()}
 
 sup_pipeline = [
     dict(type='LoadImageFromFile', imdecode_backend='pillow'),
