@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from mmdmt.config import resolve_config
+from mmdmt.export.plain import dicts_in
 from mmdmt.registry import MODELS
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
@@ -40,20 +41,10 @@ def load(name):
     return copy.deepcopy(_resolve(name))
 
 
-def dicts(value):
-    """All dicts in nested dicts and lists."""
-    if isinstance(value, dict):
-        yield value
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from dicts(item)
-
-
 def without_weights(model):
     """A model config that fetches nothing."""
     model = copy.deepcopy(model)
-    for part in dicts(model):
+    for part in dicts_in(model):
         if part.get('type') == 'TIMMBackbone':
             part['pretrained'] = False
         if 'init_cfg' in part:

@@ -10,11 +10,12 @@ import torch
 import yaml
 from mmengine.config import Config
 from mmengine.registry import DATASETS, HOOKS, LOOPS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope
-from shipped_configs import CONFIGS, build, dicts, load, names_of, read
+from shipped_configs import CONFIGS, build, load, names_of, read
 from tiny_models import tiny_segmentor
 
 import mmdmt.classification  # noqa: F401
 from mmdmt.config import resolve_config
+from mmdmt.export.plain import dicts_in
 
 FOLDERS = sorted(p.name for p in CONFIGS.iterdir() if p.is_dir() and p.name != '_base_')
 NAMES = [name for folder in FOLDERS for name in names_of(folder)]
@@ -211,7 +212,7 @@ def test_all_types_exist(name):
     cfg = load(name)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-            for part in dicts(loader.dataset.to_dict()):
+            for part in dicts_in(loader.dataset.to_dict()):
                 registry = (
                     DATASETS if {'pipeline', 'datasets', 'data_root'} & set(part) else TRANSFORMS
                 )
@@ -287,7 +288,7 @@ def test_classes_are_those_of_the_dataset(name):
 
 @pytest.mark.parametrize('name', SEGMENTORS)
 def test_no_loss_counts_ignored_pixels(name):
-    for part in dicts(load(name).model):
+    for part in dicts_in(load(name).model):
         if part.get('type') == 'CrossEntropyLoss':
             assert part['avg_non_ignore'] is True
 
@@ -333,7 +334,7 @@ def test_every_setting_goes_everywhere(name):
     # Those of DST-CBC squash images to between the crop, as (width, height), and the image size.
     scales = {(62, 34), crop or (513, 257)} if squash else {(62, 34)}
     labeling = (cfg.get('mutual') or {}).get('labeling', {}).get('pipeline', [])
-    for part in dicts([cfg.train_dataloader.to_dict(), *labeling]):
+    for part in dicts_in([cfg.train_dataloader.to_dict(), *labeling]):
         if crop:
             assert tuple(part.get('crop_size', crop)) == crop
         assert tuple(part.get('ratio_range', (0.9, 1.1))) == (0.9, 1.1)
@@ -341,7 +342,7 @@ def test_every_setting_goes_everywhere(name):
             several = part['type'] == 'RandomResize' and squash
             assert set(part['scale'] if several else [tuple(part['scale'])]) <= scales
     members = [m.get('cfg_options', {}) for m in (cfg.get('mutual') or {}).get('members', [])]
-    for part in dicts([cfg.model.to_dict(), *members]):
+    for part in dicts_in([cfg.model.to_dict(), *members]):
         assert part.get('num_classes', 7) == 7
         if crop and 'size' in part and 'mean' in part:
             assert tuple(part['size']) == crop

@@ -7,11 +7,12 @@ import pytest
 import shipped_configs
 from mmengine.dataset import Compose
 from mmengine.registry import TRANSFORMS, DefaultScope
-from shipped_configs import dicts, names_of
+from shipped_configs import names_of
 
 import mmdmt.classification  # noqa: F401
 from mmdmt.config import resolve_config
 from mmdmt.engine.mutual import build_stage_config_builder
+from mmdmt.export.plain import dicts_in
 from mmdmt.registry import MODELS
 
 NAMES = [name.split('/')[1] for name in names_of('dmt_classification')]
@@ -151,7 +152,7 @@ def test_classes_length_and_validation_list_are_set_in_one_place(name):
     cfg.merge_from_dict(dict(own, image_size=(12, 12), crop_size=(8, 8)))
     resolve_config(cfg)
     loaders = (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader)
-    parts = list(dicts([loader.dataset.to_dict() for loader in loaders]))
+    parts = list(dicts_in([loader.dataset.to_dict() for loader in loaders]))
     assert [
         part['metainfo'] for part in parts if 'data_root' in part and 'dataset' not in part
     ] == [metainfo] * 3

@@ -42,6 +42,7 @@ from mmdmt.evaluation.visualization import (
     tile_images,
     to_uint8_image,
 )
+from mmdmt.export.plain import dicts_in
 from mmdmt.models.forward import Targets, pseudo_label, stack_pixel_data
 from mmdmt.models.views import ClassMix, CutMix, MixView, StrongAugment
 from mmdmt.pseudo import PseudoLabelStore
@@ -143,7 +144,7 @@ def stage_config(cfg: Config, work_dir: str, wanted: Optional[str] = None) -> Co
 
 def build_preprocessor(cfg: Config) -> nn.Module:
     """Preprocessor of online methods with the settings of the config's segmentor."""
-    for part in (*_dicts(cfg.model), cfg):
+    for part in (*dicts_in(cfg.model), cfg):
         if part.get('data_preprocessor'):
             settings = dict(part['data_preprocessor'], type='mmdmt.SemiDataPreprocessor')
             return MODELS.build(settings)
@@ -315,16 +316,6 @@ def _heatmaps(targets: Targets) -> List[np.ndarray]:
         confidence_heatmap(confidence.numpy(), valid.numpy())
         for confidence, valid in zip(targets.confidence, targets.valid)
     ]
-
-
-def _dicts(value: Any) -> Iterator[dict]:
-    """All dicts in nested dicts, lists and tuples, the outermost first."""
-    if isinstance(value, dict):
-        yield value
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _dicts(item)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> List[str]:
