@@ -11,7 +11,8 @@ import vulture
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'mmdmt'
-MAX_LINES = 13_000
+# 12,972 lines when the package was made light; what is added since must be worth its lines (raise this on purpose, with a reason in the commit).
+MAX_LINES = 15_000
 
 # From the bottom up. A part imports from its own layer, without a circle, and from those below.
 LAYERS = (
