@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, Dict, List
 
-import torch
 from mmseg.models.data_preprocessor import SegDataPreProcessor
 from mmseg.utils import stack_batch
 from torch import Tensor
 
+from mmdmt.models.forward import valid_mask
 from mmdmt.registry import MODELS
 
 
@@ -87,7 +87,7 @@ class SemiDataPreprocessor(SegDataPreProcessor):
             seg_pad_val=self.seg_pad_val,
         )
         images = images.float()
-        valid = _valid_mask(sizes, images)
+        valid = valid_mask(sizes, images)
         network = self._normalize(images, self._loaded_rgb)
         if any(tuple(size) != tuple(images.shape[-2:]) for size in sizes):
             network = network.masked_fill(~valid[:, None], self.pad_val)
@@ -129,12 +129,3 @@ def _num_labeled(samples: Sequence) -> int:
             'labeled source first in `train_dataloader.dataset.datasets`'
         )
     return count
-
-
-def _valid_mask(sizes: Sequence, images: Tensor) -> Tensor:
-    """(N, H, W) bool, True on the top left (h, w) of each image."""
-    limits = torch.tensor([list(size) for size in sizes]).to(images.device, non_blocking=True)
-    height, width = images.shape[-2:]
-    rows = torch.arange(height, device=images.device) < limits[:, :1]
-    columns = torch.arange(width, device=images.device) < limits[:, 1:]
-    return rows[:, :, None] & columns[:, None, :]

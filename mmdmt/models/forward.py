@@ -1,5 +1,6 @@
 """What every online method needs from an ordinary mmseg segmentor: dense logits and losses."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
@@ -12,6 +13,7 @@ from mmseg.utils import add_prefix
 from torch import Tensor, nn
 
 from mmdmt.models.modes import untracked_statistics
+from mmdmt.models.perturbations import Perturb, perturbed_features
 
 
 class Targets(NamedTuple):
@@ -116,6 +118,7 @@ def joint_forward(
     sup_samples: List[SegDataSample],
     unsup: Tensor,
     with_sup: bool = False,
+    perturb: Optional[Perturb] = None,
 ) -> Tuple[Dict[str, Tensor], Tensor]:
     """Loss on labeled images and logits on unlabeled ones, in one forward where possible.
 
@@ -125,16 +128,27 @@ def joint_forward(
         sup_samples (list[SegDataSample]): Their ground truth.
         unsup (Tensor): Unlabeled images of the same size, (N_u, 3, H, W).
         with_sup (bool): Whether logits of the labeled images are wanted too, before the others.
+        perturb (callable, optional): What happens to the list of feature maps (N_u, C, H, W) of
+            the unlabeled images before they enter the decode head. There is a logit map for each
+            image that it makes of them.
 
     Returns:
         tuple[dict[str, Tensor], Tensor]: mmseg's loss dict of the labeled images (keys as
         ``decode.loss_ce``), and logits (N_u, C, H, W), ``with_sup`` (N_l + N_u, C, H, W).
     """
+
+    def change(maps: Sequence[Tensor]) -> List[Tensor]:
+        others = perturb([each[-len(unsup) :] for each in maps])
+        return [torch.cat([each[: -len(unsup)], other]) for each, other in zip(maps, others)]
+
     if not has_joint_forward(segmentor) or sup.shape[2:] != unsup.shape[2:]:
         images = torch.cat([sup, unsup]) if with_sup else unsup
-        return segmentor.loss(sup, sup_samples), dense_logits(segmentor, images)
+        losses = segmentor.loss(sup, sup_samples)
+        with perturbed_features(segmentor, change) if perturb else nullcontext():
+            return losses, dense_logits(segmentor, images)
     count = len(sup)
     feats = segmentor.extract_feat(torch.cat([sup, unsup]))
+    feats = change(feats) if perturb else feats
     logits = segmentor.decode_head(feats)
     losses = add_prefix(segmentor.decode_head.loss_by_feat(logits[:count], sup_samples), 'decode')
     if segmentor.with_auxiliary_head:
@@ -172,3 +186,19 @@ def stack_pixel_data(samples: List[SegDataSample], field: str) -> Tensor:
 def is_padded(samples: List[SegDataSample]) -> bool:
     """Whether any sample has padding, which the preprocessor notes; nothing waits for a GPU."""
     return any(any(sample.metainfo['padding_size']) for sample in samples)
+
+
+def valid_mask(sizes: Sequence[Tuple[int, int]], images: Tensor) -> Tensor:
+    """(N, H, W) bool, True on the top left (h, w) of each of the images (N, C, H, W)."""
+    limits = torch.tensor([list(size) for size in sizes]).to(images.device, non_blocking=True)
+    height, width = images.shape[-2:]
+    rows = torch.arange(height, device=images.device) < limits[:, :1]
+    columns = torch.arange(width, device=images.device) < limits[:, 1:]
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def not_padded(samples: List[SegDataSample], images: Tensor) -> Tensor:
+    """(N, H, W) bool, False on the padding that the preprocessor put around the images."""
+    height, width = images.shape[-2:]
+    padding = [sample.metainfo.get('padding_size', (0, 0, 0, 0)) for sample in samples]
+    return valid_mask([(height - each[3], width - each[1]) for each in padding], images)

@@ -1,5 +1,6 @@
 """Consistency with a teacher's labels, and the health values that every online method logs."""
 
+from collections.abc import Sequence
 from typing import Dict, Tuple, Union
 
 import torch
@@ -25,6 +26,19 @@ def consistency_loss(
     loss, stats = masked_cross_entropy(logits, *targets[:2], threshold, targets.valid, normalizer)
     found = {f'{prefix}_{name}': value for name, value in stats.items()}
     return loss, dict(found, **agreement_stats(logits, targets, prefix))
+
+
+def mean_over_views(
+    logits: Sequence[Tensor],
+    targets: Sequence[Targets],
+    threshold: Union[float, Tensor],
+    normalizer: str = 'valid',
+) -> Tuple[Tensor, Dict[str, Tensor]]:
+    """Mean :func:`consistency_loss` of several views of the same images, and mean statistics."""
+    found = [consistency_loss(*pair, threshold, normalizer) for pair in zip(logits, targets)]
+    losses, stats = zip(*found)
+    means = {key: sum(each[key] for each in stats) / len(stats) for key in stats[0]}
+    return sum(losses) / len(losses), means
 
 
 @torch.no_grad()

@@ -277,6 +277,36 @@ def masked_cross_entropy(
     return loss, dict(keep_ratio=num_kept / num_valid)
 
 
+def squared_consistency_loss(
+    logits: Tensor, probs: Tensor, threshold: float, valid: Tensor, per_pixel: bool = False
+) -> LossAndStats:
+    """Squared error between the softmax of a student and soft targets (CutMix-Seg, BMVC 2020).
+
+    The error is summed over classes and averaged over valid pixels. Pixels with a largest target
+    probability of at least ``threshold`` are confident: the loss is multiplied by their share, or
+    ``per_pixel`` the error of the others is 0.
+
+    Args:
+        logits: Of the student, (N, C, *).
+        probs: Soft targets, (N, C, *).
+        threshold: Confidence a pixel needs, in [0, 1].
+        valid: (N, *) bool, False on padding.
+        per_pixel: See above.
+
+    Returns:
+        The loss, and ``keep_ratio``, the share of valid pixels that are confident.
+    """
+    _check_maps(logits, valid=valid)
+    error = (logits.float().softmax(dim=1) - probs).square().sum(dim=1)
+    kept = (probs.amax(dim=1) >= threshold) & valid
+    share = _count(kept) / _count(valid).clamp(min=1)
+    if per_pixel:
+        return error.masked_fill(~kept, 0).sum() / _count(valid).clamp(min=1), dict(
+            keep_ratio=share
+        )
+    return _mean_over(error, valid) * share, dict(keep_ratio=share)
+
+
 # ------------------------------------------------------------------------------- labeled images
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmdmt.checks import build_part, check_range
 from mmdmt.models.forward import is_padded, joint_forward, weighted_losses
+from mmdmt.models.perturbations import Perturb
 from mmdmt.models.teachers import EMAUpdater
 
 from .networks import NetworksSegmentor, build_segmentor
@@ -153,15 +154,17 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         data_samples: Dict[str, list],
         view: Tensor,
         with_sup: bool = False,
+        perturb: Optional[Perturb] = None,
     ) -> Tuple[Dict[str, Tensor], Tensor]:
         """Train a student on the labeled images of a batch, and run it on a view of unlabeled ones.
 
         Returned are weighted supervised losses and logits (N, C, H, W) of the normalized images
         ``view`` (N, 3, H, W), ``with_sup`` those of the labeled images before them. All of it is
-        one forward pass where the decode head allows it, see :func:`.joint_forward`.
+        one forward pass where the decode head allows it; ``perturb`` changes the feature maps of
+        the view, see :func:`.joint_forward`.
         """
         network, sup = self.network(name), inputs['sup']
-        found, logits = joint_forward(network, sup, data_samples['sup'], view, with_sup)
+        found, logits = joint_forward(network, sup, data_samples['sup'], view, with_sup, perturb)
         return self._supervised(name, found), logits
 
     def strong_view(

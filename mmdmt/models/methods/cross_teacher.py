@@ -9,8 +9,9 @@ from torch import Tensor
 from mmdmt.checks import build_part, check_choice, check_range
 from mmdmt.models.forward import Targets, pseudo_label, stack_pixel_data
 from mmdmt.models.losses.consistency import agreement_stats
-from mmdmt.models.losses.contrast.cross_contrast import PEERS, CrossContrast, View
+from mmdmt.models.losses.contrast.cross_contrast import CrossContrast, View
 from mmdmt.models.losses.functional import confidence_share_loss
+from mmdmt.models.pair import PEERS, students_of
 from mmdmt.registry import MODELS
 
 from .base import SemiSegmentor
@@ -69,9 +70,8 @@ class CrossTeacher(SemiSegmentor):
     ) -> None:
         check_range('threshold', threshold, 0, 1)
         check_choice('taught_by', taught_by, TAUGHT_BY)
-        students = {f'student_{side}': cfg for side, cfg in _per_side(segmentor).items()}
         teachers = {f'teacher_{side}': f'student_{side}' for side in PEERS}
-        super().__init__(students, teachers, **common)
+        super().__init__(students_of(segmentor), teachers, **common)
         self.strong = MODELS.build(strong) if strong else None
         self.mix = MODELS.build(mix) if mix else None
         self.shared_mix = shared_mix
@@ -168,15 +168,3 @@ class CrossTeacher(SemiSegmentor):
         if self.contrast is not None:
             heads = (group[name[-1]] for group in (self.contrast.teachers, self.contrast.students))
             self.ema.update(*heads, self.teacher_step(name))
-
-
-def _per_side(segmentor: dict) -> Dict[str, dict]:
-    """A config for each side."""
-    if 'type' in segmentor:
-        return dict.fromkeys(PEERS, segmentor)
-    if set(segmentor) != set(PEERS):
-        raise ValueError(
-            '`segmentor` must be the config of a segmentor, with a `type`, or '
-            f'dict(l=..., r=...) with one for each student; got the keys {sorted(segmentor)}'
-        )
-    return {side: segmentor[side] for side in PEERS}

@@ -1,24 +1,22 @@
 """FixMatch."""
 
-from typing import Dict, Optional, Union
+from typing import Dict
 
 from torch import Tensor
 
 from mmdmt.checks import check_choice
 from mmdmt.models.forward import pseudo_label
 from mmdmt.models.losses.consistency import consistency_loss
-from mmdmt.models.losses.functional import NORMALIZERS
 from mmdmt.models.modes import in_mode
-from mmdmt.models.thresholds import build_threshold
 from mmdmt.registry import MODELS
 
-from .base import SemiSegmentor
+from .weak_to_strong import WeakToStrong
 
 LABELERS = ('student', 'teacher')
 
 
 @MODELS.register_module()
-class FixMatch(SemiSegmentor):
+class FixMatch(WeakToStrong):
     """Labels of the weak view, where they are confident, for a mixed strong view.
 
     Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence",
@@ -29,10 +27,9 @@ class FixMatch(SemiSegmentor):
     Args:
         segmentor (dict): Config of an ordinary mmseg segmentor.
         labeler (str): 'student' or 'teacher'. Defaults to 'student', which has no teacher.
-        strong, mix, threshold, normalizer: As of :class:`.MeanTeacher`.
         sup_weight (float): Defaults to 0.5.
         unsup_weight (float): Defaults to 0.5.
-        **common: Settings of :class:`SemiSegmentor`.
+        **common: Settings of :class:`.WeakToStrong`.
     """
 
     def __init__(
@@ -40,10 +37,6 @@ class FixMatch(SemiSegmentor):
         segmentor: dict,
         *,
         labeler: str = 'student',
-        strong: Optional[dict] = None,
-        mix: Optional[dict] = None,
-        threshold: Union[float, dict] = 0.95,
-        normalizer: str = 'valid',
         sup_weight: float = 0.5,
         unsup_weight: float = 0.5,
         **common,
@@ -53,11 +46,6 @@ class FixMatch(SemiSegmentor):
         common.update(sup_weight=sup_weight, unsup_weight=unsup_weight)
         super().__init__({'student': segmentor}, teachers, **common)
         self.labeler = labeler
-        self.strong = MODELS.build(strong) if strong else None
-        self.mix = MODELS.build(mix) if mix else None
-        self.threshold = build_threshold(threshold)
-        check_choice('normalizer', normalizer, NORMALIZERS)
-        self.normalizer = normalizer
 
     def semi_loss(self, inputs: Dict[str, Tensor], data_samples: Dict[str, list]) -> dict:
         """Supervised loss, and cross entropy with confident labels on the mixed strong view."""
@@ -68,9 +56,7 @@ class FixMatch(SemiSegmentor):
             with in_mode(self.student, training=False):
                 targets = pseudo_label(self.student, images, valid)
         threshold = self.threshold(targets)
-        view = self.strong_view(self.strong, inputs, data_samples)
-        if self.mix is not None:
-            view, targets = self.mix(view, targets)
+        view, targets = self.mixed_view(inputs, data_samples, targets)
         losses, logits = self.forward_student('student', inputs, data_samples, view)
         loss, stats = consistency_loss(logits, targets, threshold, self.normalizer)
         return dict(losses, unsup_loss=loss * self.unsup_scale(), **stats)

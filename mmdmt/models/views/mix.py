@@ -32,9 +32,13 @@ class Mixing(NamedTuple):
         Raises:
             ValueError: If a tensor does not fit the mask.
         """
-        return tuple(self._mix(tensor) for tensor in tensors)
+        return tuple(self._mix(tensor, tensor) for tensor in tensors)
 
-    def _mix(self, tensor: Tensor) -> Tensor:
+    def targets(self, own: Targets, others: Targets) -> Targets:
+        """Targets of the mixed images, where pixels of the partner have those of ``others``."""
+        return Targets(*map(self._mix, own, others))
+
+    def _mix(self, tensor: Tensor, other: Tensor) -> Tensor:
         shape = tuple(self.mask.shape)
         if tensor.ndim not in (3, 4) or (tensor.shape[0], *tensor.shape[-2:]) != shape:
             raise ValueError(
@@ -42,7 +46,7 @@ class Mixing(NamedTuple):
                 f'{tuple(tensor.shape)}'
             )
         own = self.mask if tensor.ndim == 3 else self.mask[:, None]
-        return torch.where(own, tensor, tensor.index_select(0, self.partner))
+        return torch.where(own, tensor, other.index_select(0, self.partner))
 
 
 class MixView(nn.Module, metaclass=ABCMeta):

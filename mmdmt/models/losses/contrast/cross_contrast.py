@@ -12,15 +12,13 @@ from torch import Tensor, nn
 
 from mmdmt.checks import build_part, check_range
 from mmdmt.models.forward import dense_logits
+from mmdmt.models.pair import PEERS
 
 from .anchors import gather_pixels, sample_anchors
 from .feature_tap import CLASSIFIER, FeatureTap, feature_channels, find_classifier
 from .functional import memory_contrast_loss, peer_contrast_loss
 from .memory_bank import TeacherBank
 from .projection import projection_head
-
-#: The side that teaches, by the side that learns.
-PEERS = {'l': 'r', 'r': 'l'}
 
 
 class View(NamedTuple):

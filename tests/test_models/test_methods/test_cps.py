@@ -1,87 +1,104 @@
-"""What a method without teachers needs of the base: two students that label for each other."""
+"""Cross Pseudo Supervision, and what a method without teachers needs of the base."""
 
 import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.registry import DefaultScope
-from tiny_models import semi_batch, tiny_segmentor
+from tiny_models import semi_batch, tiny_segformer, tiny_segmentor
 
-from mmdmt.models.forward import dense_logits, hard_labels, pseudo_label
-from mmdmt.models.losses.consistency import consistency_loss
-from mmdmt.models.methods import SemiSegmentor
+from mmdmt.models.forward import dense_logits, pseudo_label
+from mmdmt.models.methods import CPS
 from mmdmt.models.modes import in_mode
-from mmdmt.registry import MODELS
+from mmdmt.models.pair import PEERS
 
-PEERS = {'l': 'r', 'r': 'l'}
 KEY = 'decode_head.conv_seg.weight'
-
-
-class TwoStudents(SemiSegmentor):
-    """Cross Pseudo Supervision: each learns the other's hard labels, on all images or some."""
-
-    def __init__(self, segmentor, *, on_labeled=True, **common):
-        super().__init__({f'student_{side}': segmentor for side in PEERS}, **common)
-        self.on_labeled = on_labeled
-
-    def semi_loss(self, inputs, data_samples):
-        images, valid = inputs['unsup_weak'], inputs['unsup_valid']
-        if self.on_labeled:
-            valid = torch.cat([valid.new_ones(len(inputs['sup']), *valid.shape[1:]), valid])
-        losses, logits = {}, {}
-        for side in PEERS:
-            found, logits[side] = self.forward_student(
-                f'student_{side}', inputs, data_samples, images, with_sup=self.on_labeled
-            )
-            losses.update(found)
-        for side, peer in PEERS.items():
-            targets = hard_labels(logits[peer], valid)
-            loss, stats = consistency_loss(logits[side], targets, 0.0, prefix=f'unsup_{side}')
-            losses.update({f'unsup_{side}_loss': loss * self.unsup_scale()}, **stats)
-        return losses
-
-
-@pytest.fixture(autouse=True, scope='module')
-def registered():
-    MODELS.register_module(module=TwoStudents)
-    yield
-    MODELS.module_dict.pop('TwoStudents')
 
 
 def build(**settings):
     torch.manual_seed(0)
-    cfg = dict(type='mmdmt.TwoStudents', segmentor=tiny_segmentor(dropout=0), **settings)
-    with DefaultScope.overwrite_default_scope('mmseg'):
-        model = MODELS.build(cfg)
+    model = CPS(tiny_segmentor(dropout=0), **settings)
     model.start_run(max_iters=10)
     return model
 
 
-@pytest.mark.parametrize('on_labeled', [True, False])
-def test_each_student_learns_the_labels_of_the_other(on_labeled):
-    model = build(on_labeled=on_labeled, unsup_weight=1.5).eval()
+MIX = dict(type='mmdmt.CutMix', prob=1.0, boxes='french')
+
+
+def test_without_mixing_each_learns_the_labels_of_the_other_on_all_images():
+    model = build(unsup_weight=1.5).eval()
     inputs, samples = semi_batch()
-    images = inputs['unsup_weak']
-    images = torch.cat([inputs['sup'], images]) if on_labeled else images
+    images = torch.cat([inputs['sup'], inputs['unsup_weak']])
     losses = model.loss(inputs, samples)
     logits = {side: dense_logits(model.network(f'student_{side}'), images) for side in PEERS}
     assert not torch.equal(*[each.argmax(1) for each in logits.values()])
     for side, peer in PEERS.items():
         expected = 1.5 * F.cross_entropy(logits[side], logits[peer].argmax(1))
         torch.testing.assert_close(losses[f'unsup_{side}_loss'], expected)
+        assert losses[f'unsup_{side}_keep_ratio'] == 1
 
 
-@pytest.mark.parametrize('on_labeled', [True, False])
-def test_a_step_runs_each_image_through_each_student_once(on_labeled):
-    model = build(on_labeled=on_labeled).train()
+def test_with_mixing_images_and_labels_of_the_unlabeled_ones_are_mixed_alike(monkeypatch):
+    model = build(mix=MIX).eval()
     inputs, samples = semi_batch()
-    seen = []
+    drawn, draw = [], model.mix.draw
+    monkeypatch.setattr(model.mix, 'draw', lambda *args: drawn.append(draw(*args)) or drawn[-1])
+    losses = model.loss(inputs, samples)
+    (mixing,) = drawn
+    assert 0 < mixing.mask.float().mean() < 1
+    weak = inputs['unsup_weak']
+    (view,) = mixing(weak)
+    for side, peer in PEERS.items():
+        labels = dense_logits(model.network(f'student_{peer}'), weak).argmax(1)
+        logits = dense_logits(model.network(f'student_{side}'), view)
+        expected = F.cross_entropy(logits, mixing(labels)[0])
+        torch.testing.assert_close(losses[f'unsup_{side}_loss'], expected)
+
+
+def test_padding_of_labeled_images_is_not_learned():
+    model = build().eval()
+    inputs, samples = semi_batch()
+    expected = model.loss(inputs, samples)
+    for sample in samples['sup']:
+        sample.set_metainfo(dict(padding_size=(0, 32, 0, 0)))
+    found = model.loss(inputs, samples)
+    images, size = inputs['unsup_weak'], 32 * 32
+    for side, peer in PEERS.items():
+        key = f'unsup_{side}_loss'
+        logits = [dense_logits(model.network(f'student_{each}'), images) for each in (side, peer)]
+        own = F.cross_entropy(logits[0], logits[1].argmax(1))
+        torch.testing.assert_close(found[key], own)
+        assert not torch.isclose(found[key], expected[key])
+
+
+@pytest.mark.parametrize('mix', [None, MIX])
+def test_labels_in_a_step_come_from_train_mode_and_move_no_statistics(mix):
+    model = build(mix=mix).train()
+    inputs, samples = semi_batch()
+    seen = {}
     for side in PEERS:
-        stem = model.network(f'student_{side}').backbone
-        stem.register_forward_hook(lambda _, args, out: seen.append(len(args[0])))
+        backbone = model.network(f'student_{side}').backbone
+        seen[side] = []
+        backbone.register_forward_hook(
+            lambda module, args, out, side=side: seen[side].append(
+                (len(args[0]), module.training, torch.is_grad_enabled())
+            )
+        )
     model.loss(inputs, samples)
-    assert seen == [len(inputs['sup']) + len(inputs['unsup_weak'])] * 2
+    trained = (len(inputs['sup']) + len(inputs['unsup_weak']), True, True)
+    labeled = (len(inputs['unsup_weak']), True, False)
+    for side in PEERS:
+        assert seen[side] == ([labeled, trained] if mix else [trained])
+        assert model.network(f'student_{side}').backbone.bn1.num_batches_tracked == 1
+
+
+def test_two_networks_of_different_kinds():
+    pair = dict(l=tiny_segmentor(), r=tiny_segformer())
+    model = CPS(pair, mix=MIX).train()
+    losses = model.loss(*semi_batch())
+    assert losses['unsup_l_loss'] > 0 and losses['unsup_r_loss'] > 0
+    with pytest.raises(ValueError, match=r"or dict\(l=..., r=...\).*got the keys \['l'\]"):
+        CPS(dict(l=tiny_segmentor()))
 
 
 def test_a_step_reaches_each_student_through_its_own_loss_alone():
@@ -148,7 +165,7 @@ def test_either_student_predicts_or_both_together():
             probs.append(dense_logits(model, image).softmax(1))
     with model.predicting_on('average'):
         torch.testing.assert_close(dense_logits(model, image).softmax(1), sum(probs) / 2)
-    with pytest.raises(ValueError, match=r"'teacher_average', but TwoStudents has the networks"):
+    with pytest.raises(ValueError, match=r"'teacher_average', but CPS has the networks"):
         build(predict_on='teacher_average')
 
 

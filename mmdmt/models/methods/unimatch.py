@@ -1,0 +1,101 @@
+"""UniMatch."""
+
+from functools import partial
+from typing import Dict, Optional, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from mmdmt.checks import check_range
+from mmdmt.models.forward import Targets, dense_logits, hard_labels, pseudo_label
+from mmdmt.models.losses.consistency import consistency_loss, mean_over_views
+from mmdmt.models.modes import in_mode
+from mmdmt.models.perturbations import with_channel_dropout
+from mmdmt.registry import MODELS
+
+from .weak_to_strong import WeakToStrong
+
+
+@MODELS.register_module()
+class UniMatch(WeakToStrong):
+    """Own labels of the weak view for two strong views and for dropped features.
+
+    Yang et al., "Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation",
+    CVPR 2023. One network labels for itself: a pass over labeled and weak images gives labels,
+    supervised loss and, through the same decode head, logits of features of which whole channels
+    were dropped; a second pass sees two strong views. Pixels that a strong view takes from another
+    image have that image's label, given in eval mode. The loss is
+    ``(supervised + (strong_1 + strong_2) / 4 + feature / 2) / 2``.
+
+    The released code drops channels of labeled images too, whose logits it does not use; here they
+    are not computed. The partners are images of the batch, in the released code a second batch.
+
+    Args:
+        segmentor (dict): Config of an ordinary mmseg segmentor. Channels are dropped from every
+            map that its backbone, or neck, hands to the heads.
+        feature_dropout (float): Probability that a channel is dropped. Defaults to 0.5.
+        feature_share (float): Share of the loss on dropped features in the unsupervised loss, in
+            [0, 1]. At 0 their logits are not computed. Defaults to 0.5.
+        sup_weight (float): Defaults to 0.5.
+        unsup_weight (float): Defaults to 0.5.
+        **common: Settings of :class:`.WeakToStrong`.
+    """
+
+    def __init__(
+        self,
+        segmentor: dict,
+        *,
+        feature_dropout: float = 0.5,
+        feature_share: float = 0.5,
+        sup_weight: float = 0.5,
+        unsup_weight: float = 0.5,
+        **common,
+    ) -> None:
+        common.update(sup_weight=sup_weight, unsup_weight=unsup_weight)
+        super().__init__({'student': segmentor}, **common)
+        check_range('feature_dropout', feature_dropout, 0, 0.99)
+        check_range('feature_share', feature_share, 0, 1)
+        self.feature_dropout = feature_dropout
+        self.feature_share = feature_share
+
+    def semi_loss(self, inputs: Dict[str, Tensor], data_samples: Dict[str, list]) -> dict:
+        """Supervised loss, and cross entropy on two strong views and on dropped features."""
+        images, valid = inputs['unsup_weak'], inputs['unsup_valid']
+        others = None
+        if self.mix is not None:
+            with in_mode(self.student, training=False):
+                others = pseudo_label(self.student, images, valid)
+        drop = partial(with_channel_dropout, prob=self.feature_dropout)
+        losses, logits = self.forward_student(
+            'student', inputs, data_samples, images, perturb=drop if self.feature_share else None
+        )
+        own = hard_labels(logits[: len(images)], valid)
+        threshold = self.threshold(own)
+        strong, stats = self._strong_loss(inputs, data_samples, own, others, threshold)
+        scale = self.unsup_scale()
+        losses['unsup_loss'] = strong * (1 - self.feature_share) * scale
+        if self.feature_share:
+            dropped = logits[len(images) :]
+            loss, _ = consistency_loss(dropped, own, threshold, self.normalizer)
+            losses['unsup_feature_loss'] = loss * self.feature_share * scale
+        return dict(losses, **stats)
+
+    def _strong_loss(
+        self,
+        inputs: Dict[str, Tensor],
+        data_samples: Dict[str, list],
+        own: Targets,
+        others: Optional[Targets],
+        threshold: Union[float, Tensor],
+    ) -> Tuple[Tensor, Dict[str, Tensor]]:
+        """Mean loss of two strong views, each augmented and mixed on its own, and statistics."""
+        views, targets = [], []
+        for _ in range(2):
+            view, target = self.strong_view(self.strong, inputs, data_samples), own
+            if self.mix is not None:
+                mixing = self.mix.draw(own)
+                view, target = mixing(view)[0], mixing.targets(own, others)
+            views.append(view)
+            targets.append(target)
+        logits = dense_logits(self.student, torch.cat(views)).chunk(2)
+        return mean_over_views(logits, targets, threshold, self.normalizer)
