@@ -1,13 +1,13 @@
 """UniMatch."""
 
 from functools import partial
-from typing import Dict, Optional, Tuple, Union
+from typing import Dict
 
 import torch
 from torch import Tensor
 
 from mmdmt.checks import check_range
-from mmdmt.models.forward import Targets, dense_logits, hard_labels, pseudo_label
+from mmdmt.models.forward import dense_logits, hard_labels, pseudo_label
 from mmdmt.models.losses.consistency import consistency_loss, mean_over_views
 from mmdmt.models.modes import in_mode
 from mmdmt.models.perturbations import with_channel_dropout
@@ -61,41 +61,22 @@ class UniMatch(WeakToStrong):
     def semi_loss(self, inputs: Dict[str, Tensor], data_samples: Dict[str, list]) -> dict:
         """Supervised loss, and cross entropy on two strong views and on dropped features."""
         images, valid = inputs['unsup_weak'], inputs['unsup_valid']
-        others = None
-        if self.mix is not None:
-            with in_mode(self.student, training=False):
-                others = pseudo_label(self.student, images, valid)
+        with in_mode(self.student, training=False):
+            pasted = None if self.mix is None else pseudo_label(self.student, images, valid)
         drop = partial(with_channel_dropout, prob=self.feature_dropout)
         losses, logits = self.forward_student(
             'student', inputs, data_samples, images, perturb=drop if self.feature_share else None
         )
         own = hard_labels(logits[: len(images)], valid)
         threshold = self.threshold(own)
-        strong, stats = self._strong_loss(inputs, data_samples, own, others, threshold)
+        pairs = [self.mixed_view(inputs, data_samples, own, pasted) for _ in range(2)]
+        views, targets = zip(*pairs)
+        strong = dense_logits(self.student, torch.cat(views)).chunk(2)
+        loss, stats = mean_over_views(strong, targets, threshold, self.normalizer)
         scale = self.unsup_scale()
-        losses['unsup_loss'] = strong * (1 - self.feature_share) * scale
+        losses['unsup_loss'] = loss * (1 - self.feature_share) * scale
         if self.feature_share:
             dropped = logits[len(images) :]
             loss, _ = consistency_loss(dropped, own, threshold, self.normalizer)
             losses['unsup_feature_loss'] = loss * self.feature_share * scale
         return dict(losses, **stats)
-
-    def _strong_loss(
-        self,
-        inputs: Dict[str, Tensor],
-        data_samples: Dict[str, list],
-        own: Targets,
-        others: Optional[Targets],
-        threshold: Union[float, Tensor],
-    ) -> Tuple[Tensor, Dict[str, Tensor]]:
-        """Mean loss of two strong views, each augmented and mixed on its own, and statistics."""
-        views, targets = [], []
-        for _ in range(2):
-            view, target = self.strong_view(self.strong, inputs, data_samples), own
-            if self.mix is not None:
-                mixing = self.mix.draw(own)
-                view, target = mixing(view)[0], mixing.targets(own, others)
-            views.append(view)
-            targets.append(target)
-        logits = dense_logits(self.student, torch.cat(views)).chunk(2)
-        return mean_over_views(logits, targets, threshold, self.normalizer)

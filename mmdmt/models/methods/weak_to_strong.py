@@ -46,8 +46,18 @@ class WeakToStrong(SemiSegmentor):
         self.normalizer = normalizer
 
     def mixed_view(
-        self, inputs: Dict[str, Tensor], data_samples: Dict[str, list], targets: Targets
+        self,
+        inputs: Dict[str, Tensor],
+        data_samples: Dict[str, list],
+        targets: Targets,
+        pasted: Optional[Targets] = None,
     ) -> Tuple[Tensor, Targets]:
-        """A new strong view (N_u, 3, H, W), mixed together with what is to be learned on it."""
+        """A new strong view (N_u, 3, H, W), mixed together with what is to be learned on it.
+
+        Pixels of a partner have its targets, or those of ``pasted`` where they are given.
+        """
         view = self.strong_view(self.strong, inputs, data_samples)
-        return (view, targets) if self.mix is None else self.mix(view, targets)
+        if self.mix is None:
+            return view, targets
+        mixing = self.mix.draw(targets)
+        return mixing(view)[0], mixing.targets(targets, pasted or targets)

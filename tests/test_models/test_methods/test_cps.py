@@ -62,7 +62,7 @@ def test_padding_of_labeled_images_is_not_learned():
     for sample in samples['sup']:
         sample.set_metainfo(dict(padding_size=(0, 32, 0, 0)))
     found = model.loss(inputs, samples)
-    images, size = inputs['unsup_weak'], 32 * 32
+    images = inputs['unsup_weak']
     for side, peer in PEERS.items():
         key = f'unsup_{side}_loss'
         logits = [dense_logits(model.network(f'student_{each}'), images) for each in (side, peer)]
