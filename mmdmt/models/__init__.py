@@ -1,6 +1,6 @@
 """Methods, views, losses, heads and the data preprocessor."""
 
-from . import decode_heads, losses, methods, views
+from . import backbones, decode_heads, losses, methods, views
 from .data_preprocessor import SemiDataPreprocessor
 from .ensemble_segmentor import EnsembleSegmentor
 from .pseudo_label_segmentor import PseudoLabelSegmentor
@@ -11,6 +11,7 @@ __all__ = [
     'EnsembleSegmentor',
     'PseudoLabelSegmentor',
     'SemiDataPreprocessor',
+    'backbones',
     'decode_heads',
     'losses',
     'methods',

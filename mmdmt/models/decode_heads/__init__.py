@@ -1,5 +1,6 @@
 """Decode heads that mmseg does not have."""
 
-from mmdmt.models.decode_heads.deeplabv2_head import DeepLabV2Head
+from .deeplabv2_head import DeepLabV2Head
+from .dpt_head import DPTHead
 
-__all__ = ['DeepLabV2Head']
+__all__ = ['DPTHead', 'DeepLabV2Head']
