@@ -29,8 +29,8 @@ class EvaluationProtocol:
         scale_labels (bool): Whether labels are brought to ``image_scale`` too (nearest neighbor)
             and the score is taken there. Otherwise predictions are scaled to the labels' size.
         pad_to (tuple[int, int], optional): Height and width that images are padded to at the
-            bottom and right, after normalization and with the preprocessor's ``pad_val``. What was
-            predicted there is cut off before scoring.
+            bottom and right, in the color of the preprocessor's ``padding``. What was predicted
+            there is cut off before scoring.
         slide (bool): Whether windows of the training crop are predicted and averaged.
     """
 

@@ -127,6 +127,20 @@ def test_padding_comes_and_goes_with_its_protocol():
     assert 'test_cfg' not in resolve_config(cfg).model.data_preprocessor
 
 
+def test_the_color_of_padding_is_one_setting_of_training_and_evaluation(files):
+    cfg = resolve_config(config('pascal_voc12_padded', padding='black'))
+    assert cfg.model.data_preprocessor.padding == 'black' and 'padding' not in cfg
+    settings = dict(cfg.model.data_preprocessor, type='mmdmt.PaddingPreprocessor')
+    settings['test_cfg'] = dict(size=(64, 128))
+    seen = []
+    model = pixelwise_model(settings)
+    model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    score(model, PROTOCOLS['pascal_voc12_padded'].pipeline(), files[:1])
+    black = -model.data_preprocessor.mean / model.data_preprocessor.std
+    assert seen[0].shape[2:] == (64, 128)
+    assert (seen[0][0, :, 40:] == black).all() and (seen[0][0, :, :, 60:] == black).all()
+
+
 def test_windows_have_the_size_of_the_crop_that_is_trained():
     cfg = resolve_config(config('cityscapes_sliding', crop_size=[600, 300]))
     assert cfg.model.test_cfg == dict(mode='slide', crop_size=(600, 300), stride=(400, 200))

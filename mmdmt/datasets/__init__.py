@@ -6,6 +6,7 @@ from mmdmt.datasets.semi_dataset import SemiDataset
 from mmdmt.datasets.transforms.image_size import (
     LoadAnnotationsAtImageSize,
     LoadImageAtSize,
+    RandomRescale,
     ScoreAtImageSize,
 )
 from mmdmt.datasets.transforms.load_pseudo_labels import LoadPseudoLabels
@@ -18,6 +19,7 @@ __all__ = [
     'LoadPseudoLabels',
     'MultiSourceSampler',
     'PackSemiInputs',
+    'RandomRescale',
     'ScoreAtImageSize',
     'SeededIndex',
     'SemiDataset',

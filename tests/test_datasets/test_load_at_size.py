@@ -6,7 +6,7 @@ from mmcv.transforms import Compose
 from mmengine.registry import init_default_scope
 from PIL import Image
 
-from mmdmt.datasets import LoadAnnotationsAtImageSize, LoadImageAtSize
+from mmdmt.datasets import LoadAnnotationsAtImageSize, LoadImageAtSize, RandomRescale
 
 HALF = (8, 4)  # width, height
 
@@ -49,6 +49,29 @@ def test_masks_follow_by_nearest_neighbor(files):
 def test_an_image_of_that_size_is_not_changed(files):
     plain = Compose([dict(type='LoadImageFromFile')])(dict(files[0]))
     np.testing.assert_array_equal(LoadImageAtSize((16, 8))(files[0])['img'], plain['img'])
+
+
+@pytest.mark.parametrize('size', [(40, 60), (60, 40), (700, 300)])
+def test_an_image_is_scaled_from_its_own_size_with_all_its_maps(size):
+    image, label = np.zeros((*size, 3), np.uint8), np.full(size, 3, np.uint8)
+    confidence = np.ones(size, np.float32)
+    sides = []
+    for seed in range(40):
+        np.random.seed(seed)
+        found = RandomRescale((0.5, 1.5))(
+            dict(
+                img=image.copy(),
+                gt_seg_map=label.copy(),
+                pseudo_confidence=confidence.copy(),
+                seg_fields=['gt_seg_map', 'pseudo_confidence'],
+            )
+        )
+        height, width = found['img'].shape[:2]
+        assert found['gt_seg_map'].shape == found['pseudo_confidence'].shape == (height, width)
+        assert height / width == pytest.approx(size[0] / size[1], rel=0.06)
+        sides.append(height / size[0])
+    assert 0.45 < min(sides) < 0.6 and 1.4 < max(sides) <= 1.5
+    assert np.mean(sides) == pytest.approx(1, abs=0.1)
 
 
 def test_wrong_use_is_refused(files):

@@ -3,7 +3,7 @@
 from typing import Optional, Tuple
 
 import mmcv
-from mmcv.transforms import BaseTransform, LoadImageFromFile
+from mmcv.transforms import BaseTransform, LoadImageFromFile, RandomResize
 from mmseg.datasets.transforms import LoadAnnotations
 
 from mmdmt.registry import TRANSFORMS
@@ -68,6 +68,28 @@ class LoadAnnotationsAtImageSize(LoadAnnotations):
             results['gt_seg_map'], (width, height), interpolation='nearest', backend='cv2'
         )
         return results
+
+
+@TRANSFORMS.register_module()
+class RandomRescale(RandomResize):
+    """Scale image and labels by a random factor of their own size, with their aspect ratio.
+
+    mmcv's ``RandomResize`` brings images to a common size first: one whose longer side is below
+    500 is enlarged where ``scale=(500, 500)``. DMT scales each image as it is.
+
+    Args:
+        ratio_range (tuple[float, float]): Smallest and largest factor.
+        **kwargs: Of mmcv's ``RandomResize``, which passes them to ``Resize``.
+    """
+
+    def __init__(self, ratio_range: Tuple[float, float], **kwargs) -> None:
+        super().__init__(scale=(1, 1), ratio_range=tuple(ratio_range), keep_ratio=True, **kwargs)
+
+    def transform(self, results: dict) -> dict:
+        """Scale all that ``Resize`` scales."""
+        height, width = results['img'].shape[:2]
+        self.scale = (width, height)
+        return super().transform(results)
 
 
 @TRANSFORMS.register_module()
