@@ -5,7 +5,11 @@ padding = 'mean'  # or 'black': pixels of 0 before normalization (docs/configs.m
 settings = dict(
     padding=dict(
         default=padding,
-        sets=['model.**.data_preprocessor.padding', 'mutual.**.data_preprocessor.padding'],
+        sets=[
+            'model.**.data_preprocessor.padding',
+            'mutual.**.data_preprocessor.padding',
+            'train_dataloader.**.PadToCrop.padding',
+        ],
     ),
     data_root=dict(sets=['*_dataloader.**.data_root']),
     labeled_list=dict(sets=['train_dataloader.dataset.datasets.0.**.ann_file']),
@@ -21,6 +25,7 @@ settings = dict(
         sets=[
             '*_dataloader.**.RandomCrop.crop_size',
             '*_dataloader.**.CenterCrop.crop_size',
+            'train_dataloader.**.PadToCrop.size',
             'model.**.data_preprocessor.size',
             'mutual.**.data_preprocessor.size',
         ]

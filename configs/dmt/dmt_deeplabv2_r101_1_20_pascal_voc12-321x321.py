@@ -14,8 +14,11 @@ source_ratio = [1, 7]
 evaluation_protocol = 'pascal_voc12_padded'
 padding = 'black'
 rescale = dict(type='mmdmt.RandomRescale', ratio_range=_base_.resize_ratio)
-sup_pipeline = [*_base_.sup_pipeline[:2], rescale, *_base_.sup_pipeline[3:]]
-unsup_pipeline = [_base_.unsup_pipeline[0], rescale, *_base_.unsup_pipeline[2:]]
+# As written: the setting above goes there too. Images are padded before they are flipped.
+pad = dict(type='mmdmt.PadToCrop', size=_base_.crop_size, padding='mean')
+load, load_labels, _, crop, *flip_pack = _base_.sup_pipeline
+sup_pipeline = [load, load_labels, rescale, crop, pad, *flip_pack]
+unsup_pipeline = [load, rescale, crop, pad, *flip_pack]
 settings = dict(
     image_size=dict(default=_base_.image_size, fixed='images are scaled from their own size here')
 )

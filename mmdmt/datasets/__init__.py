@@ -6,6 +6,7 @@ from mmdmt.datasets.semi_dataset import SemiDataset
 from mmdmt.datasets.transforms.image_size import (
     LoadAnnotationsAtImageSize,
     LoadImageAtSize,
+    PadToCrop,
     RandomRescale,
     ScoreAtImageSize,
 )
@@ -19,6 +20,7 @@ __all__ = [
     'LoadPseudoLabels',
     'MultiSourceSampler',
     'PackSemiInputs',
+    'PadToCrop',
     'RandomRescale',
     'ScoreAtImageSize',
     'SeededIndex',

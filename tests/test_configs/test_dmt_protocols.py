@@ -126,6 +126,11 @@ def test_published_voc(labels):
             # A factor of the image's own size: a small one is not enlarged first.
             assert tuple(steps_of['mmdmt.RandomRescale'].ratio_range) == (0.5, 1.5)
             assert 'RandomResize' not in steps_of
+            # Padded, then flipped: padding is at the left of half of the crops.
+            order = [step.type for step in source.pipeline]
+            assert order.index('RandomFlip') == order.index('mmdmt.PadToCrop') + 1
+            assert tuple(steps_of['mmdmt.PadToCrop'].size) == (321, 321)
+            assert steps_of['mmdmt.PadToCrop'].padding == 'black'
             assert 'PhotoMetricDistortion' not in steps_of  # no color augmentation
         if not first:
             loss = stage.model.pseudo_loss

@@ -93,6 +93,37 @@ class RandomRescale(RandomResize):
 
 
 @TRANSFORMS.register_module()
+class PadToCrop(BaseTransform):
+    """Pad what is smaller than the crop at the bottom and right, in black.
+
+    The data preprocessor pads after all transforms, at the right of whatever was flipped before.
+    DMT pads, then flips. Labels get 255, confidence of pseudo-labels 0. For offline methods: online
+    ones learn from the preprocessor which pixels are padding.
+
+    Args:
+        size (tuple[int, int]): Height and width.
+        padding (str): As of :class:`~mmdmt.models.PaddingPreprocessor`, which alone knows the mean
+            color: ``'mean'`` leaves the image to it. Defaults to ``'black'``.
+
+    Modified keys: ``img``, ``img_shape`` and all of ``seg_fields``.
+    """
+
+    def __init__(self, size: Tuple[int, int], padding: str = 'black') -> None:
+        self.size = tuple(size)
+        self.padding = padding
+
+    def transform(self, results: dict) -> dict:
+        """Pad."""
+        if self.padding == 'black':
+            shape = tuple(max(pair) for pair in zip(self.size, results['img'].shape))
+            for key in ('img', *results.get('seg_fields', ())):
+                value = 0 if key in ('img', 'pseudo_confidence') else 255
+                results[key] = mmcv.impad(results[key], shape=shape, pad_val=value)
+            results['img_shape'] = shape
+        return results
+
+
+@TRANSFORMS.register_module()
 class ScoreAtImageSize(BaseTransform):
     """Declare the size of the image so far to be its original one.
 
