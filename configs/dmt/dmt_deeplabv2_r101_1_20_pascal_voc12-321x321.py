@@ -20,7 +20,8 @@ load, load_labels, _, crop, *flip_pack = _base_.sup_pipeline
 sup_pipeline = [load, load_labels, rescale, crop, pad, *flip_pack]
 unsup_pipeline = [load, rescale, crop, pad, *flip_pack]
 settings = dict(
-    image_size=dict(default=_base_.image_size, fixed='images are scaled from their own size here')
+    resize_ratio=dict(default=_base_.resize_ratio),
+    image_size=dict(default=_base_.image_size, fixed='images are scaled from their own size here'),
 )
 train_dataloader = dict(
     dataset=dict(
