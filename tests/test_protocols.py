@@ -19,6 +19,7 @@ from torch import nn
 
 import mmdmt  # noqa: F401
 from mmdmt.config import resolve_config
+from mmdmt.engine.mutual import StageConfigBuilder
 from mmdmt.protocols import PROTOCOLS, apply_protocol
 from mmdmt.registry import MODELS
 
@@ -161,6 +162,18 @@ def test_an_online_method_evaluates_by_a_protocol_too():
     assert cfg.model.segmentor.data_preprocessor.test_cfg.size == (505, 505)
     assert cfg.model.segmentor.test_cfg.mode == 'whole'
     assert 'test_cfg' not in cfg.model
+
+
+def test_members_of_mutual_training_with_other_networks_share_protocol_and_padding():
+    name = 'dmt_deeplabv3plus-segformer_r50-mit-b1_1_8_pascal_voc12-321x321.py'
+    cfg = Config.fromfile(CONFIGS / 'dmt' / name)
+    cfg.merge_from_dict(dict(evaluation_protocol='pascal_voc12_padded', padding='black'))
+    builder = StageConfigBuilder(resolve_config(cfg))
+    for member in ('deeplab', 'segformer'):
+        stage = builder.build(builder.plan.find(f'1.{member}'), '/w', teacher_checkpoint='/t.pth')
+        for model in (stage.model, stage.default_hooks.pseudo_labels.labeler.model):
+            assert model.data_preprocessor.test_cfg == dict(size=(505, 505))
+            assert model.data_preprocessor.padding == 'black'
 
 
 def test_unknown_names_and_other_datasets_are_refused():
