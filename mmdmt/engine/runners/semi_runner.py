@@ -20,8 +20,10 @@ from torch.nn.modules.batchnorm import SyncBatchNorm
 from mmdmt.checkpoint import find_latest_valid_checkpoint, load_checkpoint_file, safe_loading
 from mmdmt.config import resolve_config
 from mmdmt.distributed import from_main, join_process_group, unwrap
+from mmdmt.engine.hooks.finite_hook import FiniteHook
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
 from mmdmt.files import atomic_path, is_remote
+from mmdmt.finite import refuse_non_finite
 from mmdmt.registry import RUNNERS
 
 
@@ -42,8 +44,11 @@ class SemiRunner(Runner):
       become ordinary ones there, with a warning.
     - Config key ``channels_last=True`` stores convolution weights channels-last.
     - Settings that would fail late or do nothing are refused at the start.
+    - Training that diverges is stopped (:class:`FiniteHook`), and checkpoints with NaN or infinity
+      in them are refused.
     - Hooks may have a method ``before_loading(runner)``, called before datasets and loaders are
-      built: to check the data, or to make pseudo-labels.
+      built: to check the data, or to make pseudo-labels; and ``before_saving(runner)``, called on
+      all ranks before a checkpoint is written.
 
     Exact resuming also needs :class:`IterSeedHook`, :class:`SafeCheckpointHook` and a train
     dataset of type :class:`mmdmt.SemiDataset`, as in ``configs/_base_``. Under torch >= 2.6
@@ -111,6 +116,12 @@ class SemiRunner(Runner):
         )
         wrapper.update(model_wrapper_cfg or {}, device_ids=None)
         return MODEL_WRAPPERS.build(wrapper, default_args=dict(module=model))
+
+    def register_default_hooks(self, hooks: Optional[dict] = None) -> None:
+        """Register the hooks of the config, and what stops a run that has diverged."""
+        super().register_default_hooks(hooks)
+        if not any(isinstance(hook, FiniteHook) for hook in self.hooks):
+            self.register_hook(FiniteHook())
 
     # --- Training --------------------------------------------------------------------------------
 
@@ -227,9 +238,11 @@ class SemiRunner(Runner):
 
         Raises:
             UntrustedCheckpointError: As :func:`mmdmt.checkpoint.safe_loading`.
+            NonFiniteError: A weight is NaN or infinite.
         """
         with safe_loading(self.trusted_checkpoints):
             checkpoint = _load_checkpoint(str(filename), map_location=map_location)
+        refuse_non_finite(checkpoint.get('state_dict', checkpoint), f'checkpoint {filename}')
         # mmengine's `resume` would execute this text, which old versions stored.
         checkpoint.get('meta', {}).pop('config', None)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
@@ -241,6 +254,7 @@ class SemiRunner(Runner):
 
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
         """Save on rank 0, atomically; remote folders are left to mmengine's backend."""
+        self.call_hook('before_saving')
         if is_remote(str(out_dir)):
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
         elif self.rank == 0:
