@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from forked_tool import ForkedTool, forked_ranks
 from mmcv.transforms import BaseTransform
 from mmengine.evaluator import BaseMetric
@@ -106,9 +107,8 @@ class SpoilLoss(Hook):
 def test_a_run_is_resumed_from_the_last_good_checkpoint(tree, tmp_path):
     cfg = mean_teacher(base_config(tree, tmp_path, max_iters=6))
     cfg['custom_hooks'] = [dict(type='SpoilLoss', at=2)]
-    with pytest.raises(
-        NonFiniteError, match=r'at iteration 3: loss=nan, .* student\..*iter_2\.pth'
-    ):
+    message = r'at iteration 3: loss=nan, .* student\..*iter_2\.pth'
+    with pytest.raises(NonFiniteError, match=message):
         run(cfg, tmp_path)
     assert left(tmp_path) == ['iter_2.pth']
     cfg.pop('custom_hooks')
@@ -116,9 +116,19 @@ def test_a_run_is_resumed_from_the_last_good_checkpoint(tree, tmp_path):
     assert left(tmp_path) == ['iter_4.pth', 'iter_6.pth']
 
 
+@HOOKS.register_module()
+class SpoilWeight(Hook):
+    """Initializes a weight with NaN."""
+
+    priority = 'HIGH'
+
+    def before_train(self, runner):
+        torch.nn.init.constant_(runner.model.decode_head.conv_seg.weight, NAN)
+
+
 def test_weights_that_are_nan_from_the_start(tree, tmp_path):
     cfg = labeled_only(base_config(tree, tmp_path))
-    cfg['model']['decode_head']['init_cfg'] = dict(type='Constant', layer='Conv2d', val=NAN)
+    cfg['custom_hooks'] = [dict(type='SpoilWeight')]
     with pytest.raises(NonFiniteError, match=r'from iteration 0: .* decode_head\.conv_seg\.weight'):
         run(cfg, tmp_path)
     assert left(tmp_path) == []
