@@ -4,7 +4,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, 
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
-from mmengine.hooks import EMAHook, Hook, LoggerHook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook, LoggerHook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from mmdmt.checkpoint import find_latest_valid_checkpoint
 from mmdmt.checks import check_count, listed
 from mmdmt.distributed import from_main, unwrap
-from mmdmt.finite import NonFiniteError, non_finite
+from mmdmt.finite import NonFiniteError, non_finite, refuse_non_finite
 from mmdmt.registry import HOOKS
 
 SKIPPED = 'train/amp_skipped_steps'
@@ -97,17 +97,22 @@ class FiniteHook(Hook):
         names = _names(data_batch)
         faulty, skipped = _faulty(data_batch, names), self._was_skipped(runner)
         self._steps.append(_Step(self._last, losses, names, faulty, skipped))
-        if self._last % self._interval == 0 or self.is_last_train_iter(runner):
+        if self._last % self._interval == 0 or _is_last_or_saved(self, runner):
             self._look(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Look before a checkpoint of an epoch is written."""
+        self._look(runner)
 
     def before_val(self, runner: Runner) -> None:
         """A network that has diverged is not validated."""
         if self._interval:
             self._look(runner)
 
-    def before_saving(self, runner: Runner) -> None:
-        """Nothing that is not finite is written; ``SemiRunner`` calls it on all ranks."""
-        self._look(runner)
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Refuse to write what is not finite, also where something else saves; rank 0 alone."""
+        parts = ('state_dict', 'ema_state_dict', 'optimizer')
+        refuse_non_finite({key: checkpoint.get(key) for key in parts}, 'a checkpoint to write')
 
     def after_train(self, runner: Runner) -> None:
         """Later validations are of another network."""
@@ -206,6 +211,14 @@ class FiniteHook(Hook):
 
     after_test_iter = after_val_iter
     after_test_epoch = after_val_epoch
+
+
+def _is_last_or_saved(hook: Hook, runner: Runner) -> bool:
+    """Whether the run ends after this iteration, or a checkpoint of it will be written."""
+    savers = [each for each in runner.hooks if isinstance(each, CheckpointHook)]
+    return hook.is_last_train_iter(runner) or any(
+        hook.every_n_train_iters(runner, saver.interval, saver.save_begin) for saver in savers
+    )
 
 
 def _is_scaled(runner: Runner) -> bool:

@@ -47,8 +47,7 @@ class SemiRunner(Runner):
     - Training that diverges is stopped (:class:`FiniteHook`), and checkpoints with NaN or infinity
       in them are refused.
     - Hooks may have a method ``before_loading(runner)``, called before datasets and loaders are
-      built: to check the data, or to make pseudo-labels; and ``before_saving(runner)``, called on
-      all ranks before a checkpoint is written.
+      built: to check the data, or to make pseudo-labels.
 
     Exact resuming also needs :class:`IterSeedHook`, :class:`SafeCheckpointHook` and a train
     dataset of type :class:`mmdmt.SemiDataset`, as in ``configs/_base_``. Under torch >= 2.6
@@ -254,7 +253,6 @@ class SemiRunner(Runner):
 
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
         """Save on rank 0, atomically; remote folders are left to mmengine's backend."""
-        self.call_hook('before_saving')
         if is_remote(str(out_dir)):
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
         elif self.rank == 0:

@@ -13,7 +13,7 @@ from mmseg.structures import SegDataSample
 from no_waiting import NoWaiting
 from torch import nn
 
-from mmdmt.engine.hooks import FiniteHook, finite_hook
+from mmdmt.engine.hooks import FiniteHook, SafeCheckpointHook, finite_hook
 from mmdmt.finite import NonFiniteError
 
 NAN = float('nan')
@@ -129,14 +129,32 @@ def test_the_first_bad_iteration_is_named_at_the_interval(tmp_path, hub):
         step(hook, runner)
 
 
-@pytest.mark.parametrize('moment', ['before_val', 'before_saving'])
-def test_nothing_is_validated_or_saved_in_between(tmp_path, hub, moment):
+@pytest.mark.parametrize('moment', ['before_val', 'after_train_epoch'])
+def test_nothing_is_validated_in_between(tmp_path, hub, moment):
     runner = make_runner(tmp_path, hub)
     hook = started(runner)
     getattr(hook, moment)(runner)
     step(hook, runner, NAN)
     with pytest.raises(NonFiniteError, match='diverged at iteration 1'):
         getattr(hook, moment)(runner)
+
+
+def test_all_ranks_look_before_a_checkpoint_is_written(tmp_path, hub):
+    runner = make_runner(tmp_path, hub)
+    runner.hooks.append(SafeCheckpointHook(interval=2, by_epoch=False))
+    hook = started(runner)
+    step(hook, runner)
+    with pytest.raises(NonFiniteError, match='diverged at iteration 2'):
+        step(hook, runner, NAN)
+
+
+@pytest.mark.parametrize('part', ['state_dict', 'ema_state_dict', 'optimizer'])
+def test_nothing_else_writes_what_is_not_finite(part):
+    checkpoint = dict(state_dict=dict(weight=torch.ones(2)), message_hub=dict(loss=NAN))
+    FiniteHook().before_save_checkpoint(None, checkpoint)
+    checkpoint[part] = dict(weight=torch.tensor(NAN))
+    with pytest.raises(NonFiniteError, match=rf'{part}\.weight'):
+        FiniteHook().before_save_checkpoint(None, checkpoint)
 
 
 def test_the_last_iteration_is_looked_at(tmp_path, hub):
@@ -161,7 +179,7 @@ def test_optimizer_state_and_averages_belong_to_what_is_looked_at(tmp_path, hub)
     state = runner.optim_wrapper.optimizer.state[runner.model[0].weight]
     state['exp_avg_sq'].fill_(float('inf'))  # the weight would stand still from now on
     with pytest.raises(NonFiniteError, match=r'optimizer\.state\.0\.exp_avg_sq'):
-        hook.before_saving(runner)
+        hook.after_train_epoch(runner)
 
 
 def test_an_image_with_nan_is_named(tmp_path, hub):
@@ -206,7 +224,7 @@ def test_skipped_steps_are_counted_and_normal(tmp_path, hub, wrapper):
     assert history.data[0].tolist() == [0, 2, 4]
     resumed = started(runner)
     step(resumed, runner, NAN)
-    resumed.before_saving(runner)
+    resumed.after_train_epoch(runner)
     assert history.current() == 5
 
 
@@ -246,7 +264,7 @@ def test_a_bad_buffer_is_no_matter_of_the_scaler(tmp_path, hub, wrapper):
     step(hook, runner)
     runner.model[1].running_mean[0] = float('inf')  # overflow in the forward pass
     with pytest.raises(NonFiniteError, match=r'not finite: 1\.running_mean'):
-        hook.before_saving(runner)
+        hook.after_train_epoch(runner)
 
 
 # ------------------------------------------------------------------------------- predictions
@@ -292,6 +310,6 @@ def test_all_ranks_raise_what_the_first_bad_one_found(tmp_path, hub, monkeypatch
             step(hook, runner, factor)
         monkeypatch.setattr(finite_hook, 'all_gather_object', order)
         with pytest.raises(NonFiniteError, match=r'at iteration 2 of rank 1: loss=nan') as error:
-            hook.before_saving(runner)
+            hook.after_train_epoch(runner)
         messages.append(str(error.value))
     assert messages[0] == messages[1]
