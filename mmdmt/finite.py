@@ -17,7 +17,7 @@ class NonFiniteError(RuntimeError):
 def non_finite(values: Any) -> List[str]:
     """Names of the tensors that hold NaN or infinity, in order.
 
-    The host waits once for each device and type of number; no tensor is copied.
+    The host waits once for each device and type of number if all is sound; no tensor is copied.
 
     Args:
         values: Tensors in nested dicts and lists, such as a state dict or the losses of some
@@ -30,13 +30,17 @@ def non_finite(values: Any) -> List[str]:
     named = list(_float_tensors(values))
     for position, (_, tensor) in enumerate(named):
         groups[tensor.device, tensor.dtype].append(position)
-    bad: List[int] = []
+    suspects: List[int] = []
     for positions in groups.values():
-        # The largest absolute value: unlike a sum of squares, it overflows for no finite weight.
-        largest = torch._foreach_norm([named[index][1] for index in positions], float('inf'))
-        finite = torch.stack(largest).isfinite().tolist()
-        bad += [index for index, sound in zip(positions, finite) if not sound]
-    return [named[index][0] for index in sorted(bad)]
+        norms = torch._foreach_norm([named[index][1] for index in positions])
+        finite = torch.stack(norms).isfinite().tolist()
+        suspects += [index for index, sound in zip(positions, finite) if not sound]
+    # The square of a large finite weight overflows, too.
+    return [
+        name
+        for name, tensor in (named[index] for index in sorted(suspects))
+        if not tensor.isfinite().all()
+    ]
 
 
 def refuse_non_finite(values: Any, origin: str) -> None:
