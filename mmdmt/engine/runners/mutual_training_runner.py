@@ -208,7 +208,7 @@ class MutualTrainingRunner:
             part = 'round' if stage.round else 'supervised'
             raise NonFiniteError(
                 f'{stage.name}: {error} The chain stops here and keeps what is finished. To go on, '
-                f'lower `mutual.{part}.lr` and run it with --redo {stage.name}, or --redo the stage '
+                f'lower `mutual.{part}.lr` and run with --redo {stage.name}, or --redo the stage '
                 'whose checkpoint is named as bad; finished stages that the change concerns are '
                 'refused by name until they are made again, too.'
             ) from error
