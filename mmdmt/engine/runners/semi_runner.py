@@ -21,7 +21,8 @@ from mmdmt.checkpoint import find_latest_valid_checkpoint, load_checkpoint_file,
 from mmdmt.config import resolve_config
 from mmdmt.distributed import from_main, join_process_group, unwrap
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
-from mmdmt.files import atomic_path, is_remote
+from mmdmt.engine.runners.work_dir import only_run
+from mmdmt.files import atomic_path, is_remote, require_writable
 from mmdmt.registry import RUNNERS
 
 
@@ -41,7 +42,9 @@ class SemiRunner(Runner):
     - ``launcher='pytorch'`` on a machine without an accelerator trains with gloo; SyncBN layers
       become ordinary ones there, with a warning.
     - Config key ``channels_last=True`` stores convolution weights channels-last.
-    - Settings that would fail late or do nothing are refused at the start.
+    - Settings that would fail late or do nothing are refused at the start, and so is a second run
+      that trains in the same work dir.
+    - An error that ends one rank ends all of them (:class:`mmdmt.distributed.FailureWatch`).
     - Hooks may have a method ``before_loading(runner)``, called before datasets and loaders are
       built: to check the data, or to make pseudo-labels.
 
@@ -54,6 +57,10 @@ class SemiRunner(Runner):
     def from_cfg(cls, cfg: Union[dict, Config]) -> 'SemiRunner':
         """Build a runner from a config, which is not changed, after it is resolved."""
         return super().from_cfg(resolve_config(copy.deepcopy(cfg)))
+
+    def __init__(self, model: Union[nn.Module, dict], work_dir: str, *args, **kwargs) -> None:
+        require_writable(work_dir, '--work-dir')
+        super().__init__(model, work_dir, *args, **kwargs)
 
     # --- Environment -----------------------------------------------------------------------------
 
@@ -119,12 +126,14 @@ class SemiRunner(Runner):
 
         Raises:
             ValueError: A setting that would fail late or do nothing.
+            BusyError: Another run trains in the same work dir.
         """
         self._check_settings()
-        self._adopt_seed()
-        self.call_hook('before_loading')
-        self.register_hook(ValidateOnResumeHook())
-        return super().train()
+        with only_run(self):
+            self._adopt_seed()
+            self.call_hook('before_loading')
+            self.register_hook(ValidateOnResumeHook())
+            return super().train()
 
     def _check_settings(self) -> None:
         averages = [hook for hook in self.hooks if isinstance(hook, EMAHook)]
