@@ -95,12 +95,17 @@ class ForkedTool:
             self.process.join(PATIENCE)
 
 
-def forked_ranks(tool, *args, log, ranks=2, **environment):
-    """The processes that torchrun would start on a machine without a GPU."""
+def free_port():
+    """A port for the processes of one run."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    common = dict(WORLD_SIZE=str(ranks), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+        return probe.getsockname()[1]
+
+
+def forked_ranks(tool, *args, log, ranks=2, **environment):
+    """The processes that torchrun would start on a machine without a GPU."""
+    address = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
+    common = dict(address, WORLD_SIZE=str(ranks))
     return [
         ForkedTool(
             tool,
