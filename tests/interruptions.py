@@ -33,7 +33,8 @@ class InterruptionHook(Hook):
 replace = os.replace
 def slow_replace(source, target):
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    reach(f'writing {Path(target).name}', full)
+    for parts in (1, 2):  # 'iter_2.pth', 'stage_0_b/iter_2.pth'
+        reach('writing ' + '/'.join(Path(target).parts[-parts:]), full)
     replace(source, target)
 os.replace = slow_replace
 """

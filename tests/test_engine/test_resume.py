@@ -31,7 +31,6 @@ def write(tree, work_dir, adapt=plain, workers=0, keep=2, **extra):
     work_dir.mkdir(parents=True, exist_ok=True)
     cfg = adapt(base_config(tree, work_dir, MAX_ITERS, num_workers=workers, interval=3))
     cfg['default_hooks']['checkpoint']['max_keep_ckpts'] = keep
-    cfg.setdefault('custom_hooks', [dict(type='mmdmt.IterSeedHook')])
     cfg.update(extra)
     return write_config(add_hook(cfg), work_dir / 'tiny.py')
 
