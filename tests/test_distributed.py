@@ -1,8 +1,9 @@
 import pytest
+import torch
 from forked_tool import forked_ranks
 
 from mmdmt import distributed
-from mmdmt.distributed import from_main
+from mmdmt.distributed import from_main, share_buffers
 
 
 class Wire:
@@ -105,3 +106,18 @@ def test_an_error_that_ends_one_rank_ends_all(tmp_path, how):
     for rank, text in enumerate(printed):
         assert ('ValueError: an image is broken' in text) == (how != 'caught')
         assert (failed in text) == (how != 'caught' and str(rank) != how[0])
+
+
+def test_ranks_that_agree_keep_their_statistics_to_the_last_bit(monkeypatch):
+    """Sharing twice, as before a validation and a checkpoint, is sharing once."""
+    sent = []
+    monkeypatch.setattr(distributed, 'all_reduce', lambda data, op: data.mul_(3).div_(3))
+    monkeypatch.setattr(distributed, 'broadcast', lambda data, src: sent.append((data, src)))
+    layer = torch.nn.BatchNorm1d(1000)
+    layer.running_mean.normal_()
+    before = layer.running_mean.clone()
+    assert not torch.equal(before * 3 / 3, before)
+    share_buffers(layer)
+    assert torch.equal(layer.running_mean, before)
+    # Counters are no averages: they come from the first rank, once.
+    assert [(id(data), src) for data, src in sent] == [(id(layer.num_batches_tracked), 0)]
