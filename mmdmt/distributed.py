@@ -148,8 +148,7 @@ class FailureWatch:
         self._lock = threading.Lock()
         self._failed = False  # this rank, or another one of which this rank has heard
         self._leaving = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._watch, daemon=True).start()
         self._show = sys.excepthook
         sys.excepthook = self._fail
         atexit.register(self._leave)
@@ -201,9 +200,13 @@ class FailureWatch:
         self._heard()
 
     def _wait_for_others(self) -> None:
-        """Rank 0: keep the store until all ranks have heard or left, for some seconds at most."""
+        """Stay until all ranks have heard or left, for some seconds at most.
+
+        Rank 0 keeps the store meanwhile, and torchrun, which ends the others as soon as one has
+        ended, does not come before the message.
+        """
         end = time.monotonic() + _GRACE
-        while self._rank == 0 and time.monotonic() < end:
+        while time.monotonic() < end:
             if self._store.add('informed', 0) > self._others:
                 return
             time.sleep(0.05)
@@ -214,9 +217,9 @@ class FailureWatch:
         try:
             if not self._heard():
                 self._store.add('informed', 1)
-                self._wait_for_others()
-            if self._rank == 0:
-                self._heard()
+                if self._rank == 0:
+                    self._wait_for_others()
+                    self._heard()
         except RuntimeError:  # rank 0 has ended
             pass
         if self._failed:
