@@ -1,6 +1,7 @@
 import os
 import platform
 import resource
+import signal
 import subprocess
 import time
 
@@ -155,9 +156,11 @@ def test_a_lock_that_is_held_is_refused(tmp_path):
             time.sleep(3600)
     os.read(read, 1)
     message = rf'the run is being worked on by process {child} on {platform.node()}: wait'
-    with pytest.raises(BusyError, match=message), hold(path, 'the run', 'wait'):
-        pass
-    os.kill(child, 9)  # the system lets go of it
-    os.waitpid(child, 0)
+    try:
+        with pytest.raises(BusyError, match=message), hold(path, 'the run', 'wait'):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)  # the system lets go of it
+        os.waitpid(child, 0)
     with hold(path, 'the run', 'wait'):
         pass

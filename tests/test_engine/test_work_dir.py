@@ -56,14 +56,14 @@ def test_a_second_run_is_refused_and_touches_nothing(tree, tmp_path, runner_type
     (first,) = hold(tree, config, 'before 3')
     writes_now = tmp_path / '.iter_4.pth.partial-elsewhere-7'
     writes_now.write_text('half')
-    second = train(tree, config)
-    printed = second.finish(check=False)
-    assert second.process.exitcode == 1 and refused(printed, tmp_path, first.process.pid)
-    assert writes_now.exists()
-    args = (config, tmp_path / 'iter_2.pth')
+    second, args = train(tree, config), (config, tmp_path / 'iter_2.pth')
     tested = ForkedTool('test.py', *args, log=tmp_path / 'test.log', PYTHONPATH=str(tree))
-    assert 'mIoU' in tested.finish()  # a test writes nothing that belongs to the run
+    printed, scores = second.finish(check=False), tested.finish(check=False)
+    untouched = writes_now.exists()
     first.kill()
+    assert second.process.exitcode == 1 and refused(printed, tmp_path, first.process.pid)
+    assert untouched
+    assert 'mIoU' in scores  # a test writes nothing that belongs to the run
     # mmengine's own runner cannot resume from its checkpoints under torch >= 2.6.
     again = ['--resume'] if runner_type != 'Runner' else []
     assert bool(again) == ('iter: 2' in train(tree, config, *again).finish())
@@ -79,9 +79,10 @@ def test_ranks_that_outlive_their_launcher_keep_the_work_dir(tree, tmp_path):
     launcher.wait_for(held)
     launcher.kill()
     ranks = [int(pid) for pid in pids.read_text().split()]
-    assert refused(train(tree, config, '--resume').finish(check=False), tmp_path, ranks[0])
+    printed = train(tree, config, '--resume').finish(check=False)
     for rank in ranks:
         os.kill(rank, signal.SIGKILL)
+    assert refused(printed, tmp_path, ranks[0])
     wait_until_free(tmp_path / LOCK_NAME)
     assert 'iter: 2' in train(tree, config, '--resume').finish()
 
@@ -112,10 +113,12 @@ def test_two_runs_with_one_folder_of_checkpoints_exclude_each_other(tree, tmp_pa
     os.read(one, 1)
     cfg['runner_type'] = 'mmdmt.SemiRunner'
     runner = RUNNERS.build(load_config(cfg, tmp_path / 'tiny.py'))
-    with pytest.raises(files.BusyError, match=f'folder {held} .* by process {child} on'):
-        runner.train()
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    try:
+        with pytest.raises(files.BusyError, match=f'folder {held} .* by process {child} on'):
+            runner.train()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 @pytest.mark.parametrize('kind', ['mmdmt.SemiRunner', 'mmdmt.MutualTrainingRunner'])
