@@ -14,7 +14,8 @@ runner_type = 'mmdmt.MutualTrainingRunner'
 source_ratio = [2, 6]
 steps = _base_.published_steps.cityscapes['1_8']
 coco_member = dict(
-    load_from='pretrained/deeplabv2_r101_coco_backbone.pth', cfg_options=_base_.coco_options
+    load_from='pretrained/deeplabv2_r101_coco_backbone.pth',
+    cfg_options=dict(_base_.coco_options, allow_unmatched=['decode_head']),
 )
 # Two of the four convolutions, as published.
 model = dict(
