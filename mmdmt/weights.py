@@ -94,7 +94,7 @@ def checked_pretrained(model: nn.Module, allowed: Union[str, Sequence[str]] = ()
 
     Such a file may hold more than the part, such as a classifier's head. A whole child of the part,
     such as ``layer4``, of which it holds nothing keeps its initialization, which is logged, as long
-    as at least half of the weights match.
+    as more than half of the weights match.
 
     Raises:
         CheckpointMismatchError: A file does not fit, beyond the ``allowed`` parts.
@@ -171,7 +171,7 @@ def _initial_fit(module: nn.Module, fit: Fit) -> Tuple[Fit, List[str]]:
     matched = weights - {*fit.missing, *fit.differing}
     given = {_first(key) for key in (*matched, *fit.differing, *fit.surplus)}
     new = {_first(key) for key in fit.missing} & children - given
-    if 2 * len(matched) < len(weights):
+    if 2 * len(matched) <= len(weights):
         return fit, []
     return fit._replace(missing=[k for k in fit.missing if _first(k) not in new]), sorted(new)
 
