@@ -63,6 +63,8 @@ _IMPORTABLE = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)+')
 _READ = re.compile(r'checkpoint|ckpt|pretrained|path|file|url|_dir$', re.I)
 _WRITTEN = ('save_dir', 'output_dir', 'out_dir', 'out_file_path')
 _REMOTE = re.compile(r'://|^(hf[-_]hub|local-dir):')
+# Also of lists of images: mmengine unpickles them by their suffix, and its YAML builds objects.
+_CODE = re.compile(r'\.(pkl|pickle|ya?ml|pth?|ckpt|bin|np[yz])$', re.I)
 # mmengine writes values by `repr`, but keys as they are; it fills in what stands in {{ }}.
 _KEY = re.compile(r'[^\\\'"{}\x00-\x1f\x7f]*')
 _PLAIN = (str, int, float, bool, type(None))
@@ -166,10 +168,13 @@ def _problem(path: Path, value: Any, scopes: Set[str]) -> str:
         return _type_problem(value, registries, scopes)
     if key in _WRITTEN and value is not None:
         return 'names a place to write to'
-    if not in_model or not isinstance(value, str):
+    if not isinstance(value, str):
         return ''
-    if value and (_READ.search(str(key)) or _REMOTE.search(value)):
-        return 'names a file or an address to load'
+    loaded = in_model and value and _READ.search(str(key))
+    if loaded or _REMOTE.search(value) or _CODE.search(value):
+        return 'names an address, or a file that could hold code'
+    if not in_model:
+        return ''
     # Some parts look names up under keys of their own. Names of timm's networks have dots.
     suspect = key != 'model_name' and _IMPORTABLE.fullmatch(value)
     return _type_problem(value, registries, scopes) if suspect else ''

@@ -8,13 +8,14 @@ import torch
 from forked_tool import ForkedTool
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from shipped_configs import CONFIGS, load, names_of
 from tiny_models import NORMALIZE, tiny_segmentor
 from tiny_project import base_config, make_tree, mean_teacher
 
 from mmdmt.checkpoint import UntrustedCheckpointError, save_atomically
-from mmdmt.classification.export import export_classifier
+from mmdmt.classification.export import export_classifier, plain_classifier_config
 from mmdmt.engine.mutual.ensemble import merge_checkpoints
-from mmdmt.export.segmentor import export_segmentor
+from mmdmt.export.segmentor import export_segmentor, plain_config
 from mmdmt.export.stored_types import check_stored_config
 from mmdmt.pseudo.labeler import PseudoLabeler
 from mmdmt.registry import MODELS
@@ -86,11 +87,13 @@ def save(cfg, path='bad.pth', model=None):
         ('model.backbone.anything', ('os.system',), "anything.0='os.system'"),
         ('model.backbone.type', 'VPD', 'can fetch or unpickle code'),
         ('model.backbone.type', 'mmpretrain.Blip2Caption', 'backbone.type='),
-        ('model.backbone.codebook_init_path', 'evil.pkl', 'names a file or an address'),
-        ('model.backbone.model_name', 'hf_hub:evil/model', 'names a file or an address'),
+        ('model.backbone.codebook_init_path', 'evil.pkl', 'an address, or a file'),
+        ('model.backbone.model_name', 'hf_hub:evil/model', 'an address, or a file'),
         ('tta_model', CODE, 'tta_model.type='),
         ('test_pipeline', [CODE], 'test_pipeline.0.type='),
         ('test_dataloader.dataset.pipeline', [CODE], 'test_pipeline.0.type='),
+        ('test_dataloader.dataset.ann_file', 'evil.pkl', 'a file that could hold code'),
+        ('test_dataloader.dataset.ann_file', 'http://evil/list.txt', 'an address'),
         ('test_dataloader.collate_fn', CODE, 'test_dataloader.collate_fn.type='),
         ('test_dataloader.worker_init_fn', CODE, 'test_dataloader.worker_init_fn.type='),
         ('test_evaluator', [CODE], 'test_evaluator.type='),
@@ -111,6 +114,28 @@ def test_what_a_stored_config_may_not_ask_for_is_refused(tree, path, value, name
         export_segmentor(save(cfg), 'out')
     assert 'bad.pth' in str(error.value) and '--trust-checkpoint' in str(error.value)
     assert not os.path.exists('out')
+
+
+NETWORKS = sorted((CONFIGS / '_base_' / 'models').glob('*.py'))
+FOLDERS = sorted(path.parent.name for path in CONFIGS.glob('*/README.md'))
+
+
+@pytest.mark.parametrize('path', NETWORKS, ids=lambda path: path.stem)
+def test_networks_of_the_shipped_configs_are_known(path):
+    cfg = Config(dict(model=Config.fromfile(path).model))
+    check_stored_config(plain_config(cfg), 'any.pth')
+
+
+@pytest.mark.parametrize('folder', FOLDERS)
+def test_shipped_configs_are_known(folder):
+    cfg = load(names_of(folder)[0])
+    if cfg.default_scope == 'mmpretrain':
+        plain = plain_classifier_config(cfg)
+    else:
+        sides = 'type' not in cfg.model.get('segmentor', cfg.model)
+        network = 'student' if 'segmentor' in cfg.model else ''
+        plain = plain_config(cfg, 'student_l' if sides else network)
+    check_stored_config(plain, 'any.pth')
 
 
 def test_keys_that_would_end_their_quotes_in_the_written_config_are_refused():
