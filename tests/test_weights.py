@@ -250,6 +250,19 @@ def test_other_classes_are_trained_where_that_is_asked_for_and_said(trained, tmp
     assert f"not loaded, as `allow_unmatched`=['{HEAD}'] says: {HEAD}.weight, {HEAD}.bias" in text
 
 
+def test_an_average_begins_with_the_same_weights(trained, tree, tmp_path):
+    path = changed(trained, tmp_path / 'a.pth', other_classes)
+    cfg = labeled_only(base_config(tree, tmp_path / 'run', 1))
+    cfg['default_hooks']['ema'] = dict(type='EMAHook')
+    cfg.update(load_from=str(path))
+    with pytest.raises(CheckpointMismatchError, match='2 are of another shape'):
+        RUNNERS.build(load_config(cfg, tmp_path / 'tiny.py')).train()
+    cfg.update(allow_unmatched=[HEAD])
+    runner = RUNNERS.build(load_config(cfg, tmp_path / 'tiny.py'))
+    runner.train()
+    assert runner.iter == 1
+
+
 def weights_only(content):
     return dict(state_dict=content['state_dict'])
 

@@ -261,6 +261,9 @@ class SemiRunner(Runner):
             check_resumable(checkpoint, filename)
         # mmengine's `resume` would execute this text, which old versions stored.
         checkpoint.get('meta', {}).pop('config', None)
+        for hook in () if self._resume else self.hooks:
+            if isinstance(hook, EMAHook):  # its average begins with weights that are checked below
+                hook.strict_load = False
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         exact = strict or self._resume
         allowed = () if exact else self.cfg.get('allow_unmatched', ())
