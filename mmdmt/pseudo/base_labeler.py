@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmdmt.checkpoint import checkpoint_identity, load_checkpoint_file
 from mmdmt.checks import check_count, refuse_unknown_keys
 from mmdmt.distributed import from_main
+from mmdmt.finite import refuse_non_finite
 from mmdmt.registry import DATASETS, MODELS
 from mmdmt.weights import load_weights
 
@@ -76,6 +77,7 @@ class BaseLabeler(metaclass=ABCMeta):
         Raises:
             UnreadableImageError: If an image cannot be loaded.
             CheckpointMismatchError: If the weights do not fit the network.
+            NonFiniteError: If a weight is NaN or infinite.
         """
         dataset = DATASETS.build(copy.deepcopy(self.dataset_cfg))
         names = [dataset.get_data_info(index)['name'] for index in range(len(dataset))]
@@ -84,7 +86,7 @@ class BaseLabeler(metaclass=ABCMeta):
         meta = dict(checkpoint=identity, ratio=ratio, **self.settings(model, names))
 
         def load() -> None:
-            load_weights(model, load_checkpoint_file(checkpoint, trusted=trusted), checkpoint)
+            load_weights(model, _finite_weights(checkpoint, trusted), checkpoint)
 
         return self.label(names, meta, partial(self._predict, model, dataset, load))
 
@@ -137,6 +139,13 @@ class BaseLabeler(metaclass=ABCMeta):
             probs = self.predict_batch(model, batch)
             yield from ((next(remaining), prob) for prob in probs)
             progress.step(len(probs))
+
+
+def _finite_weights(checkpoint: str, trusted: Sequence[str]) -> Dict[str, Tensor]:
+    content = load_checkpoint_file(checkpoint, trusted=trusted)
+    weights = content.get('state_dict', content)
+    refuse_non_finite(weights, f'checkpoint {checkpoint}, which should label images,')
+    return weights
 
 
 def own_share(items: Iterable) -> List[Any]:
