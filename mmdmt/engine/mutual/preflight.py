@@ -1,5 +1,6 @@
 """Finds before the first stage what would otherwise end the chain after days of training."""
 
+import copy
 import os.path as osp
 from typing import List
 
@@ -7,10 +8,12 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from mmdmt.config import schedulers_of
+from mmdmt.datasets.samplers.multi_source_sampler import split_batch
 from mmdmt.engine.mutual.plan import Stage
 from mmdmt.engine.mutual.stage_config import StageConfigBuilder
+from mmdmt.engine.run_settings import check_classes, check_metric, check_run
 from mmdmt.files import is_remote
-from mmdmt.registry import HOOKS, MODELS
+from mmdmt.registry import DATASETS, HOOKS, MODELS
 
 
 def check_chain(builder: StageConfigBuilder, work_dir: str) -> List[Config]:
@@ -28,10 +31,15 @@ def check_chain(builder: StageConfigBuilder, work_dir: str) -> List[Config]:
     for stage, cfg in zip(stages, configs):
         _check_schedule(stage, cfg)
         _check_checkpoints(builder.select_of(stage), stage, cfg)
+        check_run(cfg)
+        loader = cfg.train_dataloader
+        split_batch(loader.batch_size, loader.sampler.source_ratio)
+    if builder.cfg.get('val_evaluator'):
+        check_metric('mutual.metric', builder.metric, builder.cfg.val_evaluator)
     count = len(builder.plan.members)
     for cfg in configs[-count:]:  # with the loss of the rounds
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
-            MODELS.build(cfg.model)
+            check_classes(MODELS.build(cfg.model), cfg.train_dataloader.dataset)
     return configs[:count]
 
 
@@ -52,6 +60,23 @@ def check_data(cfg: Config, first_configs: List[Config], work_dir: str) -> None:
             if dataset.datasets[0] not in seen:
                 hook.check(dataset, val, work_dir)
                 seen.append(dataset.datasets[0])
+
+
+def check_names(builder: StageConfigBuilder) -> None:
+    """Check that labels can be stored under the name of each unlabeled image.
+
+    Raises:
+        ValueError: With the name and its list.
+    """
+    cfg = builder.cfg
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
+        source = copy.deepcopy(cfg.train_dataloader.dataset.datasets[1])
+        dataset = DATASETS.build(source)
+    try:
+        for index in range(len(dataset)):
+            builder.check_name(dataset.get_data_info(index)['name'])
+    except ValueError as error:
+        raise ValueError(f'{source.get("ann_file") or "unlabeled images"}: {error}') from error
 
 
 def _check_schedule(stage: Stage, cfg: Config) -> None:

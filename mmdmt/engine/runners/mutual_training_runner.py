@@ -23,7 +23,7 @@ from mmdmt.engine.mutual import build_stage_config_builder
 from mmdmt.engine.mutual.ensemble import ensemble_config, ensemble_kinds, merge_checkpoints
 from mmdmt.engine.mutual.ledger import Ledger, stage_table
 from mmdmt.engine.mutual.plan import Stage
-from mmdmt.engine.mutual.preflight import check_chain, check_data
+from mmdmt.engine.mutual.preflight import check_chain, check_data, check_names
 from mmdmt.engine.runners.semi_runner import SemiRunner
 from mmdmt.registry import RUNNERS
 
@@ -119,6 +119,7 @@ class MutualTrainingRunner:
         # Now, not with the first stage: one rank speaks for all about the ledger.
         join_process_group(self.cfg.get('launcher') or 'none', self.cfg.get('env_cfg') or {})
         check_data(self.cfg, check_chain(self.builder, self.work_dir), self.work_dir)
+        check_names(self.builder)
         from_main(self._dump_config)
         only = self.cfg.get('stage')
         for stage in [self.plan.find(only)] if only else self.plan.stages:
