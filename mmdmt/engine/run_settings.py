@@ -31,7 +31,10 @@ def check_run(cfg: Config) -> None:
     checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     best = checkpoint.get('save_best') or []
     if cfg.get('val_evaluator') and best != 'auto':
+        # As `student/mIoU`, where several networks are validated.
+        by_network = 'NetworksValLoop' in str((cfg.get('val_cfg') or {}).get('type'))
         for name in [best] if isinstance(best, str) else best:
+            name = name.rsplit('/', 1)[-1] if by_network else name
             check_metric('default_hooks.checkpoint.save_best', name, cfg.val_evaluator)
 
 
@@ -106,6 +109,11 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
             f'{found}, but the images have {len(classes)} classes ({listed(classes)}): set '
             f'num_classes to {len(classes)}, or correct `metainfo.classes`'
         )
+
+
+def dataset_of(loader: Any) -> Any:
+    """Dataset of a loader, or of its config."""
+    return loader.get('dataset') if isinstance(loader, dict) else getattr(loader, 'dataset', None)
 
 
 def _classes_of(dataset: Any) -> Optional[Sequence[str]]:

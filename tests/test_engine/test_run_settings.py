@@ -56,6 +56,15 @@ def test_metrics_that_exist_are_accepted(best):
     check_run(Config(dict(val_evaluator=dict(type='IoUMetric'), default_hooks=hooks)))
 
 
+def test_the_best_may_be_that_of_a_network_where_several_are_validated():
+    hooks = dict(checkpoint=dict(save_best='student/mIoU'))
+    cfg = Config(dict(val_evaluator=dict(type='IoUMetric'), default_hooks=hooks))
+    with pytest.raises(ValueError, match='student/mIoU'):
+        check_run(cfg)
+    cfg.val_cfg = dict(type='mmdmt.NetworksValLoop')
+    check_run(cfg)
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [

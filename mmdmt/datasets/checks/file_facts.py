@@ -241,13 +241,20 @@ def find_copies(files: Iterable[str], others: Iterable[str]) -> dict[str, str]:
     Returns:
         dict[str, str]: Such files and, for each, one of the others. Missing files are left out.
     """
-    found = [{path: () for path in paths if os.path.isfile(path)} for paths in (files, others)]
-    for fact in (os.path.getsize, _digest_of_beginning, _digest):
+    found = [dict.fromkeys(paths, ()) for paths in (files, others)]
+    for fact in (_size, _digest_of_beginning, _digest):
         found = [{path: (*key, fact(path)) for path, key in half.items()} for half in found]
-        shared = set(found[0].values()) & set(found[1].values())
+        shared = set(found[0].values()) & set(found[1].values()) - {(None,)}
         found = [{p: key for p, key in half.items() if key in shared} for half in found]
     by_content = {key: path for path, key in found[1].items()}
     return {path: by_content[key] for path, key in found[0].items()}
+
+
+def _size(path: str) -> Optional[int]:
+    try:
+        return os.path.getsize(path)
+    except OSError:  # missing, which is a problem of its own
+        return None
 
 
 def _digest_of_beginning(path: str) -> bytes:

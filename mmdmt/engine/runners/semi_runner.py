@@ -3,7 +3,7 @@
 import copy
 import os.path as osp
 from collections.abc import Sequence
-from typing import Any, Callable, Dict, Optional, Union
+from typing import Callable, Dict, Optional, Union
 
 import mmengine
 import torch
@@ -21,7 +21,7 @@ from mmdmt.checkpoint import find_latest_valid_checkpoint, load_checkpoint_file,
 from mmdmt.config import resolve_config
 from mmdmt.distributed import from_main, join_process_group, unwrap
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
-from mmdmt.engine.run_settings import check_classes, check_run, metric_names
+from mmdmt.engine.run_settings import check_classes, check_run, dataset_of, metric_names
 from mmdmt.files import atomic_path, is_remote
 from mmdmt.registry import RUNNERS
 
@@ -122,7 +122,7 @@ class SemiRunner(Runner):
             ValueError: A setting that would fail late or do nothing.
         """
         self._check_settings()
-        check_classes(self.model, _dataset_of(self._train_dataloader))
+        check_classes(self.model, dataset_of(self._train_dataloader))
         self._adopt_seed()
         self.call_hook('before_loading')
         self.register_hook(ValidateOnResumeHook())
@@ -135,7 +135,7 @@ class SemiRunner(Runner):
             ValueError: If the network has another number of classes than the images.
         """
         metric_names(self.cfg.get('test_evaluator'), 'test_evaluator')
-        check_classes(self.model, _dataset_of(self._test_dataloader))
+        check_classes(self.model, dataset_of(self._test_dataloader))
         return super().test()
 
     def _check_settings(self) -> None:
@@ -163,7 +163,7 @@ class SemiRunner(Runner):
         self._warn_of_lost_gradients(checkpoint.get('interval', -1))
 
     def _warn_of_unseeded_samples(self) -> None:
-        dataset = _dataset_of(self._train_dataloader)
+        dataset = dataset_of(self._train_dataloader)
         if isinstance(dataset, dict) and 'SemiDataset' not in str(dataset.get('type')):
             self.logger.warning(
                 f'train_dataloader.dataset is a {dataset.get("type")}, not a mmdmt.SemiDataset: '
@@ -259,8 +259,3 @@ class SemiRunner(Runner):
             mmengine.mkdir_or_exist(out_dir)
             with atomic_path(osp.join(out_dir, filename)) as temporary:
                 super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)
-
-
-def _dataset_of(loader: Any) -> Any:
-    """Dataset of a loader, or of its config."""
-    return loader.get('dataset') if isinstance(loader, dict) else getattr(loader, 'dataset', None)
