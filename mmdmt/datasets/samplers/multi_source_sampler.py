@@ -15,6 +15,42 @@ from mmdmt.registry import DATA_SAMPLERS
 _PERMUTATION_STREAM, _DRAW_STREAM = 0, 1
 
 
+def split_batch(batch_size: int, source_ratio: Sequence[float]) -> list[int]:
+    """Items of each source in a batch, by the method of the largest remainder.
+
+    Raises:
+        ValueError: If the ratios are not numbers from 0 up, or leave a source with a positive one
+            out of the batch.
+    """
+    check_range('batch_size', batch_size, 1)
+    is_list = isinstance(source_ratio, (list, tuple))
+    if not is_list or not all(map(_is_share, source_ratio)) or not any(source_ratio):
+        raise ValueError(
+            '`source_ratio` must be numbers from 0 up, at least one of them positive, one for each '
+            f'source, got {source_ratio!r}; 0 stands for a source that is not drawn'
+        )
+    total = sum(source_ratio)
+    shares = [batch_size * share / total for share in source_ratio]
+    counts = [int(share) for share in shares]
+    drawn = [source for source, share in enumerate(shares) if share]
+    by_remainder = sorted(drawn, key=lambda source: counts[source] - shares[source])
+    for source in by_remainder[: batch_size - sum(counts)]:
+        counts[source] += 1
+    left_out = [source for source in drawn if not counts[source]]
+    if left_out:
+        raise ValueError(
+            f'`batch_size={batch_size}` with `source_ratio={list(source_ratio)}` gives '
+            f'{counts} items per source and leaves source {left_out[0]} out of every '
+            'batch; use a larger `batch_size`, a more even `source_ratio`, or the ratio 0'
+        )
+    return counts
+
+
+def _is_share(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and 0 <= value < float('inf')
+
+
 @DATA_SAMPLERS.register_module()
 class MultiSourceSampler(Sampler):
     """Draws every batch from several sources in a fixed ratio.
@@ -145,39 +181,3 @@ class MultiSourceSampler(Sampler):
 
     def set_epoch(self, _epoch: int) -> None:
         """Do nothing: the stream has no epochs. Part of mmengine's protocol of samplers."""
-
-
-def split_batch(batch_size: int, source_ratio: Sequence[float]) -> list[int]:
-    """Items of each source in a batch, by the method of the largest remainder.
-
-    Raises:
-        ValueError: If the ratios are not numbers from 0 up, or leave a source with a positive one
-            out of the batch.
-    """
-    check_range('batch_size', batch_size, 1)
-    is_list = isinstance(source_ratio, (list, tuple))
-    if not is_list or not all(map(_is_share, source_ratio)) or not any(source_ratio):
-        raise ValueError(
-            '`source_ratio` must be numbers from 0 up, at least one of them positive, one for each '
-            f'source, got {source_ratio!r}; 0 stands for a source that is not drawn'
-        )
-    total = sum(source_ratio)
-    shares = [batch_size * share / total for share in source_ratio]
-    counts = [int(share) for share in shares]
-    drawn = [source for source, share in enumerate(shares) if share]
-    by_remainder = sorted(drawn, key=lambda source: counts[source] - shares[source])
-    for source in by_remainder[: batch_size - sum(counts)]:
-        counts[source] += 1
-    left_out = [source for source in drawn if not counts[source]]
-    if left_out:
-        raise ValueError(
-            f'`batch_size={batch_size}` with `source_ratio={list(source_ratio)}` gives '
-            f'{counts} items per source and leaves source {left_out[0]} out of every '
-            'batch; use a larger `batch_size`, a more even `source_ratio`, or the ratio 0'
-        )
-    return counts
-
-
-def _is_share(value: Any) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and 0 <= value < float('inf')

@@ -5,10 +5,12 @@ import os.path as osp
 from typing import List
 
 from mmengine.config import Config
+from mmengine.dist import get_world_size
 from mmengine.registry import DefaultScope
 
 from mmdmt.config import schedulers_of
 from mmdmt.datasets.samplers.multi_source_sampler import split_batch
+from mmdmt.engine.batch_size import loader_of_process
 from mmdmt.engine.mutual.plan import Stage
 from mmdmt.engine.mutual.stage_config import StageConfigBuilder
 from mmdmt.engine.run_settings import check_classes, check_metric, check_run
@@ -34,6 +36,8 @@ def check_chain(builder: StageConfigBuilder, work_dir: str) -> List[Config]:
         check_run(cfg)
         loader = cfg.train_dataloader
         split_batch(loader.batch_size, loader.sampler.source_ratio)
+        if cfg.get('batch_size_is_total'):
+            loader_of_process(loader, get_world_size())
     if builder.cfg.get('val_evaluator'):
         check_metric('mutual.metric', builder.metric, builder.cfg.val_evaluator)
     count = len(builder.plan.members)
