@@ -17,7 +17,7 @@ param_scheduler = [
 # Labels are resized with the images and scored there, sides are multiples of 32, and the first of
 # two devices scores its share of the images alone.
 released_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
     dict(type='LoadAnnotations'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
     dict(type='ResizeToMultiple', size_divisor=32),

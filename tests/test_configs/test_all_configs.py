@@ -16,6 +16,7 @@ from tiny_models import tiny_segmentor
 import mmdmt.classification  # noqa: F401
 from mmdmt.config import resolve_config
 from mmdmt.export.plain import dicts_in
+from mmdmt.protocols import PROTOCOLS
 
 FOLDERS = sorted(p.name for p in CONFIGS.iterdir() if p.is_dir() and p.name != '_base_')
 NAMES = [name for folder in FOLDERS for name in names_of(folder)]
@@ -293,6 +294,20 @@ def test_classes_are_those_of_the_dataset(name):
         classes = source.metainfo.get('classes') or find(DATASETS, source.type).METAINFO['classes']
     for network in networks(cfg):
         assert network.decode_head.num_classes == len(classes)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_images_are_decoded_alike_for_training_labeling_validation_and_test(name):
+    cfg = load(name)
+    pipelines = [cfg.to_dict()]
+    for protocol in PROTOCOLS.values():
+        pipelines += [protocol.pipeline(), protocol.inference_pipeline()]
+    steps = [
+        step
+        for step in dicts_in(pipelines)
+        if str(step.get('type')).split('.')[-1] in ('LoadImageFromFile', 'LoadImageAtSize')
+    ]
+    assert {step.get('imdecode_backend') for step in steps} == {'pillow'}
 
 
 @pytest.mark.parametrize('name', SEGMENTORS)

@@ -41,7 +41,7 @@ train_images = dict(
     type='mmpretrain.CustomDataset', data_root=data_root, metainfo=metainfo, data_prefix='train'
 )
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
     dict(type='Resize', scale=image_size, interpolation='area'),
     dict(type='RandomCrop', crop_size=crop_size, padding=4, pad_val=128),
     dict(type='RandomFlip', prob=0.5),
@@ -49,7 +49,7 @@ train_pipeline = [
     dict(type='PackInputs', algorithm_keys=('soft_label',)),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
     dict(type='Resize', scale=image_size, interpolation='area'),
     dict(type='CenterCrop', crop_size=crop_size),
     dict(type='PackInputs'),
