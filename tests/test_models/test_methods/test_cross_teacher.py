@@ -179,6 +179,25 @@ def test_weight_ramps_up():
         torch.testing.assert_close(model.loss(inputs, samples)['unsup_l_loss'], share * full)
 
 
+@pytest.mark.parametrize('padding', [0, 12])
+def test_images_may_be_mixed_before_they_are_augmented(padding):
+    """As published: whatever the augmentation does, it does to the mixed image."""
+    inputs, samples = semi_batch(num_unlabeled=4, padding=padding)
+    views, seen = {}, []
+    for mix_first in (False, True):
+        model = build(mix=dict(type='mmdmt.ClassMix', partner='next'), mix_first=mix_first).eval()
+        model.strong = torch.nn.Module()
+        model.strong.forward = lambda rgb, valid=None: seen.append(rgb) or 1 - rgb
+        torch.manual_seed(2)
+        views[mix_first] = model._views(inputs, samples)
+    unmixed = [torch.equal(rgb, inputs['unsup_rgb']) for rgb in seen]
+    assert unmixed == [True, True, False, False]
+    for side in 'lr':  # which differs only where an operation looks at more than one pixel
+        torch.testing.assert_close(views[True][side][0], views[False][side][0])
+        for one, other in zip(views[True][side][1], views[False][side][1]):
+            assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize('mix', ['mmdmt.ClassMix', 'mmdmt.CutMix'])
 @pytest.mark.parametrize('shared', [True, False])
 def test_mixed_views_carry_their_labels_along(mix, shared):
