@@ -34,10 +34,34 @@ def test_dual_teacher_trains_ade20k_as_published(network, labels):
     assert cfg.optim_wrapper.paramwise_cfg.custom_keys.head.lr_mult == 10
     assert cfg.train_dataloader.batch_size == 8  # 4 + 4 on each of two devices
     assert cfg.model.segmentor.backbone.drop_path_rate == 0.1
-    assert (cfg.model.threshold, cfg.model.consistency_weight) == (0.95, 0.2)
+    model = cfg.model
+    assert (model.threshold, model.unsup_weight, model.consistency_weight) == (0.95, 1.0, 0.2)
+    assert (model.ema, model.shift_length) == (dict(momentum=0.99), 'epoch')
     for dataset in cfg.train_dataloader.dataset.datasets:
-        kinds = [step.type for step in dataset.pipeline]
-        assert kinds[-2:] == ['PhotoMetricDistortion', 'mmdmt.PackSemiInputs']
+        steps = {step.type: step for step in dataset.pipeline}
+        assert list(steps)[-2:] == ['PhotoMetricDistortion', 'mmdmt.PackSemiInputs']
+        resize, crop = steps['RandomResize'], steps['RandomCrop']
+        assert (tuple(resize.scale), tuple(resize.ratio_range)) == ((2048, 512), (0.5, 2.0))
+        assert tuple(crop.crop_size) == (512, 512) and steps['RandomFlip'].prob == 0.5
+
+
+def test_shifts_of_dual_teacher_are_the_published_ones():
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        cfg = dict(load(ADE.format('', 'b1', '1_16')).model, segmentor=tiny_segmentor())
+        model = MODELS.build(cfg)
+    assert model.restart and len(model.teacher_names) == 2
+    cut, classes = model.shifts
+    assert (type(cut.mix).__name__, type(classes.mix).__name__) == ('CutMix', 'ClassMix')
+    assert (cut.mix.prob, cut.mix.partner, classes.mix.partner) == (1.0, 'shuffle', 'shuffle')
+    # CutMix of the weak view, then a jitter and a flip; ClassMix of the strong one as it is.
+    assert (cut.view, cut.flip_prob, cut.per_image) == ('weak', 0.5, True)
+    assert (classes.view, classes.flip_prob, classes.per_image) == ('strong', 0.0, False)
+    after = cut.strong
+    assert (after.color_jitter, after.jitter_prob, after.gray_prob) == ((0.25,) * 4, 0.8, 0.0)
+    assert (after.blur_prob, after.blur_sigma) == (0.5, (0.15, 1.15)) and classes.strong is None
+    strong = model.strong
+    assert (strong.color_jitter, strong.jitter_prob) == ((0.5, 0.5, 0.5, 0.25), 1.0)
+    assert (strong.gray_prob, strong.blur_prob) == (0.2, 0.0)
 
 
 def test_released_dual_teacher_differs_in_its_type_decay_and_evaluation():
