@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from mmengine.utils import apply_to
 
 from mmdmt.distributed import share_buffers, unwrap
-from mmdmt.files import remove_stale_temporaries, write_text_atomically
+from mmdmt.files import write_text_atomically
 from mmdmt.registry import HOOKS
 
 
@@ -26,20 +26,13 @@ class SafeCheckpointHook(CheckpointHook):
       :meth:`mmdmt.SemiRunner.save_checkpoint`.
     - Metrics and logged scalars are stored as Python numbers and tensors, so that any
       ``torch.load(..., weights_only=True)`` reads the file.
+    - A metric that is NaN or infinite is never the best.
     - With several processes, all validate the same network and go on from a checkpoint with what is
       on disk (:func:`~mmdmt.distributed.share_buffers`): the running statistics of ordinary batch
       norm are averaged over the ranks, those of teachers and of mmengine's ``EMAHook`` too. Between
       two validations or checkpoints each rank has statistics of its own. Otherwise an interrupted
       run would differ from one that was not, and only the images of rank 0 would count.
     """
-
-    def before_train(self, runner: Runner) -> None:
-        """Take over the list of kept checkpoints and remove what a killed writer left."""
-        super().before_train(runner)
-        if is_main_process():
-            for folder in {runner.work_dir, self.out_dir}:
-                for path in remove_stale_temporaries(folder):
-                    runner.logger.info(f'Removed {path}, left by a run that was killed.')
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Let all ranks validate the same network; ``EMAHook`` has put its average in."""
@@ -100,9 +93,17 @@ class SafeCheckpointHook(CheckpointHook):
         return outdated
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        """Save a new best checkpoint before the previous best one is removed."""
+        """Save a new best checkpoint before the previous best one is removed.
+
+        A metric that is NaN or infinite is never the best; a warning names it.
+        """
         if not hasattr(self, 'file_backend'):  # no training, only a validation: nothing is saved
             return
+        metrics = dict(metrics)
+        for key in self.save_best or ():
+            if not np.isfinite(metrics.get(key, 0)):
+                runner.logger.warning(f'{key} is {metrics[key]}, which is not taken for the best')
+                metrics[key] = None
         backend = self.file_backend
         self.file_backend = deferred = _DeferringBackend(backend)
         try:
