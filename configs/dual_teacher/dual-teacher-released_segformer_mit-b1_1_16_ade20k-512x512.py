@@ -6,7 +6,6 @@ model = dict(
     type='mmdmt.ReleasedDualTeacher',
     strong=None,  # a color jitter of its own
     sub_model=None,
-    restart=True,
     ema=dict(momentum=0.99, mode='train', buffers='keep'),
 )
 # The learning rate always decays until step 50000.

@@ -61,7 +61,6 @@ LONGER = {
         'supervised/deeplabv3plus_mobilenetv2_msrc21-96x96',
         'supervised/deeplabv3plus_r50_cityscapes-801x801',
         'supervised/deeplabv3plus_r50_coco81-513x513',
-        'supervised/deeplabv3plus_r50_pascal_voc12-321x321',
         'supervised/fcn_unet_toy-scenes-96x96',
         'supervised/segformer_mit-b1_cityscapes-1024x1024',
         'supervised/segformer_mit-b1_pascal_voc12-512x512',
@@ -86,7 +85,8 @@ LONGER = {
         'dmt_classification/dmt_wrn-28-2_4000_cifar10-32x32',
     ],
     'released code, difference by difference': [
-        'cross_teacher/cross-teacher-released_deeplabv2_r101_cityscapes-512x1024',
+        'cross_teacher/cross-teacher-released_deeplabv2_r101_1_50_pascal_voc12-321x321',
+        'cross_teacher/cross-teacher-released_deeplabv2_r101_1_8_cityscapes-256x512',
         'dual_teacher/dual-teacher-released_segformer_mit-b1_1_16_ade20k-512x512',
     ],
     'an ablation in several settings': [

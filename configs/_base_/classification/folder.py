@@ -45,7 +45,7 @@ train_pipeline = [
     dict(type='Resize', scale=image_size, interpolation='area'),
     dict(type='RandomCrop', crop_size=crop_size, padding=4, pad_val=128),
     dict(type='RandomFlip', prob=0.5),
-    _base_.rand_augment,
+    dict(_base_.rand_augment, policies='paper', cutout=16),
     dict(type='PackInputs', algorithm_keys=('soft_label',)),
 ]
 test_pipeline = [
