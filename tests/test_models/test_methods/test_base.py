@@ -173,7 +173,7 @@ def test_prediction_is_on_the_teacher_by_default():
         (dict(normalizer='vald'), "normalizer` must be one of .*'valid'.*'vald'"),
         (
             dict(ema=dict(momentun=0.9)),
-            r"`ema` has unknown keys \['momentun'\]; known: .*'momentum'",
+            r"`ema` has unknown keys \['momentun'\].*; known: .*'momentum'",
         ),
     ],
 )
