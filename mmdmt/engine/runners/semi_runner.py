@@ -22,6 +22,7 @@ from mmdmt.config import resolve_config
 from mmdmt.distributed import from_main, join_process_group, unwrap
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
 from mmdmt.files import atomic_path, is_remote
+from mmdmt.models.supervised import train_without_waiting
 from mmdmt.registry import RUNNERS
 
 
@@ -83,9 +84,11 @@ class SemiRunner(Runner):
         super().set_randomness(seed, deterministic=deterministic)
 
     def build_model(self, model: Union[nn.Module, dict]) -> nn.Module:
-        """Build the model; weights it loads meanwhile are loaded safely."""
+        """Build the model, which will train without waiting for a GPU; weights load safely."""
         with safe_loading(self.trusted_checkpoints):
-            return super().build_model(model)
+            model = super().build_model(model)
+        train_without_waiting(model)
+        return model
 
     def _init_model_weights(self) -> None:
         """``init_cfg=dict(type='Pretrained')`` is loaded safely, too."""

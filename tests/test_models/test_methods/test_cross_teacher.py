@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
-from no_waiting import NoWaiting
+from virtual_gpu import NoWaiting
 from tiny_models import NUM_CLASSES, tiny_segmentor, unlabeled_samples
 from tiny_models import semi_batch as whole_images
 

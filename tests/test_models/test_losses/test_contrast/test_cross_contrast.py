@@ -3,7 +3,7 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-from no_waiting import NoWaiting
+from virtual_gpu import NoWaiting
 from torch import nn
 
 from mmdmt.models.losses.contrast import functional as L
