@@ -40,9 +40,9 @@ def train_without_waiting(model: nn.Module) -> None:
 def _prepare_batch(
     preprocessor: SegDataPreProcessor, data: Dict[str, Any], training: bool = False
 ) -> Dict[str, Any]:
-    """mmseg's preprocessing, with the order of channels changed before the copy to the device.
+    """Mmseg's preprocessing, with the order of channels changed on the host.
 
-    mmseg does it there by a list of indices, which is copied for every image.
+    There it would be a list of indices, which is copied to the device for every image.
     """
     # Its name in maintained and in official mmseg.
     names = ('_channel_conversion', 'channel_conversion')
