@@ -22,6 +22,7 @@ KEPT_KEYS = {
     'trusted_checkpoints',
     'channels_last',
     'find_unused_parameters',
+    'batch_size_is_total',
     'model_wrapper_cfg',
     'sync_bn',
     'compile',

@@ -6,9 +6,17 @@ from typing import Any, Callable
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import broadcast_object_list, init_dist, is_distributed, is_main_process
+from mmengine.dist import (
+    all_reduce,
+    broadcast,
+    broadcast_object_list,
+    init_dist,
+    is_distributed,
+    is_main_process,
+)
 from mmengine.model import is_model_wrapper
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 
 def from_main(function: Callable[[], Any]) -> Any:
@@ -47,6 +55,28 @@ def _can_be_sent(error: Exception) -> bool:
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside a DistributedDataParallel wrapper, or the model itself."""
     return model.module if is_model_wrapper(model) else model
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all ranks the same buffers: averaged running statistics, all others those of rank 0.
+
+    Running means and variances of batch and instance norm are averaged over the ranks, as by
+    mmengine's ``SyncBuffersHook``, so that the images of all ranks count. An average of counters
+    or of memory banks would mean nothing. All ranks must call this together.
+    """
+    layers = [module for module in model.modules() if isinstance(module, _NormBase)]
+    pairs = [(layer.running_mean, layer.running_var) for layer in layers]
+    statistics = [value for pair in pairs for value in pair if value is not None]
+    if statistics:
+        # In double precision ranks that agree already keep their numbers to the last bit.
+        means = torch.cat([value.double().flatten() for value in statistics])
+        all_reduce(means, 'mean')
+        for value, mean in zip(statistics, means.split([each.numel() for each in statistics])):
+            value.copy_(mean.view_as(value))
+    averaged = {id(value) for value in statistics}
+    for buffer in model.buffers():
+        if id(buffer) not in averaged:
+            broadcast(buffer, src=0)
 
 
 def join_process_group(launcher: str, env_cfg: dict) -> None:

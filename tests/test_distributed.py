@@ -1,7 +1,8 @@
 import pytest
+import torch
 
 from mmdmt import distributed
-from mmdmt.distributed import from_main
+from mmdmt.distributed import from_main, share_buffers
 
 
 class Wire:
@@ -64,3 +65,18 @@ def test_an_error_that_cannot_be_sent_still_reaches_all_ranks(wire):
         wire.as_rank(0, fail)
     with pytest.raises(RuntimeError, match='held by the first rank'):
         wire.as_rank(1, never)
+
+
+def test_ranks_that_agree_keep_their_statistics_to_the_last_bit(monkeypatch):
+    """Sharing twice, as before a validation and a checkpoint, is sharing once."""
+    sent = []
+    monkeypatch.setattr(distributed, 'all_reduce', lambda data, op: data.mul_(3).div_(3))
+    monkeypatch.setattr(distributed, 'broadcast', lambda data, src: sent.append((data, src)))
+    layer = torch.nn.BatchNorm1d(1000)
+    layer.running_mean.normal_()
+    before = layer.running_mean.clone()
+    assert not torch.equal(before * 3 / 3, before)
+    share_buffers(layer)
+    assert torch.equal(layer.running_mean, before)
+    # Counters are no averages: they come from the first rank, once.
+    assert [(id(data), src) for data, src in sent] == [(id(layer.num_batches_tracked), 0)]

@@ -11,7 +11,7 @@ from tiny_project import base_config, load_config, make_tree, online, write_conf
 NETWORKS = ['student_l', 'student_r', 'teacher_l', 'teacher_r', 'average', 'teacher_average']
 MAX_ITERS = 8
 
-# Writes the state of every process between two checkpoints, at which all take rank 0's buffers.
+# Writes the state of every process between two checkpoints, at which buffers are shared.
 DUMP = """
 import torch
 from mmengine.hooks import Hook

@@ -15,6 +15,18 @@ from mmdmt.registry import DATA_SAMPLERS
 _PERMUTATION_STREAM, _DRAW_STREAM = 0, 1
 
 
+def split_batch(batch_size: int, source_ratio: Sequence[float]) -> list[int]:
+    """Items of each source in a batch, by the method of the largest remainder."""
+    total = sum(source_ratio)
+    shares = [batch_size * share / total for share in source_ratio]
+    counts = [int(share) for share in shares]
+    drawn = [source for source, share in enumerate(shares) if share]
+    by_remainder = sorted(drawn, key=lambda source: counts[source] - shares[source])
+    for source in by_remainder[: batch_size - sum(counts)]:
+        counts[source] += 1
+    return counts
+
+
 @DATA_SAMPLERS.register_module()
 class MultiSourceSampler(Sampler):
     """Draws every batch from several sources in a fixed ratio.
@@ -89,15 +101,9 @@ class MultiSourceSampler(Sampler):
             raise ValueError(f'sources {empty} are empty (sizes {self.source_sizes})')
 
     def _split_batch(self) -> list[int]:
-        """Items of each source in a batch, by the method of the largest remainder."""
-        total = sum(self.source_ratio)
-        shares = [self.batch_size * share / total for share in self.source_ratio]
-        counts = [int(share) for share in shares]
-        drawn = [source for source, share in enumerate(shares) if share]
-        by_remainder = sorted(drawn, key=lambda source: counts[source] - shares[source])
-        for source in by_remainder[: self.batch_size - sum(counts)]:
-            counts[source] += 1
-        left_out = [source for source in drawn if not counts[source]]
+        counts = split_batch(self.batch_size, self.source_ratio)
+        drawn = zip(counts, self.source_ratio)
+        left_out = [source for source, (count, share) in enumerate(drawn) if share and not count]
         if left_out:
             raise ValueError(
                 f'`batch_size={self.batch_size}` with `source_ratio={self.source_ratio}` gives '

@@ -5,13 +5,13 @@ from typing import Any, Union
 
 import numpy as np
 import torch
-from mmengine.dist import broadcast, get_world_size, is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 from mmengine.utils import apply_to
 
-from mmdmt.distributed import unwrap
+from mmdmt.distributed import share_buffers, unwrap
 from mmdmt.files import remove_stale_temporaries, write_text_atomically
 from mmdmt.registry import HOOKS
 
@@ -26,10 +26,11 @@ class SafeCheckpointHook(CheckpointHook):
       :meth:`mmdmt.SemiRunner.save_checkpoint`.
     - Metrics and logged scalars are stored as Python numbers and tensors, so that any
       ``torch.load(..., weights_only=True)`` reads the file.
-    - With several processes, all go on from a checkpoint with the buffers of rank 0, which are the
-      ones on disk. Otherwise an interrupted run would differ from one that was not in the
-      batch-norm statistics of the other ranks. They also validate with those of rank 0: the
-      network that is on disk, not one for each rank. Both hold for mmengine's ``EMAHook``, too.
+    - With several processes, all validate the same network and go on from a checkpoint with what is
+      on disk (:func:`~mmdmt.distributed.share_buffers`): the running statistics of ordinary batch
+      norm are averaged over the ranks, those of teachers and of mmengine's ``EMAHook`` too. Between
+      two validations or checkpoints each rank has statistics of its own. Otherwise an interrupted
+      run would differ from one that was not, and only the images of rank 0 would count.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -41,7 +42,7 @@ class SafeCheckpointHook(CheckpointHook):
                     runner.logger.info(f'Removed {path}, left by a run that was killed.')
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Let all ranks validate the network of rank 0; ``EMAHook`` has put its average in."""
+        """Let all ranks validate the same network; ``EMAHook`` has put its average in."""
         _share_buffers(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -154,12 +155,11 @@ def _remove(backend: Any, path: str) -> None:
 
 
 def _share_buffers(runner: Runner, averages: bool = False) -> None:
-    """Give every rank the network's buffers of rank 0, and those of averages outside of it."""
+    """Give every rank the same buffers of the network, and of averages outside of it."""
     if get_world_size() == 1:
         return
-    models = [unwrap(runner.model)]
+    share_buffers(unwrap(runner.model))
     if averages:
-        models += [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)]
-    for model in models:
-        for buffer in model.buffers():
-            broadcast(buffer, src=0)
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                share_buffers(hook.ema_model)

@@ -4,9 +4,11 @@ import os.path as osp
 from typing import List
 
 from mmengine.config import Config
+from mmengine.dist import get_world_size
 from mmengine.registry import DefaultScope
 
 from mmdmt.config import schedulers_of
+from mmdmt.engine.batch_size import loader_of_process
 from mmdmt.engine.mutual.plan import Stage
 from mmdmt.engine.mutual.stage_config import StageConfigBuilder
 from mmdmt.files import is_remote
@@ -27,6 +29,8 @@ def check_chain(builder: StageConfigBuilder, work_dir: str) -> List[Config]:
     configs = [builder.build(stage, osp.join(work_dir, stage.name)) for stage in stages]
     for stage, cfg in zip(stages, configs):
         _check_schedule(stage, cfg)
+        if cfg.get('batch_size_is_total'):
+            loader_of_process(cfg.train_dataloader, get_world_size())
         _check_checkpoints(builder.select_of(stage), stage, cfg)
     count = len(builder.plan.members)
     for cfg in configs[-count:]:  # with the loss of the rounds

@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import SyncBatchNorm
 from mmdmt.checkpoint import find_latest_valid_checkpoint, load_checkpoint_file, safe_loading
 from mmdmt.config import resolve_config
 from mmdmt.distributed import from_main, join_process_group, unwrap
+from mmdmt.engine.batch_size import loader_of_process
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
 from mmdmt.files import atomic_path, is_remote
 from mmdmt.models.supervised import train_without_waiting
@@ -42,6 +43,8 @@ class SemiRunner(Runner):
     - ``launcher='pytorch'`` on a machine without an accelerator trains with gloo; SyncBN layers
       become ordinary ones there, with a warning.
     - Config key ``channels_last=True`` stores convolution weights channels-last.
+    - Config key ``batch_size_is_total=True``: the processes share ``train_dataloader.batch_size``,
+      which otherwise is that of each, see :func:`mmdmt.engine.batch_size.loader_of_process`.
     - Settings that would fail late or do nothing are refused at the start.
     - Hooks may have a method ``before_loading(runner)``, called before datasets and loaders are
       built: to check the data, or to make pseudo-labels.
@@ -63,9 +66,13 @@ class SemiRunner(Runner):
 
         Raises:
             RuntimeError: As :func:`mmdmt.distributed.join_process_group`.
+            ValueError: If the processes cannot share the batch.
         """
         join_process_group(self.launcher, env_cfg)
         super().setup_env(env_cfg)
+        if isinstance(self._train_dataloader, dict) and self.cfg.get('batch_size_is_total'):
+            # `cfg` keeps the total, so that its text means the same in any number of processes.
+            self._train_dataloader = loader_of_process(self._train_dataloader, self.world_size)
 
     def set_randomness(
         self, seed: Optional[int], diff_rank_seed: bool = False, deterministic: bool = False
