@@ -16,7 +16,7 @@ import argparse
 import copy
 import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
@@ -42,6 +42,7 @@ from mmdmt.config import resolve_config
 from mmdmt.datasets.samplers.multi_source_sampler import MultiSourceSampler
 from mmdmt.engine.mutual.stage_config import StageConfigBuilder
 from mmdmt.export.plain import forget_pretrained
+from mmdmt.models.losses.contrast import functional as contrast
 from mmdmt.models.methods import SemiSegmentor
 from mmdmt.models.methods.networks import build_segmentor
 from mmdmt.models.supervised import train_without_waiting
@@ -60,6 +61,8 @@ FULL = (
     + [(torch, name) for name in ('softmax', 'log_softmax', 'layer_norm')]
     + [(torch.Tensor, name) for name in ('softmax', 'log_softmax', 'exp', 'log')]
 )
+
+VARIANTS = ('fp32', 'fp32, with_cp', 'AMP', 'AMP, with_cp')
 
 
 class Usage(NamedTuple):
@@ -111,7 +114,12 @@ def build_model(cfg: Config, size: Optional[Tuple[int, int]] = None) -> BaseSegm
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     parts = copy.deepcopy(cfg.model)
     forget_pretrained(parts)
-    model = revert_sync_batchnorm(build_segmentor(parts))
+    linspace = torch.linspace  # of drop rates, which are read as numbers
+    on_cpu = mock.patch.object(
+        torch, 'linspace', lambda *args, **options: linspace(*args, **{**options, 'device': 'cpu'})
+    )
+    with torch.device('meta'), on_cpu:
+        model = revert_sync_batchnorm(build_segmentor(parts))
     train_without_waiting(model)
     if getattr(model, 'sub_model', None) is not None:
         model.sub_model.drop_probs.zero_()  # the largest sub-model
@@ -174,7 +182,8 @@ class LiveBytes(TorchDispatchMode):
             if address not in self._live:
                 self._live.add(address)
                 self.now += storage.nbytes()
-                weakref.finalize(storage, self._free, address, storage.nbytes())
+                freed = weakref.finalize(storage, self._free, address, storage.nbytes())
+                freed.atexit = False
         self.peak = max(self.peak, self.now)
         return result
 
@@ -215,6 +224,9 @@ def autocast(amp: bool) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(torch, 'autocast', inner))
+        # It asks for torch's autocast only on devices that have one.
+        full = mock.patch.object(contrast, '_full_precision', lambda _: inner(enabled=False))
+        stack.enter_context(full)
         for names, dtype in ((HALF, torch.float16), (FULL, torch.float32)):
             for owner, name in names:
                 function = casting(getattr(owner, name), dtype)
@@ -276,10 +288,10 @@ class Estimator:
             kept.update({k: s.nbytes() for k, s in storages(tensor).items() if k not in known})
             return tensor
 
-        with LiveBytes(self.static) as live:
+        with LiveBytes(self.static) as live, autocast(amp):  # recomputation casts, too
             batch = make_batch(self.model, images_per_source(self.cfg, batch_size))
             saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-            with saving, autocast(amp):
+            with saving:
                 data = self.model.data_preprocessor(batch, True)
                 loss, _ = self.model.parse_losses(self.model(**data, mode='loss'))
             forward, live.peak = live.peak, live.now
@@ -314,15 +326,13 @@ class Estimator:
             count += 1
         return count * unit
 
-    def variants(self, batch_size: int) -> Dict[str, Usage]:
-        """Usage in single and mixed precision, without and with gradient checkpointing."""
+    def variants(self, batch_size: int, names: Sequence[str] = VARIANTS) -> Dict[str, Usage]:
+        """Usage with and without mixed precision, and gradient checkpointing where it can be."""
         found = {}
-        for amp in (False, True):
-            name = 'AMP' if amp else 'fp32'
-            found[name] = self.measure(batch_size, amp)
-            with checkpointing(self.model) as blocks:
-                if blocks:
-                    found[f'{name}, with_cp'] = self.measure(batch_size, amp)
+        for name in names:
+            with checkpointing(self.model, 'with_cp' in name) as blocks:
+                if blocks or 'with_cp' not in name:
+                    found[name] = self.measure(batch_size, 'AMP' in name)
         return found
 
 
@@ -377,7 +387,7 @@ def table_of(paths: List[str], args: argparse.Namespace) -> str:
         seen.add(_outline(cfg))
         estimator = Estimator(cfg, args.size)
         batch_size = args.batch_size or estimator.cfg.train_dataloader.batch_size
-        found = estimator.variants(batch_size)
+        found = estimator.variants(batch_size, shown)
         peaks = [gib(found[name].peak) if name in found else '' for name in shown]
         counts = '+'.join(str(n) for n in images_per_source(estimator.cfg, batch_size) if n)
         name = '/'.join(Path(path).with_suffix('').parts[-2:])
