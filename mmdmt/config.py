@@ -20,6 +20,7 @@ KEPT_KEYS = {
     'runner_type',
     'custom_imports',
     'trusted_checkpoints',
+    'allow_unmatched',
     'channels_last',
     'find_unused_parameters',
     'batch_size_is_total',

@@ -129,7 +129,7 @@ class PseudoLabelStore:
             self._refuse_maps_of_another(known or {}, meta)
             self._drop_manifest()
             write_text_atomically(self._meta_path, json.dumps(meta, indent=1))
-        for folder, _, _ in os.walk(self._maps):
+        for folder, _, _ in os.walk(self.root):
             remove_stale_temporaries(folder)
 
     def put(self, name: str, label: np.ndarray, confidence: np.ndarray) -> None:

@@ -5,10 +5,12 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from logging import WARNING
 from pathlib import Path
 from typing import Callable, Optional, TypeVar, Union
 
 import numpy as np
+from mmengine.logging import print_log
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
@@ -136,10 +138,17 @@ class FactCache:
         return FileFacts(entry['width'], entry['height'], entry['ids'])
 
     def save(self) -> None:
-        """Write the cache atomically, if it has a file and anything is new."""
+        """Write the cache atomically, if it has a file and anything is new.
+
+        A folder that cannot be written to is a warning: the files were checked all the same.
+        """
         if self.path and self._changed:
             content = {'version': self.VERSION, **self._entries}
-            write_text_atomically(self.path, json.dumps(content))
+            try:
+                write_text_atomically(self.path, json.dumps(content))
+            except OSError as error:
+                note = f'the files that were checked are not remembered for the next time: {error}'
+                print_log(f'{note} (`default_hooks.dataset_check.cache`)', 'current', WARNING)
             self._changed = False
 
     def _load(self) -> None:

@@ -6,13 +6,16 @@ from typing import List
 from mmengine.config import Config
 from mmengine.dist import get_world_size
 from mmengine.registry import DefaultScope
+from torch import nn
 
+from mmdmt.checkpoint import load_checkpoint_file
 from mmdmt.config import schedulers_of
 from mmdmt.engine.batch_size import loader_of_process
 from mmdmt.engine.mutual.plan import Stage
 from mmdmt.engine.mutual.stage_config import StageConfigBuilder
 from mmdmt.files import is_remote
 from mmdmt.registry import HOOKS, MODELS
+from mmdmt.weights import load_weights
 
 
 def check_chain(builder: StageConfigBuilder, work_dir: str) -> List[Config]:
@@ -24,6 +27,7 @@ def check_chain(builder: StageConfigBuilder, work_dir: str) -> List[Config]:
     Raises:
         ValueError: If a stage cannot be trained, validated or stored with this config.
         FileNotFoundError: If a member's initial checkpoint is missing.
+        CheckpointMismatchError: If it does not fit the member's network.
     """
     stages = builder.plan.stages
     configs = [builder.build(stage, osp.join(work_dir, stage.name)) for stage in stages]
@@ -33,9 +37,9 @@ def check_chain(builder: StageConfigBuilder, work_dir: str) -> List[Config]:
             loader_of_process(cfg.train_dataloader, get_world_size())
         _check_checkpoints(builder.select_of(stage), stage, cfg)
     count = len(builder.plan.members)
-    for cfg in configs[-count:]:  # with the loss of the rounds
+    for first, cfg in zip(configs, configs[-count:]):  # the last ones have the loss of the rounds
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
-            MODELS.build(cfg.model)
+            _check_initial_weights(MODELS.build(cfg.model), first)
     return configs[:count]
 
 
@@ -43,7 +47,7 @@ def check_data(cfg: Config, first_configs: List[Config], work_dir: str) -> None:
     """Check all sources with ``default_hooks.dataset_check`` of the whole config.
 
     A fault in the unlabeled images must not wait for round 1, and in round 0 members may have
-    labeled images of their own (``first_configs``).
+    labeled images of their own (``first_configs``). A chain without rounds reads no unlabeled ones.
     """
     check = cfg.get('default_hooks', {}).get('dataset_check')
     if not check:
@@ -52,10 +56,19 @@ def check_data(cfg: Config, first_configs: List[Config], work_dir: str) -> None:
     seen = []
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
         hook = HOOKS.build(check)
-        for dataset in [c.train_dataloader.dataset for c in (cfg, *first_configs)]:
+        configs = [cfg, *first_configs] if cfg.mutual.ratios else first_configs
+        for dataset in [each.train_dataloader.dataset for each in configs]:
             if dataset.datasets[0] not in seen:
                 hook.check(dataset, val, work_dir)
                 seen.append(dataset.datasets[0])
+
+
+def _check_initial_weights(model: nn.Module, cfg: Config) -> None:
+    """The first member must not train for days before those of the second turn out wrong."""
+    path = cfg.load_from
+    if path and not is_remote(path):
+        loaded = load_checkpoint_file(path, trusted=cfg.get('trusted_checkpoints', ()))
+        load_weights(model, loaded, path, cfg.get('allow_unmatched', ()))
 
 
 def _check_schedule(stage: Stage, cfg: Config) -> None:

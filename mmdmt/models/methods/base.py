@@ -272,13 +272,15 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
     # ------------------------------------------------------------------ checkpoints
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        """Load; keys of a plain segmentor go into every network, which starts at iteration 0."""
+        """Load; keys of a plain segmentor go into every network, and iterations start at 0."""
         names = tuple(f'{prefix}{name}.' for name in self.network_names)
         own = [key for key in state_dict if key.startswith(prefix)]
         if own and not any(key.startswith(names) for key in own):
             for key in own:
                 value = state_dict.pop(key)
                 state_dict.update({name + key[len(prefix) :]: value for name in names})
+            rest = {prefix + key: value for key, value in self.state_dict().items()}
+            state_dict.update({k: v for k, v in rest.items() if not k.startswith(names)})
             state_dict[f'{prefix}iterations'] = torch.zeros_like(self.iterations)
             if len(self.student_names) > 1:
                 warnings.warn(

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from forked_tool import ForkedTool, forked_ranks
+from interruptions import add_hook, kill_held, make_hook, train
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from tiny_models import tiny_segmentor
@@ -239,9 +240,9 @@ def test_what_a_later_stage_could_not_do_is_refused_at_the_start(
 @pytest.mark.parametrize(
     ('moment', 'workers', 'stage'),
     [
-        ('stage_0_b/iter_2.pth', 0, 'stage_0_b'),
-        ('stage_1_a/pseudo_labels/maps', 2, 'stage_1_a'),
-        ('stage_1_b/iter_2.pth', 0, None),
+        ('stage_0_b/iter_4.pth', 0, 'stage_0_b'),
+        ('maps/unlabeled_3.plc', 2, 'stage_1_a'),
+        ('stage_1_b/iter_4.pth', 0, None),
     ],
 )
 def test_a_killed_chain_ends_with_the_same_weights(
@@ -249,14 +250,11 @@ def test_a_killed_chain_ends_with_the_same_weights(
 ):
     """The whole chain goes on, or the stage that was cut."""
     work_dir, entries = finished
-    cfg = chain(tree, tmp_path, num_workers=workers)
+    cfg = add_hook(chain(tree, tmp_path, num_workers=workers))
     config = write_config(cfg, tmp_path / 'chain.py')
-    tool = ForkedTool('train.py', config, log=tmp_path / 'killed.log')
-    tool.wait_for(tmp_path / moment)
-    tool.kill()
-    assert not (tmp_path / 'stage_2_b').exists(), 'killed too late to test anything'
+    kill_held(make_hook(tree), config, f'writing {moment}')
     only = ['--stage', stage] if stage else []
-    ForkedTool('train.py', config, '--resume', *only, log=tmp_path / 'resumed.log').finish()
+    train(tree, config, '--resume', *only).finish()
     for name in STAGES[: STAGES.index(stage or STAGES[-1]) + 1]:
         path = entries[name]['checkpoint']
         assert_same_weights(tmp_path / path, work_dir / path)
