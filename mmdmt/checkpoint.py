@@ -160,7 +160,8 @@ def _named(function: Callable, name: str) -> Callable:
 
 def _allow_list() -> list:
     """Objects beyond torch's own that a checkpoint of an mmengine runner consists of."""
-    multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
+    # NumPy 1.26 has a `_core` too, without anything in it.
+    multiarray = getattr(getattr(np, '_core', None), 'multiarray', None) or np.core.multiarray
     dtypes = {type(np.dtype(kind)) for kind in ('float32', 'float64', 'int32', 'int64', 'bool')}
     allowed = [HistoryBuffer, np.ndarray, np.dtype, *dtypes]
     for module in ('numpy.core', 'numpy._core'):  # until and since NumPy 2

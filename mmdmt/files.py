@@ -22,7 +22,10 @@ except ImportError:  # Windows: two machines cannot share a work dir there
 
 PACKAGE_ROOT = Path(__file__).resolve().parent
 _TEMPORARY_MARK = '.partial-'
-_MAX_HOST_LENGTH = 32  # a file name has 255 bytes at most
+_MAX_HOST_LENGTH = 32
+#: Bytes of the longest name that a file may have here: of the 255 that file systems allow, those of
+#: the temporary name (a dot, the mark, the host, a dash and a process of 7 digits) are not left.
+MAX_NAME_BYTES = 255 - len(_TEMPORARY_MARK) - _MAX_HOST_LENGTH - 9
 _STALE_AGE = 24 * 3600  # seconds; no writer of another machine takes that long for a small file
 # What the disk says for itself; other errors have other causes, such as a file that is read.
 _REFUSED_BY_DISK = {

@@ -116,6 +116,7 @@ def joint_forward(
     sup_samples: List[SegDataSample],
     unsup: Tensor,
     with_sup: bool = False,
+    one_pass: bool = True,
 ) -> Tuple[Dict[str, Tensor], Tensor]:
     """Loss on labeled images and logits on unlabeled ones, in one forward where possible.
 
@@ -125,12 +126,14 @@ def joint_forward(
         sup_samples (list[SegDataSample]): Their ground truth.
         unsup (Tensor): Unlabeled images of the same size, (N_u, 3, H, W).
         with_sup (bool): Whether logits of the labeled images are wanted too, before the others.
+        one_pass (bool): False: two passes always, each with batch statistics of its own.
 
     Returns:
         tuple[dict[str, Tensor], Tensor]: mmseg's loss dict of the labeled images (keys as
         ``decode.loss_ce``), and logits (N_u, C, H, W), ``with_sup`` (N_l + N_u, C, H, W).
     """
-    if not has_joint_forward(segmentor) or sup.shape[2:] != unsup.shape[2:]:
+    joint = one_pass and has_joint_forward(segmentor) and sup.shape[2:] == unsup.shape[2:]
+    if not joint:
         images = torch.cat([sup, unsup]) if with_sup else unsup
         return segmentor.loss(sup, sup_samples), dense_logits(segmentor, images)
     count = len(sup)

@@ -24,7 +24,7 @@ from mmdmt.engine.mutual import build_stage_config_builder
 from mmdmt.engine.mutual.ensemble import ensemble_config, ensemble_kinds, merge_checkpoints
 from mmdmt.engine.mutual.ledger import Ledger, stage_table
 from mmdmt.engine.mutual.plan import Stage
-from mmdmt.engine.mutual.preflight import check_chain, check_data
+from mmdmt.engine.mutual.preflight import check_chain, check_data, check_names
 from mmdmt.engine.runners.semi_runner import SemiRunner
 from mmdmt.files import remove_stale_temporaries, require_writable
 from mmdmt.finite import NonFiniteError, refuse_non_finite
@@ -124,6 +124,7 @@ class MutualTrainingRunner:
         join_process_group(self.cfg.get('launcher') or 'none', self.cfg.get('env_cfg') or {})
         from_main(lambda: require_writable(self.work_dir, '--work-dir'))
         check_data(self.cfg, check_chain(self.builder, self.work_dir), self.work_dir)
+        check_names(self.builder)
         from_main(self._dump_config)
         only = self.cfg.get('stage')
         for stage in [self.plan.find(only)] if only else self.plan.stages:

@@ -3,7 +3,7 @@
 import copy
 import os.path as osp
 from collections.abc import Sequence
-from typing import Callable, Optional, Union
+from typing import Callable, Dict, Optional, Union
 
 import mmengine
 import torch
@@ -28,6 +28,7 @@ from mmdmt.distributed import from_main, join_process_group, unwrap
 from mmdmt.engine.batch_size import loader_of_process
 from mmdmt.engine.hooks.finite_hook import FiniteHook
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
+from mmdmt.engine.run_settings import check_classes, check_run, dataset_of, metric_names
 from mmdmt.engine.runners.work_dir import only_run
 from mmdmt.files import atomic_path, is_remote, require_writable
 from mmdmt.finite import refuse_non_finite
@@ -162,13 +163,25 @@ class SemiRunner(Runner):
             BusyError: Another run trains in the same work dir.
         """
         self._check_settings()
+        check_classes(self.model, dataset_of(self._train_dataloader))
         with only_run(self):
             self._adopt_seed()
             self.call_hook('before_loading')
             self.register_hook(ValidateOnResumeHook())
             return super().train()
 
+    def test(self) -> Dict[str, float]:
+        """Test.
+
+        Raises:
+            ValueError: If the network has another number of classes than the images.
+        """
+        metric_names(self.cfg.get('test_evaluator'), 'test_evaluator')
+        check_classes(self.model, dataset_of(self._test_dataloader))
+        return super().test()
+
     def _check_settings(self) -> None:
+        check_run(self.cfg)
         averages = [hook for hook in self.hooks if isinstance(hook, EMAHook)]
         if len(averages) > 1:
             raise ValueError(
@@ -180,8 +193,8 @@ class SemiRunner(Runner):
             return
         for key in ('max_iters', 'val_interval'):
             value = loop.get(key, 1)
-            if int(value) != value or value < 1:
-                raise ValueError(f'train_cfg.{key}={value} must be an integer of at least 1')
+            if not isinstance(value, (int, float)) or int(value) != value or value < 1:
+                raise ValueError(f'train_cfg.{key}={value!r} must be an integer of at least 1')
         checkpoint = self.cfg.get('default_hooks', {}).get('checkpoint') or {}
         if checkpoint.get('by_epoch', 'CheckpointHook' in checkpoint.get('type', '')):
             raise ValueError(
@@ -192,8 +205,7 @@ class SemiRunner(Runner):
         self._warn_of_lost_gradients(checkpoint.get('interval', -1))
 
     def _warn_of_unseeded_samples(self) -> None:
-        loader = self._train_dataloader
-        dataset = loader.get('dataset') if isinstance(loader, dict) else None
+        dataset = dataset_of(self._train_dataloader)
         if isinstance(dataset, dict) and 'SemiDataset' not in str(dataset.get('type')):
             self.logger.warning(
                 f'train_dataloader.dataset is a {dataset.get("type")}, not a mmdmt.SemiDataset: '

@@ -54,6 +54,8 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         rampup_iters (int): Iterations over which the weight of the unsupervised losses rises
             linearly from 0. Defaults to 0.
         ema (dict, optional): Arguments of :class:`~mmdmt.models.teachers.EMAUpdater`.
+        one_pass (bool): Whether labeled and unlabeled images pass through a student together where
+            its decode head allows it, so that batch norms see both. Defaults to True.
         seeds (Sequence[int], optional): Seed of the initial weights of each student. Defaults to
             the run's random numbers, which differ between students.
         data_preprocessor (dict, optional): For students that have none.
@@ -78,6 +80,7 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         unsup_weight: float = 1.0,
         rampup_iters: int = 0,
         ema: Optional[dict] = None,
+        one_pass: bool = True,
         seeds: Optional[Sequence[int]] = None,
         data_preprocessor: Optional[dict] = None,
         init_cfg: Optional[dict] = None,
@@ -98,6 +101,7 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
             check_range(name, value, 0)
             setattr(self, name, value)
         self.ema = build_part('ema', EMAUpdater, ema)
+        self.one_pass = one_pass
         self.student_names = list(students)
         self.student_of = dict(teachers or {})
         if seeds and len(seeds) != len(students):
@@ -160,10 +164,13 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
 
         Returned are weighted supervised losses and logits (N, C, H, W) of the normalized images
         ``view`` (N, 3, H, W), ``with_sup`` those of the labeled images before them. All of it is
-        one forward pass where the decode head allows it, see :func:`.joint_forward`.
+        one forward pass with ``one_pass`` where the decode head allows it, see
+        :func:`.joint_forward`.
         """
         network, sup = self.network(name), inputs['sup']
-        found, logits = joint_forward(network, sup, data_samples['sup'], view, with_sup)
+        found, logits = joint_forward(
+            network, sup, data_samples['sup'], view, with_sup, self.one_pass
+        )
         return self._supervised(name, found), logits
 
     def strong_view(
