@@ -38,7 +38,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import ConcatDataset
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.config import resolve_config
+from mmdmt.config import merge_options, resolve_config
 from mmdmt.datasets.samplers.multi_source_sampler import MultiSourceSampler
 from mmdmt.engine.mutual.stage_config import StageConfigBuilder
 from mmdmt.export.plain import forget_pretrained
@@ -91,7 +91,7 @@ def training_config(
 ) -> Config:
     """The config of an ordinary run; of mutual training that of a stage."""
     cfg = Config.fromfile(path)
-    cfg.merge_from_dict(options or {})
+    merge_options(cfg, options or {})
     cfg = resolve_config(cfg)
     if 'mutual' not in cfg:
         return cfg
