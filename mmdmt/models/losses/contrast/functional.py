@@ -1,8 +1,12 @@
-"""Contrastive losses of Cross Teacher Training as pure functions of tensors.
+"""Contrastive losses as pure functions of tensors.
 
-Xiao et al., "Semi-supervised Semantic Segmentation with Cross Teacher Training", Neurocomputing
-508, 2022 (arXiv 2209.01327). Half-precision features are handled in float32. Nothing is read back
-to the host, so nothing waits for the device.
+- CTT: Xiao et al., "Semi-supervised Semantic Segmentation with Cross Teacher Training",
+  Neurocomputing 508, 2022 (arXiv 2209.01327).
+- U2PL: Wang et al., "Semi-Supervised Semantic Segmentation Using Unreliable Pseudo-Labels", CVPR
+  2022 (arXiv 2203.03884).
+
+Half-precision features are handled in float32. Nothing is read back to the host, so nothing waits
+for the device.
 """
 
 import contextlib
@@ -14,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Similarities (anchor, bank feature) held at a time: 64 MiB of float32.
+# Numbers, such as similarities (anchor, bank feature), held at a time: 64 MiB of float32.
 _MAX_SIMILARITIES = 1 << 24
 # Similarity of a bank row that holds nothing: its exponential is 0. Finite, because a class of
 # nothing but -inf would have no gradient.
@@ -70,7 +74,9 @@ def memory_contrast_loss(
         losses = F.softplus(_log_sum_of_others(similarity, cls)[:, None] - positive)
         return losses.mean(dim=1) if filled is None else _mean_over_rows(losses, filled[cls])
 
-    return _mean_over_classes(_in_chunks(loss_of, [anchors, classes], bank), classes, chosen, bank)
+    return _mean_over_classes(
+        _in_chunks(loss_of, [anchors, classes], _rows(bank)), classes, chosen, bank
+    )
 
 
 def peer_contrast_loss(
@@ -102,8 +108,66 @@ def peer_contrast_loss(
         negative = _log_sum_of_others(_similarities(anchor, bank, filled), cls)
         return F.softplus(negative - (anchor * peer).sum(dim=1))
 
-    losses = _in_chunks(loss_of, [anchors, peers, classes], bank)
+    losses = _in_chunks(loss_of, [anchors, peers, classes], _rows(bank))
     return _mean_over_classes(losses, classes, chosen, bank)
+
+
+def queue_contrast_loss(
+    feat: Tensor,
+    positive: Tensor,
+    label: Tensor,
+    mask: Tensor,
+    queue: Tensor,
+    index: Tensor,
+    temperature: float = 0.5,
+) -> Tensor:
+    r"""InfoNCE of anchors with one positive each and drawn negatives (U2PL).
+
+    The cross entropy of telling the positive :math:`p` of an anchor :math:`f` from the negatives
+    :math:`n` that were drawn for it from the queue of its class, :math:`s` being the cosine
+    similarity over ``temperature``,
+
+    .. math:: -\log \frac{e^{s(f, p)}}{e^{s(f, p)} + \sum_n e^{s(f, n)}},
+
+    averaged over the anchors of a class, then over the classes that have anchors. Memory is bounded
+    as in :func:`memory_contrast_loss`.
+
+    Args:
+        feat: Features of the anchors, (A, D).
+        positive: (A, D). No gradient flows into it.
+        label: Classes of the anchors, (A,).
+        mask: (A,) bool, False on rows that are no anchors.
+        queue: Keys of length 1 that a class is to be told from, (C, K, D), C >= 2.
+        index: Rows of the queue of the anchor's class, (A, M).
+        temperature: Scale of the similarities.
+
+    Returns:
+        Scalar loss; 0 where there are no anchors.
+    """
+    anchors, classes, chosen = _anchors(feat, label, mask, len(queue))
+    positive = _unit_rows(positive.detach().to(anchors))
+
+    def loss_of(anchor: Tensor, positive: Tensor, cls: Tensor, index: Tensor) -> Tensor:
+        negative = queue[cls[:, None], index].to(anchor)
+        with _full_precision(anchor.device.type):
+            pushed = (negative @ anchor[:, :, None]).squeeze(2) / temperature
+        pulled = (anchor * positive).sum(dim=1) / temperature
+        return F.softplus(pushed.logsumexp(dim=1) - pulled)
+
+    held = index.shape[1] * queue.shape[2]
+    losses = _in_chunks(loss_of, [anchors, positive, classes, index], held)
+    return _mean_over_classes(losses, classes, chosen, queue)
+
+
+def class_means(rows: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """Mean (C, D) of the rows (P, D) of each class; 0 for a class without any.
+
+    Labels (P,) outside 0..C-1 belong to none.
+    """
+    members = torch.arange(num_classes, device=label.device)[:, None] == label
+    with _full_precision(rows.device.type):
+        sums = members.float() @ rows.float()
+    return sums / members.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def _anchors(
@@ -161,9 +225,16 @@ def _log_sum_of_others(similarity: Tensor, cls: Tensor) -> Tensor:
     return per_class.scatter(1, cls[:, None], -math.inf).logsumexp(dim=1)
 
 
-def _in_chunks(function: Callable[..., Tensor], rows: List[Tensor], bank: Tensor) -> Tensor:
-    """``function(*rows)`` for a slice of rows at a time, keeping nothing for the backward pass."""
-    size = max(1, _MAX_SIMILARITIES // max(1, bank.shape[0] * bank.shape[1]))
+def _rows(bank: Tensor) -> int:
+    return bank.shape[0] * bank.shape[1]
+
+
+def _in_chunks(function: Callable[..., Tensor], rows: List[Tensor], held: int) -> Tensor:
+    """``function(*rows)`` for a slice of rows at a time, keeping nothing for the backward pass.
+
+    ``held`` are the numbers that the function holds for each row.
+    """
+    size = max(1, _MAX_SIMILARITIES // max(1, held))
     if len(rows[0]) <= size:
         return function(*rows)
     options = dict(use_reentrant=False, preserve_rng_state=False)
