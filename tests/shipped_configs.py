@@ -45,7 +45,7 @@ def without_weights(model):
     """A model config that fetches nothing."""
     model = copy.deepcopy(model)
     for part in dicts_in(model):
-        if part.get('type') == 'TIMMBackbone':
+        if part.get('type') in ('TIMMBackbone', 'mmdmt.TIMMVisionTransformer'):
             part['pretrained'] = False
         if 'init_cfg' in part:
             part['init_cfg'] = None

@@ -153,7 +153,8 @@ def build_once(model_text, scope):
 
 
 def test_configs_are_few():
-    assert len(list(CONFIGS.rglob('*.py'))) <= 180
+    # A network and a dataset make a config, labels are an option: a dozen methods need not more.
+    assert len(list(CONFIGS.rglob('*.py'))) <= 260
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -19,10 +19,15 @@ NAMES = sorted(path.stem for path in (CONFIGS / '_base_' / 'models').glob('*.py'
 # What the documentation recommends without a network.
 OFFLINE = {'model.backbone.init_cfg': None, 'model.pretrained': None}
 OFFLINE_TIMM = {'model.backbone.pretrained': False}
+TIMM = [name for name in NAMES if 'timm' in name or 'dino' in name]
 
 
-# These differ from a trained one in the number of their layers alone.
-DEEPER = ('deeplabv3plus_r101-d16', *(f'segformer_mit-b{size}' for size in (2, 3, 4, 5)))
+# These differ from a trained one in the number of their layers and channels alone.
+DEEPER = (
+    'deeplabv3plus_r101-d16',
+    *(f'segformer_mit-b{size}' for size in (2, 3, 4, 5)),
+    *(f'dpt_dinov{version}-{size}' for version in (2, 3) for size in ('base', 'large')),
+)
 # Parameters with five classes.
 MILLIONS = {
     'deeplabv2_r101-d8': 42.9,
@@ -31,19 +36,27 @@ MILLIONS = {
     'deeplabv3plus_r18-d16': 12.3,
     'deeplabv3plus_r50-d16': 41.2,
     'deeplabv3plus_timm-mobilenetv3-d16': 4.4,
+    # As published, less a unit of the head that is never run: 24.8, 97.5 and 335.6.
+    'dpt_dinov2-base': 97.2,
+    'dpt_dinov2-large': 334.4,
+    'dpt_dinov2-small': 24.7,
+    'dpt_dinov3-base': 96.3,
+    'dpt_dinov3-large': 333.1,
+    'dpt_dinov3-small': 24.3,
     'segformer_mit-b0': 3.72,
     'segformer_mit-b1': 13.7,
     'segformer_mit-b2': 24.7,
     'segformer_mit-b3': 44.6,
     'segformer_mit-b4': 61.4,
     'segformer_mit-b5': 82.0,
+    'upernet_dinov3-convnext-tiny': 37.0,
     'upernet_mmpretrain-convnext-tiny': 37.0,
 }
 
 
 def load(name):
     cfg = Config.fromfile(CONFIGS / '_base_' / 'models' / f'{name}.py')
-    cfg.merge_from_dict({**OFFLINE, **(OFFLINE_TIMM if 'timm' in name else {})})
+    cfg.merge_from_dict({**OFFLINE, **(OFFLINE_TIMM if name in TIMM else {})})
     return cfg
 
 
@@ -127,7 +140,7 @@ def test_settings_that_all_share(name):
     assert cfg.model.data_preprocessor.bgr_to_rgb is True
 
 
-@pytest.mark.parametrize('name', [name for name in NAMES if 'timm' not in name])
+@pytest.mark.parametrize('name', [name for name in NAMES if name not in TIMM])
 def test_pretrained_weights_are_set_in_one_place(name):
     cfg = Config.fromfile(CONFIGS / '_base_' / 'models' / f'{name}.py')
     assert cfg.model.get('pretrained') is None
