@@ -25,9 +25,7 @@ def masked_quantiles(values: Tensor, mask: Tensor, shares: Sequence[float]) -> L
     """
     ordered = values.masked_fill(~mask, float('inf')).flatten().sort().values
     last = (mask.sum() - 1).clamp(min=0)
-    found = []
-    for share in shares:
-        place = last * share
-        low, high = place.floor().long(), place.ceil().long()
-        found.append(torch.lerp(ordered[low], ordered[high], (place - low).to(ordered)))
-    return found
+    place = torch.stack([last * share for share in shares])
+    # A scalar as index would be read back to the host.
+    low, high = (ordered.gather(0, each.long()) for each in (place.floor(), place.ceil()))
+    return list(low.lerp(high, place.frac().to(ordered)))

@@ -64,9 +64,9 @@ class UnreliableContrast(nn.Module):
             negative of the less probable one.
         labeled_negatives (bool): Whether labeled pixels are negatives. False is the released code,
             whose mask of them is empty. Defaults to True.
-        queue_size (int): Keys of a class that are kept. Defaults to 30,000.
+        queue_size (int): Keys of a class that are kept. Defaults to 4096.
         keys_per_class (int): New keys of a class in a step and rank, drawn at random, at most.
-            Defaults to 256.
+            Defaults to 256. Published are 30,000 (50,000 of class 0) and all: also a few steps.
         projection (dict, optional): ``channels`` and ``hidden`` of :func:`.projection_head`, which
             makes the representation. Defaults to 256 channels.
         classifier (str): Layer whose input is the feature, see :class:`.FeatureTap`.
@@ -83,7 +83,7 @@ class UnreliableContrast(nn.Module):
         low_rank: int = 3,
         high_rank: int = 20,
         labeled_negatives: bool = True,
-        queue_size: int = 30_000,
+        queue_size: int = 4096,
         keys_per_class: int = 256,
         projection: Optional[dict] = None,
         classifier: str = CLASSIFIER,
