@@ -26,6 +26,7 @@ def train(tree, work_dir, workers=0, **settings):
             anchors_per_class=4, keys_per_class=3, queue_size=8, projection=dict(channels=4)
         ),
     )
+    cfg['default_hooks']['checkpoint']['max_keep_ckpts'] = 4
     cfg['val_cfg'] = dict(type='mmdmt.NetworksValLoop')
     cfg.update(settings)
     torch.set_num_threads(1)
