@@ -29,8 +29,8 @@ class EvaluationProtocol:
         scale_labels (bool): Whether labels are brought to ``image_scale`` too (nearest neighbor)
             and the score is taken there. Otherwise predictions are scaled to the labels' size.
         pad_to (tuple[int, int], optional): Height and width that images are padded to at the
-            bottom and right, after normalization and with the preprocessor's ``pad_val``. What was
-            predicted there is cut off before scoring.
+            bottom and right, in the color of the preprocessor's ``padding``. What was predicted
+            there is cut off before scoring.
         slide (bool): Whether windows of the training crop are predicted and averaged.
     """
 
@@ -77,7 +77,8 @@ def apply_protocol(cfg: Config) -> Config:
     """Write the protocol that ``cfg.evaluation_protocol`` names into ``cfg``, and drop the name.
 
     Validation and test pipelines, ``test_pipeline``, the padding of the data preprocessor and the
-    segmentor's ``test_cfg`` are set in place; training is left as it is.
+    segmentor's ``test_cfg`` are set in place, also of members of mutual training that have a
+    segmentor of their own; training is left as it is.
 
     Raises:
         ValueError: If the name is unknown or the protocol is for another dataset, or it needs
@@ -94,7 +95,7 @@ def apply_protocol(cfg: Config) -> Config:
             _check_dataset(name, protocol, section, cfg[section].dataset)
             cfg[section].dataset.pipeline = protocol.pipeline()
     cfg.test_pipeline = protocol.inference_pipeline()
-    networks = _networks(cfg.model)
+    networks = [*_networks(cfg.model), *_networks_of_members(cfg)]
     for network in networks:
         network['test_cfg'] = _test_cfg(network, protocol, cfg)
     for holder in (*networks, cfg.model, cfg):
@@ -122,6 +123,13 @@ def _networks(model: Dict[str, Any]) -> List[Dict[str, Any]]:
     """The ordinary segmentors: an online method holds one, or several by name."""
     inner = model.get('segmentor', model)
     return [inner] if 'type' in inner else list(inner.values())
+
+
+def _networks_of_members(cfg: Config) -> List[Dict[str, Any]]:
+    """The segmentors that members of mutual training have instead of the config's."""
+    members = (cfg.get('mutual') or {}).get('members', [])
+    models = [(member.get('cfg_options') or {}).get('model') or {} for member in members]
+    return [model for model in models if model.get('_delete_')]
 
 
 def _test_cfg(network: Dict[str, Any], protocol: EvaluationProtocol, cfg: Config) -> dict:

@@ -17,7 +17,7 @@ MAX_LINES = 15_000
 
 # From the bottom up. A part imports from its own layer, without a circle, and from those below.
 LAYERS = (
-    {'version', 'dependencies', 'registry', 'checks', 'files', 'distributed'},
+    {'version', 'dependencies', 'registry', 'checks', 'files', 'finite', 'distributed'},
     {'checkpoint', 'config', 'protocols'},
     {'models', 'pseudo', 'datasets'},
     {'evaluation', 'export'},

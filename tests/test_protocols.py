@@ -19,6 +19,7 @@ from torch import nn
 
 import mmdmt  # noqa: F401
 from mmdmt.config import resolve_config
+from mmdmt.engine.mutual import StageConfigBuilder
 from mmdmt.protocols import PROTOCOLS, apply_protocol
 from mmdmt.registry import MODELS
 
@@ -127,6 +128,20 @@ def test_padding_comes_and_goes_with_its_protocol():
     assert 'test_cfg' not in resolve_config(cfg).model.data_preprocessor
 
 
+def test_the_color_of_padding_is_one_setting_of_training_and_evaluation(files):
+    cfg = resolve_config(config('pascal_voc12_padded', padding='black'))
+    assert cfg.model.data_preprocessor.padding == 'black' and 'padding' not in cfg
+    settings = dict(cfg.model.data_preprocessor, type='mmdmt.PaddingPreprocessor')
+    settings['test_cfg'] = dict(size=(64, 128))
+    seen = []
+    model = pixelwise_model(settings)
+    model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    score(model, PROTOCOLS['pascal_voc12_padded'].pipeline(), files[:1])
+    black = -model.data_preprocessor.mean / model.data_preprocessor.std
+    assert seen[0].shape[2:] == (64, 128)
+    assert (seen[0][0, :, 40:] == black).all() and (seen[0][0, :, :, 60:] == black).all()
+
+
 def test_windows_have_the_size_of_the_crop_that_is_trained():
     cfg = resolve_config(config('cityscapes_sliding', crop_size=[600, 300]))
     assert cfg.model.test_cfg == dict(mode='slide', crop_size=(600, 300), stride=(400, 200))
@@ -147,6 +162,18 @@ def test_an_online_method_evaluates_by_a_protocol_too():
     assert cfg.model.segmentor.data_preprocessor.test_cfg.size == (505, 505)
     assert cfg.model.segmentor.test_cfg.mode == 'whole'
     assert 'test_cfg' not in cfg.model
+
+
+def test_members_of_mutual_training_with_other_networks_share_protocol_and_padding():
+    name = 'dmt_deeplabv3plus-segformer_r50-mit-b1_1_8_pascal_voc12-321x321.py'
+    cfg = Config.fromfile(CONFIGS / 'dmt' / name)
+    cfg.merge_from_dict(dict(evaluation_protocol='pascal_voc12_padded', padding='black'))
+    builder = StageConfigBuilder(resolve_config(cfg))
+    for member in ('deeplab', 'segformer'):
+        stage = builder.build(builder.plan.find(f'1.{member}'), '/w', teacher_checkpoint='/t.pth')
+        for model in (stage.model, stage.default_hooks.pseudo_labels.labeler.model):
+            assert model.data_preprocessor.test_cfg == dict(size=(505, 505))
+            assert model.data_preprocessor.padding == 'black'
 
 
 def test_unknown_names_and_other_datasets_are_refused():

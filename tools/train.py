@@ -62,7 +62,9 @@ def parse_args() -> argparse.Namespace:
         'WORK_DIR/replaced, and make them again',
     )
     parser.add_argument(
-        '--amp', action='store_true', help='mixed precision (bfloat16 where there is no GPU)'
+        '--amp',
+        action='store_true',
+        help='mixed precision in training, validation and labeling; bfloat16 without a GPU',
     )
     parser.add_argument(
         '--seed',
@@ -94,16 +96,21 @@ def parse_args() -> argparse.Namespace:
 
 
 def enable_amp(cfg: Config) -> None:
-    """Switch the optimizer wrapper to mixed precision, as this machine can do it."""
+    """Switch training, validation and labeling to mixed precision, as this machine can do it.
+
+    ``val_cfg.fp16`` and ``mutual.labeling.amp`` keep what the config sets.
+    """
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if kind in ('AmpOptimWrapper', 'mmdmt.CPUAmpOptimWrapper'):
-        return
-    if kind != 'OptimWrapper':
+    if kind == 'OptimWrapper':
+        on_cpu = get_device() == 'cpu'
+        kind = 'mmdmt.CPUAmpOptimWrapper' if on_cpu else 'AmpOptimWrapper'
+        cfg.optim_wrapper.update(dict(type=kind), **({} if on_cpu else dict(loss_scale='dynamic')))
+    elif kind not in ('AmpOptimWrapper', 'mmdmt.CPUAmpOptimWrapper'):
         raise ValueError(f'--amp works with optim_wrapper.type=OptimWrapper, not with {kind}')
-    if get_device() == 'cpu':
-        cfg.optim_wrapper.type = 'mmdmt.CPUAmpOptimWrapper'
-    else:
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+    if cfg.get('val_cfg'):
+        cfg.val_cfg.setdefault('fp16', True)
+    if 'mutual' in cfg and cfg.mutual.get('task') != 'classification':
+        cfg.mutual.setdefault('labeling', {}).setdefault('amp', True)
 
 
 def set_resume(cfg: Config, resume: str) -> None:

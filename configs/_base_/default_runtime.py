@@ -23,6 +23,7 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     iter_seed=dict(type='mmdmt.IterSeedHook'),
     method=dict(type='mmdmt.MethodHook'),  # moves teachers; nothing for plain models
+    finite=dict(type='mmdmt.FiniteHook'),  # stops a run that has diverged
     dataset_check=dict(type='mmdmt.DatasetCheckHook'),
     visualization=dict(type='SegVisualizationHook', draw=False),
 )

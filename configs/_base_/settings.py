@@ -1,7 +1,16 @@
 # What may be set once, at the top of a child config or by --cfg-options, and where it goes: see
 # docs/configs.md for the paths. Dataset and schedule files note the values they were written with; a
 # place that holds another value keeps it.
+padding = 'mean'  # or 'black': pixels of 0 before normalization (docs/configs.md)
 settings = dict(
+    padding=dict(
+        default=padding,
+        sets=[
+            'model.**.data_preprocessor.padding',
+            'mutual.**.data_preprocessor.padding',
+            'train_dataloader.**.PadToCrop.padding',
+        ],
+    ),
     data_root=dict(sets=['*_dataloader.**.data_root']),
     labeled_list=dict(sets=['train_dataloader.dataset.datasets.0.**.ann_file']),
     unlabeled_list=dict(sets=['train_dataloader.dataset.datasets.1.**.ann_file']),
@@ -11,11 +20,12 @@ settings = dict(
     metainfo=dict(sets=['*_dataloader.**.metainfo']),
     num_classes=dict(sets=['model.**.num_classes', 'mutual.**.num_classes']),
     image_size=dict(sets=['*_dataloader.**.scale', '*_pipeline.**.scale', 'mutual.**.scale']),
-    resize_ratio=dict(sets=['train_dataloader.**.RandomResize.ratio_range']),
+    resize_ratio=dict(sets=['train_dataloader.**.RandomRe*.ratio_range']),
     crop_size=dict(
         sets=[
             '*_dataloader.**.RandomCrop.crop_size',
             '*_dataloader.**.CenterCrop.crop_size',
+            'train_dataloader.**.PadToCrop.size',
             'model.**.data_preprocessor.size',
             'mutual.**.data_preprocessor.size',
         ]

@@ -8,17 +8,35 @@ _base_ = [
 ]
 
 runner_type = 'mmdmt.MutualTrainingRunner'
-labeled_list = 'splits/1_20/fold_0/labeled.txt'
-unlabeled_list = 'splits/1_20/fold_0/unlabeled.txt'
+run = _base_.published.pascal_voc12['1_20']
+labeled_list, unlabeled_list = run.lists
 source_ratio = [1, 7]
 evaluation_protocol = 'pascal_voc12_padded'
-steps = _base_.published_steps.pascal_voc12['1_20']
+padding = 'black'
+rescale = dict(type='mmdmt.RandomRescale', ratio_range=_base_.resize_ratio)
+# As written: the setting above goes there too. Images are padded before they are flipped.
+pad = dict(type='mmdmt.PadToCrop', size=_base_.crop_size, padding='mean')
+load, load_labels, _, crop, *flip_pack = _base_.sup_pipeline
+sup_pipeline = [load, load_labels, rescale, crop, pad, *flip_pack]
+unsup_pipeline = [load, rescale, crop, pad, *flip_pack]
+settings = dict(
+    resize_ratio=dict(default=_base_.resize_ratio),
+    image_size=dict(default=_base_.image_size, fixed='images are scaled from their own size here'),
+)
+train_dataloader = dict(
+    dataset=dict(
+        datasets=[
+            dict(_base_.labeled_dataset, pipeline=sup_pipeline),
+            dict(_base_.unlabeled_dataset, pipeline=unsup_pipeline),
+        ]
+    ),
+)
 coco_member = dict(load_from='pretrained/deeplabv2_r101_coco.pth', cfg_options=_base_.coco_options)
 # Two of the four convolutions, which is what the COCO weights and the published results are of.
-model = dict(decode_head=dict(num_summed=2))
+model = dict(decode_head=dict(num_summed=2, init_cfg=None))
 train_cfg = dict(val_interval=500)
 mutual = dict(
     members=[dict(coco_member, name='coco', seed=1), dict(name='imagenet', seed=2)],
-    supervised=dict(max_iters=steps.supervised, lr=0.002),
-    round=dict(max_iters=steps.dmt_round, lr=0.001),
+    supervised=dict(run.dmt.supervised, lr=0.002),
+    round=dict(run.dmt.round, lr=0.001),
 )

@@ -12,21 +12,22 @@ _base_ = [
 
 runner_type = 'mmdmt.MutualTrainingRunner'
 source_ratio = [2, 6]
-steps = _base_.published_steps.cityscapes['1_8']
+run = _base_.published.cityscapes['1_8']
+padding = 'black'
 coco_member = dict(
     load_from='pretrained/deeplabv2_r101_coco_backbone.pth', cfg_options=_base_.coco_options
 )
 # Two of the four convolutions, as published.
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
-    decode_head=dict(num_classes=_base_.num_classes, num_summed=2),
+    decode_head=dict(num_classes=_base_.num_classes, num_summed=2, init_cfg=None),
 )
 optim_wrapper = dict(optimizer=dict(lr=0.004))
-train_cfg = dict(val_interval=350)
+train_cfg = dict(val_interval=300)
 mutual = dict(
     members=[dict(coco_member, name='coco', seed=1), dict(name='imagenet', seed=2)],
-    supervised=dict(max_iters=steps.supervised, lr=0.004),
-    round=dict(max_iters=steps.dmt_round, lr=0.004),
+    supervised=dict(run.dmt.supervised, lr=0.004),
+    round=dict(run.dmt.round, lr=0.004),
     pseudo_loss=_base_.gammas.cityscapes,
     # Labels are made, stored and cropped at the size of training, whatever is scored.
     labeling=dict(pipeline=_base_.labeling_pipeline),

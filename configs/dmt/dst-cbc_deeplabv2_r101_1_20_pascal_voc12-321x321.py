@@ -2,7 +2,7 @@
 #
 # Images are squashed to a random height and width between crop and test size, and labeled at the
 # size of the crop; DMT replaced both. The published runs go on with the checkpoint that is best on
-# the validation images (`--cfg-options mutual.select=best`).
+# the validation images over all rounds so far (`--cfg-options mutual.select=best_so_far`).
 _base_ = './dmt_deeplabv2_r101_1_20_pascal_voc12-321x321.py'
 
 source_ratio = [4, 4]
@@ -10,12 +10,14 @@ image_size = (505, 505)
 squash = dict(type='RandomResize', scale=[_base_.crop_size, image_size], keep_ratio=False)
 sup_pipeline = [*_base_.sup_pipeline[:2], squash, *_base_.sup_pipeline[3:]]
 unsup_pipeline = [_base_.unsup_pipeline[0], squash, *_base_.unsup_pipeline[2:]]
+# Crop and image are squares: width and height need no exchange.
 settings = dict(
-    resize_ratio=dict(default=_base_.resize_ratio, fixed='images are squashed, not scaled, here')
+    resize_ratio=dict(default=_base_.resize_ratio, fixed='images are squashed, not scaled, here'),
+    image_size=dict(
+        _delete_=True, default=image_size, sets=['train_dataloader.**.RandomResize.scale.1']
+    ),
 )
-# Both are squares: width and height need no exchange.
 squash_settings = dict(
-    image_size=dict(default=image_size, sets=['train_dataloader.**.RandomResize.scale.1']),
     crop_size=dict(
         default=_base_.crop_size,
         sets=['train_dataloader.**.RandomResize.scale.0', 'mutual.labeling.pipeline.**.scale'],
@@ -29,9 +31,10 @@ train_dataloader = dict(
         ]
     ),
 )
+train_cfg = dict(val_interval=1000)
 mutual = dict(
     members=[dict(_base_.coco_member, name='coco', seed=4396)],
-    round=dict(max_iters=_base_.steps.dst_cbc_round, lr=0.002),
+    round=dict(_base_.run.dst_cbc.round, lr=0.002),
     pseudo_loss=dict(_delete_=True, type='mmdmt.DynamicSelfLoss', gamma=9.0),
     labeling=dict(
         rule='threshold_ratio',

@@ -8,7 +8,9 @@ _base_ = [
 
 max_iters = 3600
 length_settings = dict(max_iters=dict(default=max_iters))
-model = dict(backbone=dict(depth=16, widen_factor=1), head=dict(in_channels=64))
+# The head starts as the results in docs/results.md were measured.
+start = dict(_delete_=True, type='Normal', layer='Linear', std=0.01)
+model = dict(backbone=dict(depth=16, widen_factor=1), head=dict(in_channels=64, init_cfg=start))
 optim_wrapper = dict(optimizer=dict(lr=0.1))
 train_cfg = dict(val_interval=900)
 # Over so few steps an average of 1000 would hold the first ones too.

@@ -4,6 +4,7 @@ _base_ = [
     '../_base_/methods/fixmatch.py',
 ]
 
+padding = 'black'
 source_ratio = [1, 1]
 method = dict(_base_.method, threshold=0.0)
 model = dict(_delete_=True, segmentor=_base_.model, **method)

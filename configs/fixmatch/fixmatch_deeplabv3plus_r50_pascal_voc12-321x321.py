@@ -4,5 +4,6 @@ _base_ = [
     '../_base_/methods/fixmatch.py',
 ]
 
+padding = 'black'
 source_ratio = [1, 1]
 model = dict(_delete_=True, segmentor=_base_.model, **_base_.method)

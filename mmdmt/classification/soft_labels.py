@@ -49,11 +49,14 @@ def select_by_confidence(confidence: np.ndarray, ratio: float, rule: str = 'stri
         np.ndarray: (N,) bool.
 
     Raises:
-        ValueError: On an unknown rule, a ratio outside (0, 1], or if nothing is selected.
+        ValueError: On an unknown rule, a ratio outside (0, 1], a confidence that is not finite, or
+            if nothing is selected.
     """
     if not 0 < ratio <= 1:
         raise ValueError(f'`ratio` must be in (0, 1], got {ratio}')
     check_choice('selection', rule, SELECTIONS)
+    if not np.isfinite(confidence).all():
+        raise ValueError('`confidence` has NaN or infinite values: has training diverged?')
     count = len(confidence)
     if rule == 'rank':
         order = np.argsort(-confidence, kind='stable')

@@ -6,6 +6,8 @@ from mmdmt.datasets.semi_dataset import SemiDataset
 from mmdmt.datasets.transforms.image_size import (
     LoadAnnotationsAtImageSize,
     LoadImageAtSize,
+    PadToCrop,
+    RandomRescale,
     ScoreAtImageSize,
 )
 from mmdmt.datasets.transforms.load_pseudo_labels import LoadPseudoLabels
@@ -18,6 +20,8 @@ __all__ = [
     'LoadPseudoLabels',
     'MultiSourceSampler',
     'PackSemiInputs',
+    'PadToCrop',
+    'RandomRescale',
     'ScoreAtImageSize',
     'SeededIndex',
     'SemiDataset',

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmdmt.checkpoint import load_checkpoint_file, read_stored_config, save_atomically
 from mmdmt.config import resolve_config
+from mmdmt.finite import refuse_non_finite
 from mmdmt.registry import MODELS
 
 PathLike = Union[str, Path]
@@ -27,10 +28,12 @@ def read_trained(
 
     Raises:
         ValueError: The checkpoint has no weights, or no config and none is named.
+        NonFiniteError: A weight is NaN or infinite.
     """
     loaded = load_checkpoint_file(checkpoint, trusted=trusted)
     if 'state_dict' not in loaded:
         raise ValueError(f'{checkpoint} has no state_dict: it was not written by a runner')
+    refuse_non_finite(loaded['state_dict'], f'checkpoint {checkpoint}')
     if any(key.startswith('members.') for key in loaded['state_dict']):
         raise ValueError(
             f'{checkpoint} is an ensemble of several networks, not one plain model: export the '

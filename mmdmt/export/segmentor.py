@@ -156,7 +156,9 @@ def _plain_model(cfg: dict, network: str) -> dict:
     given = next(filter(None, (part.get('data_preprocessor') for part in (first, outer, cfg))))
     known = inspect.signature(SegDataPreProcessor.__init__).parameters
     kept = {key: value for key, value in given.items() if key in known}
-    model['data_preprocessor'] = dict(kept, type='SegDataPreProcessor')
+    if given.get('padding') == 'black' and given.get('test_cfg'):  # mmseg cannot pad like this
+        kept.update(type='mmdmt.PaddingPreprocessor', padding='black')
+    model['data_preprocessor'] = dict(dict(type='SegDataPreProcessor'), **kept)
     forget_pretrained(model)
     for part in dicts_in(model):
         loss = part.get('loss_decode')

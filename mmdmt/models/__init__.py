@@ -1,7 +1,7 @@
 """Methods, views, losses, heads and the data preprocessor."""
 
 from . import backbones, decode_heads, losses, methods, views
-from .data_preprocessor import SemiDataPreprocessor
+from .data_preprocessor import PaddingPreprocessor, SemiDataPreprocessor
 from .ensemble_segmentor import EnsembleSegmentor
 from .pseudo_label_segmentor import PseudoLabelSegmentor
 from .teachers import EMAUpdater
@@ -9,6 +9,7 @@ from .teachers import EMAUpdater
 __all__ = [
     'EMAUpdater',
     'EnsembleSegmentor',
+    'PaddingPreprocessor',
     'PseudoLabelSegmentor',
     'SemiDataPreprocessor',
     'backbones',

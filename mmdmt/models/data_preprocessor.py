@@ -1,4 +1,4 @@
-"""Data preprocessor of online methods: labeled and unlabeled images of a batch, on the device."""
+"""Data preprocessors: the color of padding, and labeled and unlabeled images of a batch."""
 
 from collections.abc import Sequence
 from typing import Any, Dict, List
@@ -7,12 +7,60 @@ from mmseg.models.data_preprocessor import SegDataPreProcessor
 from mmseg.utils import stack_batch
 from torch import Tensor
 
+from mmdmt.checks import check_choice
 from mmdmt.models.forward import valid_mask
 from mmdmt.registry import MODELS
 
+#: Padding after normalization, with ``pad_val``, or before, with pixels of 0.
+PADDINGS = ('mean', 'black')
+
 
 @MODELS.register_module()
-class SemiDataPreprocessor(SegDataPreProcessor):
+class PaddingPreprocessor(SegDataPreProcessor):
+    """mmseg's preprocessor with a choice of what color padding has.
+
+    mmseg pads after normalization, so that 0 is the mean color. Published code often pads first,
+    which is black: ``(0 - mean) / std``, another number for each channel. It holds for all that
+    this preprocessor pads: crops in training, the canvas (``test_cfg``) of evaluation and labeling.
+
+    Args:
+        *args: As ``**kwargs``, of :class:`SegDataPreProcessor`.
+        padding (str): ``'mean'`` pads with ``pad_val`` after normalization, ``'black'`` with pixels
+            of 0 before it.
+        **kwargs: See ``*args``.
+
+    Raises:
+        ValueError: If ``padding`` is neither.
+    """
+
+    def __init__(self, *args: Any, padding: str = 'mean', **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_choice('data_preprocessor.padding', padding, PADDINGS)
+        self.padding = padding
+
+    def forward(self, data: Dict[str, Any], training: bool = False) -> Dict[str, Any]:
+        """As :class:`SegDataPreProcessor`, with padding of the chosen color."""
+        sizes = [image.shape[-2:] for image in data['inputs']]
+        out = super().forward(data, training)
+        images = out['inputs']
+        if self.padding == 'black' and any(size != images.shape[-2:] for size in sizes):
+            out['inputs'] = self.fill_padding(images, valid_mask(sizes, images))
+        return out
+
+    def fill_padding(self, images: Tensor, valid: Tensor) -> Tensor:
+        """Normalized images (N, 3, H, W) with padding where ``valid`` (N, H, W) is False."""
+        return torch.where(valid[:, None], images, self._padding_value(images))
+
+    def _padding_value(self, images: Tensor) -> Tensor:
+        """Value of padding, (3, 1, 1) or a scalar."""
+        black = self.padding == 'black'
+        if black and self._enable_normalize:
+            return (-self.mean / self.std).to(images)
+        return images.new_full((), 0 if black else self.pad_val)
+
+
+@MODELS.register_module()
+class SemiDataPreprocessor(PaddingPreprocessor):
     """Stack, pad and normalize a batch once, and split it by labels.
 
     :class:`~mmdmt.models.methods.SemiSegmentor` makes it from the ``data_preprocessor`` of the
@@ -21,19 +69,19 @@ class SemiDataPreprocessor(SegDataPreProcessor):
 
         inputs = {
             'sup': (Nl, 3, H, W),            # normalized
-            'unsup_weak': (Nu, 3, H, W),     # normalized, padded with `pad_val`
+            'unsup_weak': (Nu, 3, H, W),     # normalized, padded as by `padding`
             'unsup_rgb': (Nu, 3, H, W),      # the same pixels as RGB in [0, 1], padded with 0
             'unsup_valid': (Nu, H, W) bool,  # False on padding
         }
         data_samples = {'sup': [...], 'unsup': [...]}
 
     The keys of a kind that the batch lacks are left out. With ``training=False`` nothing differs
-    from :class:`SegDataPreProcessor`.
+    from :class:`PaddingPreprocessor`.
 
     Args:
-        **kwargs: Arguments of :class:`SegDataPreProcessor` (``mean``, ``std``, ``size`` or
-            ``size_divisor``, ``pad_val``, ``seg_pad_val``, ``bgr_to_rgb``, ``rgb_to_bgr``,
-            ``test_cfg``). Images are expected on the scale 0 to 255, in BGR unless
+        **kwargs: Arguments of :class:`PaddingPreprocessor` (``mean``, ``std``, ``size`` or
+            ``size_divisor``, ``padding``, ``pad_val``, ``seg_pad_val``, ``bgr_to_rgb``,
+            ``rgb_to_bgr``, ``test_cfg``). Images are expected on the scale 0 to 255, in BGR unless
             ``rgb_to_bgr`` means that they are loaded as RGB.
 
     Raises:
@@ -90,7 +138,7 @@ class SemiDataPreprocessor(SegDataPreProcessor):
         valid = valid_mask(sizes, images)
         network = self._normalize(images, self._loaded_rgb)
         if any(tuple(size) != tuple(images.shape[-2:]) for size in sizes):
-            network = network.masked_fill(~valid[:, None], self.pad_val)
+            network = self.fill_padding(network, valid)
         inputs: Dict[str, Tensor] = {}
         branches: Dict[str, List] = {}
         if num_labeled:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmdmt.checkpoint import checkpoint_identity, load_checkpoint_file
 from mmdmt.checks import check_count, refuse_unknown_keys
 from mmdmt.distributed import from_main
+from mmdmt.finite import refuse_non_finite
 from mmdmt.registry import DATASETS, MODELS
 
 #: Labels images by their numbers: yields number and class probabilities, (C, *) float32.
@@ -74,13 +75,14 @@ class BaseLabeler(metaclass=ABCMeta):
 
         Raises:
             UnreadableImageError: If an image cannot be loaded.
+            NonFiniteError: If a weight is NaN or infinite.
         """
         dataset = DATASETS.build(copy.deepcopy(self.dataset_cfg))
         names = [dataset.get_data_info(index)['name'] for index in range(len(dataset))]
         model = MODELS.build(ConfigDict(copy.deepcopy(self.model_cfg)))
         identity = from_main(lambda: checkpoint_identity(checkpoint))
         meta = dict(checkpoint=identity, ratio=ratio, **self.settings(model, names))
-        load = partial(load_checkpoint_file, checkpoint, trusted=trusted)
+        load = partial(_finite_weights, checkpoint, trusted)
         return self.label(names, meta, partial(self._predict, model, dataset, load))
 
     @abstractmethod
@@ -119,8 +121,7 @@ class BaseLabeler(metaclass=ABCMeta):
         """Probabilities of some images, in order; weights are read only if there are any."""
         if not indices:
             return
-        content = load()
-        model.load_state_dict(content.get('state_dict', content))
+        model.load_state_dict(load())
         model.to(get_device()).eval()
         loader = DataLoader(
             _Images(dataset, indices),
@@ -133,6 +134,13 @@ class BaseLabeler(metaclass=ABCMeta):
             probs = self.predict_batch(model, batch)
             yield from ((next(remaining), prob) for prob in probs)
             progress.step(len(probs))
+
+
+def _finite_weights(checkpoint: str, trusted: Sequence[str]) -> Dict[str, Tensor]:
+    content = load_checkpoint_file(checkpoint, trusted=trusted)
+    weights = content.get('state_dict', content)
+    refuse_non_finite(weights, f'checkpoint {checkpoint}, which should label images,')
+    return weights
 
 
 def own_share(items: Iterable) -> List[Any]:

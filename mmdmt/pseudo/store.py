@@ -189,8 +189,13 @@ class PseudoLabelStore:
             that have a class), per class ``predicted_pixels``, ``kept_pixels`` and
             ``class_confidence`` (mean, 0 of a class that was not predicted), and ``files``, the
             names of the images.
+
+        Raises:
+            ValueError: If a threshold is NaN or infinite.
         """
         values = np.asarray(thresholds, np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError(f'thresholds of {self.root} must be finite, got {values.tolist()}')
         predicted, kept, sums = self.measure(names, values) if counts is None else counts
         pixels, sums = int(predicted.sum()), sums / _CONFIDENCE_STEPS
         manifest = dict(

@@ -51,6 +51,12 @@ def test_a_ratio_that_selects_nothing_is_refused():
         select_by_confidence(np.array([0.1, 0.2, 0.3, 0.4]), 0.3)
 
 
+@pytest.mark.parametrize('rule', ['strict', 'rank'])
+def test_confidences_that_are_nan_are_refused(rule):
+    with pytest.raises(ValueError, match='NaN or infinite'):
+        select_by_confidence(np.array([0.5, np.nan, 0.7]), 1.0, rule)
+
+
 @pytest.mark.parametrize(
     'ratio, rule, key', [(0, 'rank', 'ratio'), (1.1, 'rank', 'ratio'), (1, 'x', 'x')]
 )

@@ -135,7 +135,8 @@ def test_settings_that_all_share(name):
     cfg = load(name)
     assert cfg.model.get('auxiliary_head') is None
     assert cfg.model.decode_head.loss_decode.avg_non_ignore is True
-    assert cfg.model.data_preprocessor.type == 'SegDataPreProcessor'
+    assert cfg.model.data_preprocessor.type == 'mmdmt.PaddingPreprocessor'
+    assert cfg.model.data_preprocessor.padding == 'mean'
     assert cfg.model.data_preprocessor.seg_pad_val == 255
     assert cfg.model.data_preprocessor.bgr_to_rgb is True
 

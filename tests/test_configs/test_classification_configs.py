@@ -182,3 +182,12 @@ def test_images_of_cifar_are_rgb_and_files_are_bgr():
         ]
         rgb = augment.get('channel_order') == 'rgb'
         assert rgb is ('cifar10' in name) and cfg.model.data_preprocessor.to_rgb is not rgb
+
+
+def test_the_classifier_starts_as_torch_initializes_it():
+    """As published: uniform with std 0.05, where mmpretrain's default is a normal of 0.01."""
+    head = load('dmt_wrn-28-2_1000_cifar10-32x32').model.head
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        head = MODELS.build(dict(head, num_classes=500))
+    head.init_weights()
+    assert head.fc.weight.std().item() == pytest.approx((3 * 128) ** -0.5, rel=0.02)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import RUNNERS
+from mmseg.models.segmentors import EncoderDecoder
 from PIL import Image
 from tiny_models import tiny_segmentor
 
@@ -56,7 +57,7 @@ def make_voc(root):
     return names
 
 
-def shrink(cfg, root, work_dir, names, num_classes):
+def shrink(cfg, root, work_dir, names, num_classes, ratios=(0.5,)):
     """Data of ``root``, a tiny network, stages of one step, and nothing to fetch."""
     lists = root / 'splits'
     lists.mkdir()
@@ -79,7 +80,7 @@ def shrink(cfg, root, work_dir, names, num_classes):
         )
     )
     cfg.mutual.supervised.max_iters = cfg.mutual.round.max_iters = 1
-    cfg.mutual.ratios = [0.5]
+    cfg.mutual.ratios = list(ratios)
     cfg.mutual.labeling = dict(cfg.mutual.get('labeling', {}), num_workers=0, pixel_stride=1)
     for section in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         cfg[section].update(num_workers=0, persistent_workers=False)
@@ -106,12 +107,32 @@ def test_cityscapes_at_half_size(tmp_path):
     assert label.shape == (32, 64)  # half of the files
 
 
-def test_voc_padded_and_labeled_by_the_rule_of_dst_cbc(tmp_path):
+def test_voc_padded_and_labeled_by_the_rule_of_dst_cbc(tmp_path, monkeypatch):
     cfg = Config.fromfile(CONFIGS / 'dst-cbc_deeplabv2_r101_1_20_pascal_voc12-321x321.py')
     root, work_dir = tmp_path / 'data', tmp_path / 'work'
     names = make_voc(root)
     shrink(cfg, root, work_dir, names, 21)
     cfg.merge_from_dict(dict(crop_size=(32, 32), image_size=(48, 48)))
+    labeled_at, scored_at = [], []
+
+    def predict(self, inputs, data_samples=None):
+        where = scored_at if 'gt_sem_seg' in data_samples[0] else labeled_at
+        where.append(tuple(inputs.shape[2:]))
+        return original(self, inputs, data_samples)
+
+    original = EncoderDecoder.predict
+    monkeypatch.setattr(EncoderDecoder, 'predict', predict)
     assert set(run(cfg, work_dir)) == {'stage_0_coco', 'stage_1_coco'}
     label, _ = PseudoLabelStore(work_dir / 'stage_1_coco' / 'pseudo_labels').get(names[4])
     assert label.shape == (48, 60)  # without the padding
+    # The canvas is that of evaluation alone.
+    assert set(labeled_at) == {(32, 32)} and set(scored_at) == {(505, 505)}
+
+
+def test_a_baseline_is_round_0_alone_and_reads_no_unlabeled_list(tmp_path):
+    cfg = Config.fromfile(CONFIGS / 'labeled-only_deeplabv2_r101_pascal_voc12-321x321.py')
+    root, work_dir = tmp_path / 'data', tmp_path / 'work'
+    names = make_voc(root)
+    shrink(cfg, root, work_dir, names, 21, ratios=[])
+    cfg.merge_from_dict(dict(crop_size=(32, 32), unlabeled_list='splits/none.txt'))
+    assert set(run(cfg, work_dir)) == {'stage_0_coco'}

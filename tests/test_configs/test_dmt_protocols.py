@@ -123,7 +123,14 @@ def test_published_voc(labels):
         for source in stage.train_dataloader.dataset.datasets:
             steps_of = {step.type: step for step in source.pipeline}
             assert crop_of(source.pipeline) == (321, 321)
-            assert tuple(steps_of['RandomResize'].ratio_range) == (0.5, 1.5)
+            # A factor of the image's own size: a small one is not enlarged first.
+            assert tuple(steps_of['mmdmt.RandomRescale'].ratio_range) == (0.5, 1.5)
+            assert 'RandomResize' not in steps_of
+            # Padded, then flipped: padding is at the left of half of the crops.
+            order = [step.type for step in source.pipeline]
+            assert order.index('RandomFlip') == order.index('mmdmt.PadToCrop') + 1
+            assert tuple(steps_of['mmdmt.PadToCrop'].size) == (321, 321)
+            assert steps_of['mmdmt.PadToCrop'].padding == 'black'
             assert 'PhotoMetricDistortion' not in steps_of  # no color augmentation
         if not first:
             loss = stage.model.pseudo_loss
@@ -131,8 +138,39 @@ def test_published_voc(labels):
     assert cfg.mutual.ratios == [0.2, 0.4, 0.6, 0.8, 1.0]
     assert [member.seed for member in cfg.mutual.members] == [1, 2]
     assert cfg.model.decode_head.num_summed == 2
-    assert 100 <= cfg.train_cfg.val_interval <= 500
     assert cfg.model.data_preprocessor.test_cfg.size == (505, 505)
+
+
+# Of round 0 and of a round, by what the scripts give or their parser's default.
+INTERVALS = {
+    **{VOC.format(k): (v, 500) for k, v in {'1_106': 100, '1_50': 140, '1_20': 220}.items()},
+    **{VOC.format(k): (350, 500) for k in ('1_8', '1464')},
+    VOC.format('1_50').replace('dmt', 'dmt-ablation', 1): (220, 500),
+    **{CITYSCAPES.format(k): (v, 300) for k, v in {'1_30': 100, '1_8': 350}.items()},
+    **{DST_CBC_VOC.format(k): (v, 1000) for k, v in {'1_106': 100, '1_4': 500}.items()},
+    **{DST_CBC_CITYSCAPES.format(k): (v, 1000) for k, v in {'1_30': 100, '1_8': 350}.items()},
+}
+
+
+@pytest.mark.parametrize('name', INTERVALS)
+def test_as_many_checkpoints_to_choose_from_as_published(name):
+    for stage_name, stage in stages(name).items():
+        first, later = INTERVALS[name]
+        expected = first if stage_name.startswith('stage_0') else later
+        assert stage.train_cfg.val_interval == expected, stage_name
+
+
+PUBLISHED = [name for name in DMT if 'deeplabv2' in name]
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_runs_pad_black_and_keep_what_torch_initializes(name):
+    for stage in stages(name).values():
+        assert stage.model.data_preprocessor.padding == 'black'
+        head = stage.model.decode_head
+        assert (head.num_summed, head.init_cfg) == (2, None)
+        if 'pseudo_labels' in stage.default_hooks:
+            assert labeler_of(stage).model.data_preprocessor.padding == 'black'
 
 
 @pytest.mark.parametrize('labels, folder', [('1_106', '1_105.82'), ('1_50', '1_50')])
@@ -242,6 +280,9 @@ def test_published_dst_cbc(name, dataset, labels, gamma):
             assert hook.rule == 'threshold_ratio'
             resize = next(step for step in hook.dataset.pipeline if step.type == 'Resize')
             assert tuple(resize.scale)[::-1] == crop  # labels are made at the training size
+            # And not on the canvas of evaluation, which is there.
+            assert 'test_cfg' not in hook.model.data_preprocessor
+            assert ('test_cfg' in stage.model.data_preprocessor) == (dataset == 'pascal_voc12')
     assert cfg.mutual.ratios == [0.2, 0.4, 0.6, 0.8, 1.0]
     assert math.ceil((10582 - 530) / 4) * 6 == published_steps('pascal_voc12', '1_20').dst_cbc_round
 
@@ -254,40 +295,119 @@ def test_dst_cbc_scores_cityscapes_at_its_own_size():
         assert steps[1].type == 'mmdmt.LoadAnnotationsAtImageSize'
 
 
+MUTUAL, SELF = 'mmdmt.DynamicMutualLoss', 'mmdmt.DynamicSelfLoss'
+BOTH, ONE = ['left', 'right'], ['coco']
+FIVE = [0.2, 0.4, 0.6, 0.8, 1.0]
+#: By method: members, loss, labeling, ratios, and learning rate and steps of a round. 211 labels
+#: leave 10371 images, 1482 batches of 7, 4 passes a round.
+ABLATIONS = {
+    'dmt-ablation': (BOTH, dict(type=MUTUAL, gamma1=5.0, gamma2=5.0), {}, FIVE, 0.001, 5928),
+    'dmt-flip': (
+        BOTH, dict(type=MUTUAL, gamma1=5.0, gamma2=5.0, conflict='flip'), {}, FIVE, 0.001, 5928,
+    ),
+    'naive': (BOTH, dict(type=SELF, gamma=5.0), {}, FIVE, 0.001, 5928),
+    'dst': (ONE, dict(type=MUTUAL, gamma1=5.0, gamma2=5.0), {}, FIVE, 0.001, 5928),
+    'cbst': (ONE, dict(type=MUTUAL, gamma1=0.0, gamma2=0.0), {}, FIVE, 0.001, 5928),
+    'online': (
+        ONE, dict(type='mmdmt.OnlinePseudoLoss', threshold=0.9), {}, [1.0], 0.001, 29640,
+    ),
+    # Not published, in the same setting.
+    'dmt-gamma0': (BOTH, dict(type=MUTUAL, gamma1=0.0, gamma2=0.0), {}, FIVE, 0.001, 5928),
+    'curriculum': (
+        ONE, dict(type=MUTUAL, gamma1=0.0, gamma2=0.0), dict(balance='global'), FIVE, 0.002, 5928,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('method', ABLATIONS)
+def test_an_ablation_has_the_published_values(method):
+    members, loss, labeling, ratios, rate, steps = ABLATIONS[method]
+    name = f'{method}_deeplabv2_r101_1_50_pascal_voc12-321x321.py'
+    cfg, built = load(name), stages(name)
+    assert [member.name for member in cfg.mutual.members] == members
+    assert cfg.mutual.ratios == ratios
+    for stage_name, stage in built.items():
+        round_, member = stage_name.split('_')[1:]
+        lists = [source.ann_file for source in stage.train_dataloader.dataset.datasets]
+        assert preprocessing(stage.model) == COCO
+        if round_ == '0':
+            own = 'labeled' if members == ONE else member
+            assert lists == [f'splits/1_50/fold_2/{own}.txt']
+            assert stage.load_from == 'pretrained/deeplabv2_r101_coco.pth'
+            # 134 passes over 168 labels of a subset, or over all 211.
+            expected = (0.002, (27 if members == ONE else 21) * 134)
+        else:
+            assert lists == [f'splits/1_50/fold_2/{kind}labeled.txt' for kind in ('', 'un')]
+            assert stage.train_dataloader.sampler.source_ratio == [1, 7]
+            assert stage.model.pseudo_loss == loss
+            hook = labeler_of(stage)
+            found = {key: hook[key] for key in ('rule', 'balance', 'threshold') if key in hook}
+            assert found == labeling
+            other = {'left': 'right', 'right': 'left'}.get(member, member)
+            assert stage.chain.labeled_by == f'stage_{int(round_) - 1}_{other}'
+            assert stage.chain.from_scratch == (method == 'curriculum')
+            expected = (rate, steps)
+        assert (stage.optim_wrapper.optimizer.lr, stage.train_cfg.max_iters) == expected
+
+
+# Of DST-CBC, on 530 labels of its second fold, all steps of five rounds in one.
 @pytest.mark.parametrize(
-    'method, members, loss, labeling',
+    'name, options, loss',
     [
-        ('dmt-flip', 2, dict(gamma1=5.0, gamma2=5.0, conflict='flip'), {}),
-        ('dmt-gamma0', 2, dict(gamma1=0.0, gamma2=0.0), {}),
-        ('cbst', 1, dict(gamma1=0.0, gamma2=0.0), dict(rule='threshold_ratio')),
-        ('naive', 1, dict(gamma1=0.0, gamma2=0.0), dict(threshold=0.9)),
-        ('curriculum', 1, dict(gamma1=0.0, gamma2=0.0), dict(balance='global')),
-        ('online', 1, dict(threshold=0.9), {}),
+        ('dst-cbc-st', {}, dict(type=SELF, gamma=0.0)),
+        ('dst-cbc-st', {'mutual.pseudo_loss.gamma': 9.0}, dict(type=SELF, gamma=9.0)),
+        ('dst-cbc-ost', {}, dict(type='mmdmt.OnlinePseudoLoss', threshold=0.0)),
     ],
 )
-def test_an_ablation_differs_in_what_its_name_says(method, members, loss, labeling):
-    name = f'{method}_deeplabv2_r101_1_20_pascal_voc12-321x321.py'
-    cfg, built = load(name), stages(name)
-    reference = load(VOC.format('1_20'))
-    stage = built['stage_1_coco']
-    kinds = {'online': 'mmdmt.OnlinePseudoLoss'}
-    assert stage.model.pseudo_loss == dict(
-        type=kinds.get(method, 'mmdmt.DynamicMutualLoss'), **loss
-    )
-    assert len(cfg.mutual.members) == members
-    hook = labeler_of(stage)
-    found = {key: hook[key] for key in ('rule', 'balance', 'threshold') if key in hook}
-    assert found == labeling
-    total = sum(stage.train_cfg.max_iters for stage in built.values() if 'coco' in stage.work_dir)
-    rounds = {'online': 1}.get(method, 2)  # round 1 and the last one
-    per_round = cfg.mutual.round.max_iters
-    assert total == cfg.mutual.supervised.max_iters + rounds * per_round
-    assert len(cfg.mutual.ratios) * per_round == 5 * reference.mutual.round.max_iters
-    assert cfg.train_dataloader == reference.train_dataloader
-    starts_afresh = cfg.mutual.round.get('from_scratch', False)
-    assert starts_afresh == (method == 'curriculum')
-    if starts_afresh:
-        assert stage.load_from == 'pretrained/deeplabv2_r101_coco.pth'
+def test_an_ablation_of_dst_cbc_has_the_published_values(name, options, loss):
+    cfg = read(f'dmt/{name}_deeplabv2_r101_1_20_pascal_voc12-321x321')
+    cfg.merge_from_dict(options)
+    builder = StageConfigBuilder(resolve_config(cfg))
+    first, stage = (builder.build(each, '/w') for each in builder.plan.stages)
+    lists = [source.ann_file for source in stage.train_dataloader.dataset.datasets]
+    assert lists == [f'splits/1_20/fold_1/{kind}labeled.txt' for kind in ('', 'un')]
+    assert (first.train_cfg.max_iters, stage.train_cfg.max_iters) == (67 * 134, 2513 * 30)
+    assert stage.model.pseudo_loss == loss
+    assert (labeler_of(stage).ratio if 'ratio' in labeler_of(stage) else 1.0) == 1.0
+    assert stage.optim_wrapper.optimizer.lr == 0.002
+
+
+@pytest.mark.parametrize(
+    'name, options, steps, lr, evaluation',
+    [
+        ('pascal_voc12-321x321', {}, 8978, 0.002, None),
+        (
+            'pascal_voc12-321x321',
+            {
+                'labeled_list': 'ImageSets/Segmentation/trainaug.txt',
+                'mutual.supervised.max_iters': 39690,
+                'mutual.supervised.cfg_options': {'train_cfg.val_interval': 500},
+            },
+            math.ceil(10582 / 8) * 30,
+            0.002,
+            500,
+        ),
+        ('cityscapes-256x512', {}, 7990, 0.004, None),
+    ],
+)
+def test_a_published_baseline_is_round_0_from_coco_weights(name, options, steps, lr, evaluation):
+    cfg = read(f'dmt/labeled-only_deeplabv2_r101_{name}')
+    cfg.merge_from_dict(options)
+    cfg = resolve_config(cfg)
+    builder = StageConfigBuilder(cfg)
+    (only,) = builder.plan.stages
+    stage = builder.build(only, '/w')
+    assert (stage.train_cfg.max_iters, stage.optim_wrapper.optimizer.lr) == (steps, lr)
+    assert stage.train_cfg.val_interval == (evaluation or stage.train_cfg.val_interval)
+    assert stage.load_from.startswith('pretrained/deeplabv2_r101_coco')
+    assert preprocessing(stage.model) == COCO
+    (source,) = stage.train_dataloader.dataset.datasets
+    assert source.ann_file == cfg.train_dataloader.dataset.datasets[0].ann_file
+    assert stage.train_dataloader.batch_size == 8 and stage.model.decode_head.num_summed == 2
+    if 'voc' in name:
+        assert stage.model.data_preprocessor.test_cfg.size == (505, 505)
+    else:
+        assert stage.val_dataloader.dataset.pipeline == PROTOCOLS['cityscapes_half'].pipeline()
 
 
 # ---------------------------------------------------------------- other networks

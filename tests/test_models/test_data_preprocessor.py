@@ -6,7 +6,7 @@ from mmengine.structures import PixelData
 from mmseg.models.data_preprocessor import SegDataPreProcessor
 from mmseg.structures import SegDataSample
 
-from mmdmt.models.data_preprocessor import SemiDataPreprocessor
+from mmdmt.models.data_preprocessor import PaddingPreprocessor, SemiDataPreprocessor
 from mmdmt.registry import MODELS
 
 NORM = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
@@ -170,3 +170,54 @@ def test_cuda_agrees_with_cpu():
     for key, want in expected.items():
         assert out[key].is_cuda
         torch.testing.assert_close(out[key].cpu(), want, atol=1e-3, rtol=0)
+
+
+# ---------------------------------------------------------------- the color of padding
+
+
+def padded_before(data, size):
+    """The batch with images that were padded with zeros as they were loaded."""
+    data = copy.deepcopy(data)
+    for index, image in enumerate(data['inputs']):
+        missing = (0, size[1] - image.shape[2], 0, size[0] - image.shape[1])
+        data['inputs'][index] = torch.nn.functional.pad(image, missing)
+    return data
+
+
+@pytest.mark.parametrize('kind', [PaddingPreprocessor, SemiDataPreprocessor])
+@pytest.mark.parametrize('channels', ['bgr_to_rgb', 'rgb_to_bgr'])
+@pytest.mark.parametrize('normalized', [True, False])
+def test_black_is_padding_before_normalization(kind, channels, normalized):
+    base = {k: v for k, v in BASE.items() if k != 'bgr_to_rgb' and (normalized or k == 'size')}
+    base[channels] = True
+    data = batch(*MIXED)
+    expected = run(SegDataPreProcessor(**base), padded_before(data, (16, 20)))['inputs']
+    found = run(kind(**base, padding='black'), data)['inputs']
+    if kind is SemiDataPreprocessor:
+        found = torch.cat([found['sup'], found['unsup_weak']])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert torch.equal(run(PaddingPreprocessor(**base), data)['inputs'][0], expected[0])
+
+
+@pytest.mark.parametrize('kind', [PaddingPreprocessor, SemiDataPreprocessor])
+def test_the_canvas_of_evaluation_has_the_color_of_training(kind):
+    data = batch((12, 14, True))
+    canvas = dict(NORM, size=(16, 20), test_cfg=dict(size=(30, 40)))
+    black = run(kind(**canvas, padding='black'), data, training=False)
+    whole = SegDataPreProcessor(**NORM)
+    expected = run(whole, padded_before(data, (30, 40)), training=False)['inputs']
+    torch.testing.assert_close(black['inputs'], expected, rtol=0, atol=1e-6)
+    assert black['data_samples'][0].img_padding_size == (0, 26, 0, 18)  # is cut off by mmseg
+    mean = run(kind(**canvas), data, training=False)['inputs']
+    assert (mean[0, :, 12:] == 0).all() and (mean[0, :, :, 14:] == 0).all()
+
+
+def test_labels_and_valid_pixels_are_the_same_for_every_color():
+    data, base = batch(*MIXED), dict(BASE)
+    mean, black = (run(SemiDataPreprocessor(**base, padding=p), data) for p in ('mean', 'black'))
+    assert torch.equal(mean['inputs']['unsup_valid'], black['inputs']['unsup_valid'])
+    assert torch.equal(mean['inputs']['unsup_rgb'], black['inputs']['unsup_rgb'])
+    for one, other in zip(mean['data_samples']['sup'], black['data_samples']['sup']):
+        assert torch.equal(one.gt_sem_seg.data, other.gt_sem_seg.data)
+    with pytest.raises(ValueError, match=r'data_preprocessor\.padding.*white'):
+        SemiDataPreprocessor(**base, padding='white')

@@ -199,6 +199,16 @@ def test_processes_write_at_the_same_time(tmp_path):
     assert store.finish(names, np.zeros(4))['num_images'] == 40
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_thresholds_that_are_not_finite_are_refused(tmp_path, value):
+    finished(tmp_path)
+    store = PseudoLabelStore(tmp_path)
+    store.begin(dict(META, ratio=0.8))
+    with pytest.raises(ValueError, match=f'thresholds of .* must be finite.*{value}'):
+        store.finish(NAMES, [0.5, value, 0.5, 0.5])
+    assert not store.is_complete
+
+
 def test_another_ratio_keeps_the_maps_but_not_the_manifest(tmp_path):
     finished(tmp_path)
     store = PseudoLabelStore(tmp_path)

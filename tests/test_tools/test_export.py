@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
 from tiny_models import tiny_segmentor
 from tiny_project import SIZE, base_config, environment, make_tree, mean_teacher
 
@@ -164,6 +165,25 @@ def test_exported_config_is_flat_and_plain(exported, name):
     assert cfg.test_pipeline == cfg.test_dataloader.dataset.pipeline
     loaded = torch.load(folder / 'segmentor.pth', weights_only=True)
     assert sorted(loaded) == ['meta', 'state_dict']
+
+
+@pytest.mark.parametrize('canvas', [None, dict(size=(48, 64))])
+def test_an_export_pads_the_canvas_of_evaluation_in_the_same_color(tree, tmp_path, canvas):
+    cfg = base_config(tree, 'unused')
+    own = dict(type='mmdmt.PaddingPreprocessor', padding='black', test_cfg=canvas)
+    cfg['model']['data_preprocessor'].update(own)
+    cfg = Config(dict(cfg, default_scope='mmseg', custom_imports=dict(imports=['mmdmt'])))
+    model = randomize(MODELS.build(cfg.model.copy()))
+    exported = export_segmentor(save(cfg, tmp_path / 'a.pth', model), tmp_path)
+    # Stock mmseg pads with one number, but pads nothing without a canvas.
+    assert exported.foreign_types == (['mmdmt.PaddingPreprocessor'] if canvas else [])
+    again = MODELS.build(Config.fromfile(exported.config).model)
+    data = dict(
+        inputs=[torch.full((3, 30, 40), 9, dtype=torch.uint8)], data_samples=[SegDataSample()]
+    )
+    first, second = (each.data_preprocessor(data, False)['inputs'] for each in (model, again))
+    assert torch.equal(first, second)
+    assert first.shape[2:] == ((48, 64) if canvas else (30, 40))
 
 
 def test_heads_of_mmdmt_are_named_and_imported(tree, tmp_path):

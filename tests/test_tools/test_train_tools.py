@@ -1,5 +1,6 @@
 """The tools as a user starts them: options, stock mmseg tools, several processes."""
 
+import json
 import os
 import stat
 import subprocess
@@ -18,6 +19,7 @@ from tiny_project import (
     labeled_only,
     make_tree,
     mean_teacher,
+    mutual,
     write_config,
 )
 
@@ -72,8 +74,21 @@ def test_train_options_reach_the_run(supervised):
     meta = torch.load(work_dir / 'iter_3.pth', weights_only=True)['meta']
     assert meta['seed'] == 5
     assert "type='mmdmt.CPUAmpOptimWrapper'" in meta['cfg']
+    assert 'fp16=True' in meta['cfg']  # validation too
     assert printed.count('Iter(val) [3/3]    aAcc') == 2  # at iterations 2 and 3
     assert not os.path.exists('elsewhere')
+
+
+def test_amp_reaches_training_validation_and_labeling(tree, tmp_path):
+    settings = dict(members=[dict(name='a')], ratios=[1.0])
+    cfg = mutual(base_config(tree, tmp_path / 'run', max_iters=2), **settings)
+    config = write_config(cfg, tmp_path / 'c.py')
+    ForkedTool('train.py', config, '--amp', log=tmp_path / 'train.log').finish()
+    for stage in ('stage_0_a', 'stage_1_a'):
+        text = (tmp_path / 'run' / stage / 'config.py').read_text()
+        assert "type='mmdmt.CPUAmpOptimWrapper'" in text and 'fp16=True' in text
+    store = tmp_path / 'run' / 'stage_1_a' / 'pseudo_labels'
+    assert json.loads((store / 'manifest.json').read_text())['amp'] is True
 
 
 def test_stock_mmseg_tools_run_the_same_config(supervised, tmp_path):

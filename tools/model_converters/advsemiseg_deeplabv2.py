@@ -30,6 +30,7 @@ import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.checkpoint import load_checkpoint_file, save_atomically
 from mmdmt.checks import listed
 from mmdmt.files import shipped_dir
+from mmdmt.finite import refuse_non_finite
 from mmdmt.registry import MODELS
 
 CLASSIFIER = 'layer5.conv2d_list.'
@@ -167,6 +168,7 @@ def main() -> None:
         weights = convert_advsemiseg(loaded, without_classifier=args.without_classifier)
     except WeightsMismatchError as error:
         sys.exit(f'{args.weights}: {error}')
+    refuse_non_finite(weights, args.weights)
     save_atomically(dict(meta=dict(preprocessing=PREPROCESSING), state_dict=weights), args.out)
     part = 'backbone' if args.without_classifier else 'backbone and classifier'
     print(f'{args.out}: {len(weights)} weights, {part}')

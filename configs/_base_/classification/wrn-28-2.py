@@ -10,7 +10,8 @@ model = dict(
     ),
     backbone=dict(type='mmdmt.WideResNet', depth=28, widen_factor=2),
     neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=10, in_channels=128),
+    # Initialized as torch does it, std 0.05, as published; mmpretrain's default is std 0.01.
+    head=dict(type='LinearClsHead', num_classes=10, in_channels=128, init_cfg=None),
     # Labeled images only; the rounds of mutual training set the gammas.
     gamma1=0.0,
     gamma2=0.0,

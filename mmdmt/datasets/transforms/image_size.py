@@ -3,7 +3,7 @@
 from typing import Optional, Tuple
 
 import mmcv
-from mmcv.transforms import BaseTransform, LoadImageFromFile
+from mmcv.transforms import BaseTransform, LoadImageFromFile, RandomResize
 from mmseg.datasets.transforms import LoadAnnotations
 
 from mmdmt.registry import TRANSFORMS
@@ -67,6 +67,59 @@ class LoadAnnotationsAtImageSize(LoadAnnotations):
         results['gt_seg_map'] = mmcv.imresize(
             results['gt_seg_map'], (width, height), interpolation='nearest', backend='cv2'
         )
+        return results
+
+
+@TRANSFORMS.register_module()
+class RandomRescale(RandomResize):
+    """Scale image and labels by a random factor of their own size, with their aspect ratio.
+
+    mmcv's ``RandomResize`` brings images to a common size first: one whose longer side is below
+    500 is enlarged where ``scale=(500, 500)``. DMT scales each image as it is.
+
+    Args:
+        ratio_range (tuple[float, float]): Smallest and largest factor.
+        **kwargs: Of mmcv's ``RandomResize``, which passes them to ``Resize``.
+    """
+
+    def __init__(self, ratio_range: Tuple[float, float], **kwargs) -> None:
+        super().__init__(scale=(1, 1), ratio_range=tuple(ratio_range), keep_ratio=True, **kwargs)
+
+    def transform(self, results: dict) -> dict:
+        """Scale all that ``Resize`` scales."""
+        height, width = results['img'].shape[:2]
+        self.scale = (width, height)
+        return super().transform(results)
+
+
+@TRANSFORMS.register_module()
+class PadToCrop(BaseTransform):
+    """Pad what is smaller than the crop at the bottom and right, in black.
+
+    The data preprocessor pads after all transforms, at the right of whatever was flipped before.
+    DMT pads, then flips. Labels get 255, confidence of pseudo-labels 0. For offline methods: online
+    ones learn from the preprocessor which pixels are padding.
+
+    Args:
+        size (tuple[int, int]): Height and width.
+        padding (str): As of :class:`~mmdmt.models.PaddingPreprocessor`, which alone knows the mean
+            color: ``'mean'`` leaves the image to it. Defaults to ``'black'``.
+
+    Modified keys: ``img``, ``img_shape`` and all of ``seg_fields``.
+    """
+
+    def __init__(self, size: Tuple[int, int], padding: str = 'black') -> None:
+        self.size = tuple(size)
+        self.padding = padding
+
+    def transform(self, results: dict) -> dict:
+        """Pad."""
+        if self.padding == 'black':
+            shape = tuple(max(pair) for pair in zip(self.size, results['img'].shape))
+            for key in ('img', *results.get('seg_fields', ())):
+                value = 0 if key in ('img', 'pseudo_confidence') else 255
+                results[key] = mmcv.impad(results[key], shape=shape, pad_val=value)
+            results['img_shape'] = shape
         return results
 
 

@@ -26,6 +26,7 @@ class SafeCheckpointHook(CheckpointHook):
       :meth:`mmdmt.SemiRunner.save_checkpoint`.
     - Metrics and logged scalars are stored as Python numbers and tensors, so that any
       ``torch.load(..., weights_only=True)`` reads the file.
+    - A metric that is NaN or infinite is never the best.
     - With several processes, all validate the same network and go on from a checkpoint with what is
       on disk (:func:`~mmdmt.distributed.share_buffers`): the running statistics of ordinary batch
       norm are averaged over the ranks, those of teachers and of mmengine's ``EMAHook`` too. Between
@@ -100,9 +101,17 @@ class SafeCheckpointHook(CheckpointHook):
         return outdated
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        """Save a new best checkpoint before the previous best one is removed."""
+        """Save a new best checkpoint before the previous best one is removed.
+
+        A metric that is NaN or infinite is never the best; a warning names it.
+        """
         if not hasattr(self, 'file_backend'):  # no training, only a validation: nothing is saved
             return
+        metrics = dict(metrics)
+        for key in self.save_best or ():
+            if not np.isfinite(metrics.get(key, 0)):
+                runner.logger.warning(f'{key} is {metrics[key]}, which is not taken for the best')
+                metrics[key] = None
         backend = self.file_backend
         self.file_backend = deferred = _DeferringBackend(backend)
         try:

@@ -9,6 +9,7 @@ from mmengine.config import Config, ConfigDict
 
 from mmdmt.checkpoint import load_checkpoint_file, save_atomically
 from mmdmt.checks import refuse_unknown_keys
+from mmdmt.finite import refuse_non_finite
 
 ENSEMBLE_KEYS = {'predictions', 'weights'}
 _TRAINING_KEYS = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler')
@@ -74,9 +75,12 @@ def merge_checkpoints(paths: Sequence[str], out: str, kind: str, trusted: Sequen
 
     Raises:
         ValueError: If weights to be averaged do not have the same names and shapes.
+        NonFiniteError: If a weight is NaN or infinite.
     """
     contents = [load_checkpoint_file(path, trusted=trusted) for path in paths]
     states = [content.get('state_dict', content) for content in contents]
+    for state, path in zip(states, paths):
+        refuse_non_finite(state, f'the checkpoint of a member, {path},')
     if kind == 'predictions':
         merged = {
             f'members.{index}.{key}': value

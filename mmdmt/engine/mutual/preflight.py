@@ -43,7 +43,7 @@ def check_data(cfg: Config, first_configs: List[Config], work_dir: str) -> None:
     """Check all sources with ``default_hooks.dataset_check`` of the whole config.
 
     A fault in the unlabeled images must not wait for round 1, and in round 0 members may have
-    labeled images of their own (``first_configs``).
+    labeled images of their own (``first_configs``). A chain without rounds reads no unlabeled ones.
     """
     check = cfg.get('default_hooks', {}).get('dataset_check')
     if not check:
@@ -52,7 +52,8 @@ def check_data(cfg: Config, first_configs: List[Config], work_dir: str) -> None:
     seen = []
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
         hook = HOOKS.build(check)
-        for dataset in [c.train_dataloader.dataset for c in (cfg, *first_configs)]:
+        configs = [cfg, *first_configs] if cfg.mutual.ratios else first_configs
+        for dataset in [each.train_dataloader.dataset for each in configs]:
             if dataset.datasets[0] not in seen:
                 hook.check(dataset, val, work_dir)
                 seen.append(dataset.datasets[0])

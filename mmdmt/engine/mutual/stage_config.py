@@ -228,7 +228,10 @@ class StageConfigBuilder:
         """What labels for a stage, with the network and the pipeline of the member that does."""
         options = dict(self.mutual.get('labeling', {}))
         teacher = self._member_config(Stage(0, stage.teacher))
-        pipeline = options.pop('pipeline', None) or _test_pipeline(teacher)
+        pipeline = options.pop('pipeline', None)
+        if pipeline:  # It says at which size images are labeled: not on the canvas of evaluation.
+            (teacher.model.get('data_preprocessor') or {}).pop('test_cfg', None)
+        pipeline = pipeline or _test_pipeline(teacher)
         scope = cfg.get('default_scope') or 'mmseg'
         dataset = copy.deepcopy(self.cfg.train_dataloader.dataset.datasets[1])
         for part in _parts(dataset):

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import gc
+import math
 import os
 import os.path as osp
 import time
@@ -16,7 +17,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from mmdmt.checkpoint import find_latest_valid_checkpoint
+from mmdmt.checkpoint import find_latest_valid_checkpoint, load_checkpoint_file
 from mmdmt.config import resolve_config
 from mmdmt.distributed import from_main, join_process_group
 from mmdmt.engine.mutual import build_stage_config_builder
@@ -25,6 +26,7 @@ from mmdmt.engine.mutual.ledger import Ledger, stage_table
 from mmdmt.engine.mutual.plan import Stage
 from mmdmt.engine.mutual.preflight import check_chain, check_data
 from mmdmt.engine.runners.semi_runner import SemiRunner
+from mmdmt.finite import NonFiniteError, refuse_non_finite
 from mmdmt.registry import RUNNERS
 
 #: Folder and ledger entry of each kind of ensemble.
@@ -200,7 +202,16 @@ class MutualTrainingRunner:
         self._log(f'{stage.name}: {"resumes" if cfg.resume else "starts"}, {labels}')
         runner, results = self._build_runner(cfg), ValidationResults()
         runner.register_hook(results)
-        runner.train()
+        try:
+            runner.train()
+        except NonFiniteError as error:
+            part = 'round' if stage.round else 'supervised'
+            raise NonFiniteError(
+                f'{stage.name}: {error} The chain stops here and keeps what is finished. To go on, '
+                f'lower `mutual.{part}.lr` and run with --redo {stage.name}, or --redo the stage '
+                'whose checkpoint is named as bad; finished stages that the change concerns are '
+                'refused by name until they are made again, too.'
+            ) from error
 
         product = from_main(lambda: self._product(stage, runner, results))
         self._finish(stage.name, *product, began)
@@ -302,11 +313,24 @@ class MutualTrainingRunner:
         self, name: str, path: str, metrics: Dict[str, float], facts: Dict[str, Any], began: float
     ) -> None:
         """Note in the ledger what a stage, or an ensemble, made."""
-        seconds = time.time() - began
+        seconds, key = time.time() - began, self.builder.metric
+        from_main(lambda: self._refuse_non_finite(name, path, metrics))
+        # A class that never occurs has no accuracy.
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         from_main(lambda: self.ledger.finish(name, path, metrics, seconds, **facts))
-        key = self.builder.metric
         found = f'{key} {metrics[key]:.2f}' if key in metrics else f'no {key!r} in {[*metrics]}'
         self._log(f'{name}: done, {found}')
+
+    def _refuse_non_finite(self, name: str, path: str, metrics: Dict[str, float]) -> None:
+        """Rank 0: a stage with such weights, or such a score, is not done."""
+        key = self.builder.metric
+        if not math.isfinite(metrics.get(key, 0)):
+            raise NonFiniteError(
+                f'{name}: the validation gives {key}={metrics[key]}, so that the stage is not '
+                'done: is there any labeled pixel in the validation set? A restart validates again.'
+            )
+        content = load_checkpoint_file(path, trusted=self.cfg.get('trusted_checkpoints', ()))
+        refuse_non_finite(content.get('state_dict', content), f'{name}: checkpoint {path}')
 
     def _log(self, message: str, table: bool = False) -> None:
         if is_main_process():

@@ -21,8 +21,10 @@ from mmdmt.checkpoint import find_latest_valid_checkpoint, load_checkpoint_file,
 from mmdmt.config import resolve_config
 from mmdmt.distributed import from_main, join_process_group, unwrap
 from mmdmt.engine.batch_size import loader_of_process
+from mmdmt.engine.hooks.finite_hook import FiniteHook
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
 from mmdmt.files import atomic_path, is_remote
+from mmdmt.finite import refuse_non_finite
 from mmdmt.registry import RUNNERS
 
 
@@ -45,6 +47,8 @@ class SemiRunner(Runner):
     - Config key ``batch_size_is_total=True``: the processes share ``train_dataloader.batch_size``,
       which otherwise is that of each, see :func:`mmdmt.engine.batch_size.loader_of_process`.
     - Settings that would fail late or do nothing are refused at the start.
+    - Training that diverges is stopped (:class:`FiniteHook`), and checkpoints with NaN or infinity
+      in them are refused.
     - Hooks may have a method ``before_loading(runner)``, called before datasets and loaders are
       built: to check the data, or to make pseudo-labels.
 
@@ -118,6 +122,12 @@ class SemiRunner(Runner):
         )
         wrapper.update(model_wrapper_cfg or {}, device_ids=None)
         return MODEL_WRAPPERS.build(wrapper, default_args=dict(module=model))
+
+    def register_default_hooks(self, hooks: Optional[dict] = None) -> None:
+        """Register the hooks of the config, and what stops a run that has diverged."""
+        super().register_default_hooks(hooks)
+        if not any(isinstance(hook, FiniteHook) for hook in self.hooks):
+            self.register_hook(FiniteHook())
 
     # --- Training --------------------------------------------------------------------------------
 
@@ -234,9 +244,11 @@ class SemiRunner(Runner):
 
         Raises:
             UntrustedCheckpointError: As :func:`mmdmt.checkpoint.safe_loading`.
+            NonFiniteError: A weight is NaN or infinite.
         """
         with safe_loading(self.trusted_checkpoints):
             checkpoint = _load_checkpoint(str(filename), map_location=map_location)
+        refuse_non_finite(checkpoint.get('state_dict', checkpoint), f'checkpoint {filename}')
         # mmengine's `resume` would execute this text, which old versions stored.
         checkpoint.get('meta', {}).pop('config', None)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)

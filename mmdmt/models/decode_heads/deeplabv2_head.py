@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from mmdmt.registry import MODELS
 
+NORMAL = dict(type='Normal', layer='Conv2d', std=0.01)
+
 
 class DilatedConvSum(nn.ModuleList):
     """Classifier that sums the first ``num_summed`` 3x3 convolutions of several dilations.
@@ -55,7 +57,9 @@ class DeepLabV2Head(BaseDecodeHead):
         num_summed (int, optional): How many convolutions, from the first, are summed. Defaults to
             all of them.
         dropout_ratio (float): Channel dropout before the classifier. Defaults to 0, as published.
-        init_cfg (dict, optional): Defaults to a normal distribution of std 0.01, as published.
+        init_cfg (dict, optional): Defaults to a normal distribution of std 0.01, as of other heads
+            of mmseg. None leaves what torch initializes, a uniform distribution of std 0.00425 for
+            2048 channels, as published DMT.
         **kwargs: Of mmseg's ``BaseDecodeHead``; ``norm_cfg`` and ``act_cfg`` have no effect.
 
     Raises:
@@ -69,7 +73,7 @@ class DeepLabV2Head(BaseDecodeHead):
         dilations: Sequence[int] = (6, 12, 18, 24),
         num_summed: Optional[int] = None,
         dropout_ratio: float = 0.0,
-        init_cfg: Optional[dict] = None,
+        init_cfg: Optional[dict] = NORMAL,
         **kwargs,
     ) -> None:
         if not isinstance(in_channels, int):
@@ -87,7 +91,7 @@ class DeepLabV2Head(BaseDecodeHead):
             in_channels,
             channels=in_channels,
             dropout_ratio=dropout_ratio,
-            init_cfg=init_cfg or dict(type='Normal', layer='Conv2d', std=0.01),
+            init_cfg=init_cfg,
             **kwargs,
         )
         self.conv_seg = DilatedConvSum(in_channels, self.out_channels, dilations, num_summed)

@@ -198,8 +198,7 @@ class DualTeacher(SemiSegmentor):
 
     def normalized(self, rgb: Tensor, valid: Tensor) -> Tensor:
         """Images in [0, 1] as the network takes them, padded as by the preprocessor."""
-        images = self.data_preprocessor.normalize(rgb)
-        return images.masked_fill(~valid[:, None], self.data_preprocessor.pad_val)
+        return self.data_preprocessor.fill_padding(self.data_preprocessor.normalize(rgb), valid)
 
     def mixed_loss(
         self, logits: Tensor, targets: Targets, threshold: Union[float, Tensor], per_image: bool

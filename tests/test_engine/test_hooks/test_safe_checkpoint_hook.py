@@ -29,6 +29,9 @@ class FakeRunner:
     def info(self, message):
         pass
 
+    def warning(self, message):
+        self.warned = message
+
     def save_checkpoint(self, out_dir, filename, *args, meta, **kwargs):
         if self.fail:
             raise OSError('disk full')
@@ -111,6 +114,16 @@ def test_the_previous_best_stays_until_the_new_one_is_written(runner):
     with pytest.raises(OSError, match='disk full'):
         hook.after_val_epoch(runner, dict(mIoU=np.float32(20)))
     assert files(runner, 'best*') == ['best_mIoU_iter_0.pth']
+
+
+@pytest.mark.parametrize('metrics', [['mIoU'], ['mIoU', 'mAcc']])
+def test_what_is_not_finite_is_never_the_best(runner, metrics):
+    hook = make_hook(runner, save_best=metrics, rule='greater')
+    for step, value in ((1, np.nan), (2, np.inf), (3, 10)):
+        runner.iter = step
+        hook.after_val_epoch(runner, {key: np.float32(value) for key in metrics})
+        assert len(files(runner, 'best*')) == (step == 3) * len(metrics)
+        assert f'is {value}' in runner.warned or step == 3
 
 
 @pytest.mark.parametrize('metrics', [['mIoU'], ['mIoU', 'mAcc']])

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -87,6 +89,14 @@ def test_initialization_is_normal_with_std_001():
         assert conv.weight.std().item() == pytest.approx(0.01, rel=0.05)
         assert conv.weight.mean().item() == pytest.approx(0.0, abs=1e-3)
         assert conv.bias.abs().max().item() == 0.0
+
+
+def test_published_dmt_starts_from_what_torch_initializes():
+    head = DeepLabV2Head(in_channels=2048, num_classes=21, init_cfg=None)
+    head.init_weights()
+    for conv in head.conv_seg:  # uniform to both sides of 1 / sqrt(fan in)
+        assert conv.weight.std().item() == pytest.approx(1 / math.sqrt(3 * 9 * 2048), rel=0.01)
+        assert 0 < conv.bias.abs().max().item() <= 1 / math.sqrt(9 * 2048)
 
 
 def test_the_input_of_the_classifier_is_the_backbone_feature():

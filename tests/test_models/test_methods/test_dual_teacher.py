@@ -119,6 +119,18 @@ def test_padded_pixels_never_count_and_keep_their_value():
         assert (blank[:, 20:] == 1).all(1).logical_or((blank[:, :12] == 1).all(1)).all()
 
 
+def test_black_padding_is_black_in_what_the_student_sees():
+    segmentor = tiny_segmentor(dropout=0)
+    segmentor['data_preprocessor']['padding'] = 'black'
+    model = build(segmentor, strong=None)
+    rgb, valid = torch.rand(2, 3, 8, 8), torch.ones(2, 8, 8, dtype=torch.bool)
+    valid[:, :, 5:] = False
+    found = model.normalized(rgb, valid)
+    black = model.data_preprocessor.normalize(torch.zeros(1, 3, 1, 1))
+    assert (found[..., 5:] == black).all()
+    assert torch.equal(found[..., :5], model.data_preprocessor.normalize(rgb)[..., :5])
+
+
 def test_an_adaptive_threshold_serves_both_losses(batch):
     threshold = dict(type='mmdmt.AdaptiveThreshold', init=0.0, momentum=0.0)
     model = build(threshold=threshold, shifts=[{}]).train()

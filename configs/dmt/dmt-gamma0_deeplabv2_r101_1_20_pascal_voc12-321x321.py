@@ -1,5 +1,0 @@
-# DMT's ablation without weights: members label for each other, and every pseudo-labeled pixel counts
-# as much as a labeled one.
-_base_ = './dmt_deeplabv2_r101_1_20_pascal_voc12-321x321.py'
-
-mutual = dict(pseudo_loss=dict(gamma1=0.0, gamma2=0.0))
