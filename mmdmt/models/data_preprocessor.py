@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Dict, List
 
+import torch
 from mmseg.models.data_preprocessor import SegDataPreProcessor
 from mmseg.utils import stack_batch
 from torch import Tensor
