@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Numbers, such as similarities (anchor, bank feature), held at a time: 64 MiB of float32.
+# Similarities (anchor, bank feature) held at a time: 64 MiB of float32.
 _MAX_SIMILARITIES = 1 << 24
 # Similarity of a bank row that holds nothing: its exponential is 0. Finite, because a class of
 # nothing but -inf would have no gradient.
@@ -74,9 +74,7 @@ def memory_contrast_loss(
         losses = F.softplus(_log_sum_of_others(similarity, cls)[:, None] - positive)
         return losses.mean(dim=1) if filled is None else _mean_over_rows(losses, filled[cls])
 
-    return _mean_over_classes(
-        _in_chunks(loss_of, [anchors, classes], _rows(bank)), classes, chosen, bank
-    )
+    return _mean_over_classes(_in_chunks(loss_of, [anchors, classes], bank), classes, chosen, bank)
 
 
 def peer_contrast_loss(
@@ -108,55 +106,48 @@ def peer_contrast_loss(
         negative = _log_sum_of_others(_similarities(anchor, bank, filled), cls)
         return F.softplus(negative - (anchor * peer).sum(dim=1))
 
-    losses = _in_chunks(loss_of, [anchors, peers, classes], _rows(bank))
+    losses = _in_chunks(loss_of, [anchors, peers, classes], bank)
     return _mean_over_classes(losses, classes, chosen, bank)
 
 
-def queue_contrast_loss(
+def negatives_contrast_loss(
     feat: Tensor,
     positive: Tensor,
-    label: Tensor,
     mask: Tensor,
-    queue: Tensor,
-    index: Tensor,
+    negatives: Tensor,
+    chosen: Tensor,
     temperature: float = 0.5,
 ) -> Tensor:
-    r"""InfoNCE of anchors with one positive each and drawn negatives (U2PL).
+    r"""InfoNCE of anchors with one positive and negatives of their own (U2PL).
 
-    The cross entropy of telling the positive :math:`p` of an anchor :math:`f` from the negatives
-    :math:`n` that were drawn for it from the queue of its class, :math:`s` being the cosine
-    similarity over ``temperature``,
+    The cross entropy of telling the positive :math:`p` of an anchor :math:`f` from its negatives
+    :math:`n`, with :math:`s` the cosine similarity over ``temperature``,
 
     .. math:: -\log \frac{e^{s(f, p)}}{e^{s(f, p)} + \sum_n e^{s(f, n)}},
 
-    averaged over the anchors of a class, then over the classes that have anchors. Memory is bounded
-    as in :func:`memory_contrast_loss`.
+    averaged over the anchors of a class, then over the classes that have anchors.
 
     Args:
-        feat: Features of the anchors, (A, D).
-        positive: (A, D). No gradient flows into it.
-        label: Classes of the anchors, (A,).
-        mask: (A,) bool, False on rows that are no anchors.
-        queue: Keys of length 1 that a class is to be told from, (C, K, D), C >= 2.
-        index: Rows of the queue of the anchor's class, (A, M).
+        feat: Features of A possible anchors of each class, (C, A, D).
+        positive: Of each class, (C, D). No gradient flows into it.
+        mask: (C, A) bool, False on rows that are no anchors.
+        negatives: Features that each class is to be told from, (C, P, D). No gradient either.
+        chosen: (C, A, P) bool, True on the negatives of an anchor.
         temperature: Scale of the similarities.
 
     Returns:
         Scalar loss; 0 where there are no anchors.
     """
-    anchors, classes, chosen = _anchors(feat, label, mask, len(queue))
-    positive = _unit_rows(positive.detach().to(anchors))
-
-    def loss_of(anchor: Tensor, positive: Tensor, cls: Tensor, index: Tensor) -> Tensor:
-        negative = queue[cls[:, None], index].to(anchor)
-        with _full_precision(anchor.device.type):
-            pushed = (negative @ anchor[:, :, None]).squeeze(2) / temperature
-        pulled = (anchor * positive).sum(dim=1) / temperature
-        return F.softplus(pushed.logsumexp(dim=1) - pulled)
-
-    held = index.shape[1] * queue.shape[2]
-    losses = _in_chunks(loss_of, [anchors, positive, classes, index], held)
-    return _mean_over_classes(losses, classes, chosen, queue)
+    feat = feat.float() if feat.dtype in (torch.float16, torch.bfloat16) else feat
+    anchors, positive, negatives = (
+        F.normalize(each, dim=-1)
+        for each in (feat, positive.detach().to(feat), negatives.detach().to(feat))
+    )
+    with _full_precision(feat.device.type):
+        pushed = (anchors @ negatives.transpose(1, 2)).masked_fill(~chosen, -math.inf)
+        pulled = (anchors @ positive[:, :, None]).squeeze(2)
+    losses = F.softplus((pushed / temperature).logsumexp(dim=2) - pulled / temperature)
+    return _mean_over_rows(losses, mask).sum() / mask.any(dim=1).sum().clamp(min=1)
 
 
 def class_means(rows: Tensor, label: Tensor, num_classes: int) -> Tensor:
@@ -225,16 +216,9 @@ def _log_sum_of_others(similarity: Tensor, cls: Tensor) -> Tensor:
     return per_class.scatter(1, cls[:, None], -math.inf).logsumexp(dim=1)
 
 
-def _rows(bank: Tensor) -> int:
-    return bank.shape[0] * bank.shape[1]
-
-
-def _in_chunks(function: Callable[..., Tensor], rows: List[Tensor], held: int) -> Tensor:
-    """``function(*rows)`` for a slice of rows at a time, keeping nothing for the backward pass.
-
-    ``held`` are the numbers that the function holds for each row.
-    """
-    size = max(1, _MAX_SIMILARITIES // max(1, held))
+def _in_chunks(function: Callable[..., Tensor], rows: List[Tensor], bank: Tensor) -> Tensor:
+    """``function(*rows)`` for a slice of rows at a time, keeping nothing for the backward pass."""
+    size = max(1, _MAX_SIMILARITIES // max(1, bank.shape[0] * bank.shape[1]))
     if len(rows[0]) <= size:
         return function(*rows)
     options = dict(use_reentrant=False, preserve_rng_state=False)

@@ -249,10 +249,11 @@ class ClassQueue(nn.Module):
         self.feats.scatter_(1, index, torch.where(new, keys, self.feats.gather(1, index)))
         self.total += counts
 
-    def draw(self, label: Tensor, number: int) -> Tensor:
-        """Rows (A, number) drawn with replacement from the filled ones of each class (A,)."""
-        drawn = torch.rand(len(label), number, device=label.device)
-        return (drawn * self.filled[label][:, None]).long()
+    def draw(self, number: int) -> Tensor:
+        """Keys (C, number, D), drawn with replacement; what an empty queue gives means nothing."""
+        drawn = torch.rand(len(self.total), number, device=self.total.device)
+        index = (drawn * self.filled[:, None]).long()[:, :, None]
+        return self.feats.gather(1, index.expand(-1, -1, self.feats.shape[2]))
 
 
 def _most_confident(scores: Tensor, k: int) -> Tuple[Tensor, Tensor]:

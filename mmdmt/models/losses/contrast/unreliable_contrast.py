@@ -11,9 +11,12 @@ from mmdmt.checks import check_count, check_range
 
 from .anchors import gather_pixels, resize_nearest, sample_anchors
 from .feature_tap import CLASSIFIER, FeatureTap, feature_channels, find_classifier
-from .functional import class_means, queue_contrast_loss
+from .functional import class_means, negatives_contrast_loss
 from .memory_bank import ClassQueue
 from .projection import projection_head
+
+#: Keys of a class that are drawn from its queue in a step; every anchor has some of them.
+POOL = 256
 
 
 class Pixels(NamedTuple):
@@ -36,7 +39,7 @@ class UnreliableContrast(nn.Module):
     """Contrast that learns from unreliable pixels what they are not.
 
     Wang et al., "Semi-Supervised Semantic Segmentation Using Unreliable Pseudo-Labels", CVPR 2022
-    (arXiv 2203.03884). For each class c, :func:`.queue_contrast_loss` of
+    (arXiv 2203.03884). For each class c, :func:`.negatives_contrast_loss` of
 
     - **anchors**: student representations of pixels that are labeled c, or have c as pseudo-label
       of low entropy, and to which the teacher gives c more than ``anchor_prob``;
@@ -56,7 +59,8 @@ class UnreliableContrast(nn.Module):
         weight (float): Weight of the loss. Defaults to 0.1, as in the paper; released code: 1.
         temperature (float): Defaults to 0.5.
         anchors_per_class (int): Anchors of a class, drawn at random, at most. Defaults to 256.
-        negatives (int): Negatives of an anchor. Defaults to 50.
+        negatives (int): Negatives of an anchor, of 256 that the anchors of its class share in a
+            step. Defaults to 50.
         anchor_prob (float): In [0, 1]. Defaults to 0.3.
         low_rank, high_rank (int): First rank (from 0) of the window of unlabeled negatives and the
             one behind it. Defaults to 3 and 20. With fewer classes than that the window shrinks to
@@ -140,21 +144,20 @@ class UnreliableContrast(nn.Module):
         label = torch.cat([pixels.sup_label, pixels.label.masked_fill(~pixels.certain, -1)])
         positive = self._remember(teacher, pixels, label)
         index, chosen = self._anchors(teacher.logits, label)
-        classes = torch.arange(self.num_classes, device=label.device)
-        classes = classes.repeat_interleave(self.anchors_per_class)
-        chosen &= self.queue.filled[classes] > 0
-        loss = queue_contrast_loss(
-            self.student(gather_pixels(student.features, index)),
-            positive[classes],
-            classes,
+        shape = self.num_classes, self.anchors_per_class
+        chosen = chosen.view(shape) & (self.queue.filled > 0)[:, None]
+        negatives = self.queue.draw(max(POOL, self.negatives))
+        loss = negatives_contrast_loss(
+            self.student(gather_pixels(student.features, index)).unflatten(0, shape),
+            positive,
             chosen,
-            self.queue.feats,
-            self.queue.draw(classes, self.negatives),
+            negatives,
+            random_windows(shape, negatives.shape[1], self.negatives, label.device),
             self.temperature,
         )
         return dict(
             contrast_loss=loss * self.weight,
-            contrast_classes=chosen.unflatten(0, (self.num_classes, -1)).any(1).float().sum(),
+            contrast_classes=chosen.any(dim=1).float().sum(),
             contrast_filled=self.queue.filled.float().mean() / self.queue.feats.shape[1],
         )
 
@@ -173,6 +176,18 @@ class UnreliableContrast(nn.Module):
         prob = logits.float().softmax(dim=1).gather(1, own[:, None]).squeeze(1)
         known = prob > self.anchor_prob
         return sample_anchors(label, known, self.num_classes, self.anchors_per_class)
+
+
+def random_windows(shape: Tuple[int, int], total: int, number: int, device: torch.device) -> Tensor:
+    """For each cell of a shape, ``number`` of ``total`` places in a row, the last before the first.
+
+    What stands in these places is drawn at random, and so is what a window covers.
+
+    Returns:
+        (*shape, total) bool.
+    """
+    first = torch.randint(total, (*shape, 1), device=device)
+    return (torch.arange(total, device=device) - first) % total < number
 
 
 @torch.no_grad()

@@ -11,13 +11,13 @@ from no_waiting import NoWaiting
 from torch import nn
 
 from mmdmt.checks import build_part
-from mmdmt.models.losses.contrast import functional as L
 from mmdmt.models.losses.contrast import memory_bank
 from mmdmt.models.losses.contrast.memory_bank import ClassQueue
 from mmdmt.models.losses.contrast.unreliable_contrast import (
     Pixels,
     UnreliableContrast,
     negative_pixels,
+    random_windows,
 )
 
 CHANNELS, SIZE = 5, (4, 6)
@@ -58,9 +58,15 @@ def pixels(present=range(6), seed=2, labeled=2, unlabeled=3):
     return Pixels(*(each.repeat_interleave(2, 1).repeat_interleave(2, 2) for each in maps))
 
 
-def first_rows(queue):
+def first_rows(module):
     """Negatives that are known: the queue of the class from its start, again and again."""
-    return lambda label, number: torch.arange(number) % queue.filled[label][:, None].clamp(min=1)
+    queue, number = module.queue, torch.arange(module.negatives)
+
+    def draw(_):
+        index = number % queue.filled[:, None].clamp(min=1)
+        return queue.feats[torch.arange(len(index))[:, None], index]
+
+    return draw
 
 
 def unit(row):
@@ -120,7 +126,7 @@ def reference(module, student, teacher, known, low, high, labeled=True):
 )
 def test_the_loss_is_the_formula(classes, present, ranks, labeled):
     module = build(classes, weight=3.0, labeled_negatives=labeled)
-    module.queue.draw = first_rows(module.queue)
+    module.queue.draw = first_rows(module)
     (student, teacher), known = taps(classes), pixels(present)
     expected, negatives = reference(module, student, teacher, known, *ranks, labeled)
     assert expected > 0
@@ -144,7 +150,7 @@ def test_classes_that_are_absent_have_no_anchors_and_the_others_their_own_queues
     with torch.no_grad():
         found = module(student, teacher, known)
         assert found['contrast_classes'] == 2
-        module.queue.draw = first_rows(module.queue)
+        module.queue.draw = first_rows(module)
         module.queue.remember = lambda *args: None
         before = module(student, teacher, known)['contrast_loss']
         for other in (0, 1, 3, 4):
@@ -215,7 +221,7 @@ def test_other_ranks_give_keys_and_do_not_scale_the_gradient(monkeypatch):
     for ranks in (1, 2):
         monkeypatch.setattr(memory_bank, 'all_gather', lambda rows, n=ranks: [rows] * n)
         module = build()
-        module.queue.draw = first_rows(module.queue)
+        module.queue.draw = first_rows(module)
         (student, teacher), known = taps(), pixels()
         module(student, teacher, known)['contrast_loss'].backward()
         grads.append(student.features.grad)
@@ -239,17 +245,13 @@ def test_half_precision_gives_float32():
     assert torch.isfinite(student.features.grad).all()
 
 
-def test_negatives_are_held_a_chunk_at_a_time(monkeypatch):
-    expected, found = [], []
-    for into, limit in ((expected, L._MAX_SIMILARITIES), (found, 200)):
-        monkeypatch.setattr(L, '_MAX_SIMILARITIES', limit)
-        module, (student, teacher) = build(), taps()
-        module.queue.draw = first_rows(module.queue)
-        torch.manual_seed(0)
-        loss = module(student, teacher, pixels())['contrast_loss']
-        loss.backward()
-        into += [loss.detach(), student.features.grad]
-    torch.testing.assert_close(found, expected)
+def test_every_anchor_has_negatives_of_its_own():
+    torch.manual_seed(0)
+    found = random_windows((2, 400), 20, 5, 'cpu')
+    assert found.shape == (2, 400, 20) and (found.sum(2) == 5).all()
+    assert len({tuple(row.int().tolist()) for row in found[0]}) == 20
+    assert (found.float().mean((0, 1)) - 0.25).abs().max() < 0.05
+    assert random_windows((1, 3), 4, 9, 'cpu').all()
 
 
 def test_the_cost_does_not_grow_with_the_images():
@@ -345,11 +347,10 @@ def test_negatives_are_drawn_from_what_is_filled():
     torch.manual_seed(0)
     queue = ClassQueue(2, 50, 2)
     remember(queue, *(v / 10 for v in range(5)), cls=1)
-    drawn = queue.draw(torch.tensor([1, 0, 1]), 400)
-    assert drawn.shape == (3, 400)
-    assert (drawn[1] == 0).all()
-    assert (torch.bincount(drawn[[0, 2]].flatten(), minlength=5) - 160).abs().max() < 50
-    assert drawn.max() == 4
+    drawn = queue.draw(800)
+    assert drawn.shape == (2, 800, 2) and (drawn[0] == 0).all()
+    found = torch.atan2(drawn[1, :, 1].float(), drawn[1, :, 0].float()).mul(10).round().long()
+    assert (torch.bincount(found, minlength=5) - 160).abs().max() < 50 and found.max() == 4
 
 
 def test_queues_are_saved_and_go_on_where_they_were():
