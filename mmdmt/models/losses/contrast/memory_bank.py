@@ -230,30 +230,37 @@ class ClassQueue(nn.Module):
         return self.total.clamp(max=self.feats.shape[1])
 
     @torch.no_grad()
-    def remember(self, rows: Tensor, mask: Tensor, per_class: int) -> None:
-        """Take in random ones of the rows (P, D) on which a class has a True in ``mask`` (C, P).
+    def remember(self, rows: Tensor, mask: Tensor, per_class: int, projection: nn.Module) -> None:
+        """Take in random ones of the rows (P, D') on which a class has a True in ``mask`` (C, P).
 
-        At most ``per_class`` (<= K) for each class and rank; those of all ranks go in.
+        At most ``per_class`` (<= K) for each class and rank, after a projection to D; those of all
+        ranks go in.
         """
         scores = torch.rand(len(rows), device=rows.device).masked_fill(~mask, -math.inf)
         pixels, counts = _most_confident(scores, per_class)
-        keys = F.normalize(rows[pixels].float(), dim=2).to(self.feats)
+        keys = F.normalize(projection(rows[pixels]).float(), dim=2).to(self.feats)
         for each in zip(all_gather(keys), all_gather(counts)):
             self._append(*each)
 
     def _append(self, keys: Tensor, counts: Tensor) -> None:
         """Append the first ``counts`` (C,) of the keys (C, k, D)."""
         number = torch.arange(keys.shape[1], device=keys.device)
-        index = ((self.total[:, None] + number) % self.feats.shape[1])[:, :, None].expand_as(keys)
-        new = (number < counts[:, None])[:, :, None]
-        self.feats.scatter_(1, index, torch.where(new, keys, self.feats.gather(1, index)))
+        index = self._places((self.total[:, None] + number) % self.feats.shape[1])
+        new, rows = (number < counts[:, None]).flatten(), self.feats.flatten(0, 1)
+        keys = torch.where(new[:, None], keys.flatten(0, 1), rows.index_select(0, index))
+        rows.index_copy_(0, index, keys)
         self.total += counts
 
     def draw(self, number: int) -> Tensor:
         """Keys (C, number, D), drawn with replacement; what an empty queue gives means nothing."""
         drawn = torch.rand(len(self.total), number, device=self.total.device)
-        index = (drawn * self.filled[:, None]).long()[:, :, None]
-        return self.feats.gather(1, index.expand(-1, -1, self.feats.shape[2]))
+        index = self._places((drawn * self.filled[:, None]).long())
+        return self.feats.flatten(0, 1).index_select(0, index).unflatten(0, drawn.shape)
+
+    def _places(self, rows: Tensor) -> Tensor:
+        """Flat places of rows (C, k) of each class."""
+        classes, size = self.feats.shape[:2]
+        return (rows + size * torch.arange(classes, device=rows.device)[:, None]).flatten()
 
 
 def _most_confident(scores: Tensor, k: int) -> Tuple[Tensor, Tensor]:

@@ -72,7 +72,7 @@ class UnreliableContrast(nn.Module):
         keys_per_class (int): New keys of a class in a step and rank, drawn at random, at most.
             Defaults to 256. Published are 30,000 (50,000 of class 0) and all: also a few steps.
         projection (dict, optional): ``channels`` and ``hidden`` of :func:`.projection_head`, which
-            makes the representation. Defaults to 256 channels.
+            makes the representation. Defaults to 256 of both.
         classifier (str): Layer whose input is the feature, see :class:`.FeatureTap`.
     """
 
@@ -113,7 +113,7 @@ class UnreliableContrast(nn.Module):
         self.labeled_negatives = labeled_negatives
         self.keys_per_class = min(keys_per_class, queue_size)
         self.classifier = classifier
-        projection = dict(dict(channels=256), **(projection or {}))
+        projection = dict(dict(channels=256, hidden=256), **(projection or {}))
         channels = feature_channels(find_classifier(student, classifier))
         self.student = projection_head(channels, **projection)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
@@ -164,10 +164,12 @@ class UnreliableContrast(nn.Module):
     @torch.no_grad()
     def _remember(self, teacher: FeatureTap, pixels: Pixels, label: Tensor) -> Tensor:
         """Put new keys into the queues; the mean representations (C, D) of the labels."""
-        rows = self.teacher(teacher.features.movedim(1, -1).flatten(0, 2))
+        # The last layer is linear: that of a mean is the mean of it, and of keys few are needed.
+        hidden, last = self.teacher[:-1], self.teacher[-1]
+        rows = hidden(teacher.features.movedim(1, -1).flatten(0, 2))
         keys = negative_pixels(teacher.logits, pixels, self.ranks, self.labeled_negatives)
-        self.queue.remember(rows, keys.movedim(1, 0).flatten(1), self.keys_per_class)
-        return class_means(rows, label.flatten(), self.num_classes)
+        self.queue.remember(rows, keys.movedim(1, 0).flatten(1), self.keys_per_class, last)
+        return last(class_means(rows, label.flatten(), self.num_classes))
 
     @torch.no_grad()
     def _anchors(self, logits: Tensor, label: Tensor) -> Tuple[Tensor, Tensor]:
@@ -187,7 +189,8 @@ def random_windows(shape: Tuple[int, int], total: int, number: int, device: torc
         (*shape, total) bool.
     """
     first = torch.randint(total, (*shape, 1), device=device)
-    return (torch.arange(total, device=device) - first) % total < number
+    place = torch.arange(total, device=device) - first
+    return ((place >= 0) & (place < number)) | (place < number - total)
 
 
 @torch.no_grad()

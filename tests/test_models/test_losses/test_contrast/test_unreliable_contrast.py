@@ -308,7 +308,7 @@ def remember(queue, *values, cls=0):
     rows = torch.tensor([[math.cos(v), math.sin(v)] for v in values]) * 7
     mask = torch.zeros(len(queue.total), len(values), dtype=torch.bool)
     mask[cls] = True
-    queue.remember(rows, mask, per_class=queue.feats.shape[1])
+    queue.remember(rows, mask, queue.feats.shape[1], nn.Identity())
 
 
 def angles(queue, cls=0):
@@ -335,7 +335,7 @@ def test_keys_are_drawn_at_random_if_there_are_too_many():
     hits = torch.zeros(8)
     for _ in range(200):
         rows = torch.eye(2).repeat(4, 1) + torch.arange(8)[:, None] / 10
-        queue.remember(rows, torch.ones(1, 8, dtype=torch.bool), per_class=2)
+        queue.remember(rows, torch.ones(1, 8, dtype=torch.bool), 2, nn.Identity())
         unit = torch.nn.functional.normalize(rows).half()
         last = queue.feats[0, (queue.total - 2) % 4], queue.feats[0, (queue.total - 1) % 4]
         for row in last:
@@ -366,6 +366,7 @@ def test_queues_are_saved_and_go_on_where_they_were():
 def test_fewer_pixels_than_keys_are_no_error():
     """Ranks exchange a fixed number of rows, whatever the size of their images."""
     queue = ClassQueue(2, 50, 2)
-    queue.remember(torch.eye(2), torch.tensor([[True, True], [False, True]]), per_class=9)
+    mask = torch.tensor([[True, True], [False, True]])
+    queue.remember(torch.eye(2), mask, 9, nn.Identity())
     assert queue.total.tolist() == [2, 1]
     assert queue.feats[1, 0].tolist() == [0, 1]
