@@ -59,7 +59,7 @@ def load_checkpoint_file(
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
-    if any(Path(entry).expanduser().resolve() == path.resolve() for entry in trusted):
+    if is_trusted(path, trusted):
         _warn(f'{path} is loaded without restrictions: it is a trusted checkpoint')
         with _forced_weights_only(False):
             return torch.load(path, map_location=map_location, weights_only=False)
@@ -74,6 +74,12 @@ def load_checkpoint_file(
             f'checkpoint {path} ({path.stat().st_size} bytes) is damaged or not a checkpoint: '
             f'{error}. Use another one, or delete it and resume from the one before.'
         ) from error
+
+
+def is_trusted(path: Union[str, Path], trusted: Sequence[Union[str, Path]]) -> bool:
+    """Whether a file is one of the trusted ones."""
+    path = Path(path).expanduser().resolve()
+    return any(Path(entry).expanduser().resolve() == path for entry in trusted)
 
 
 @contextlib.contextmanager
@@ -154,7 +160,8 @@ def _named(function: Callable, name: str) -> Callable:
 
 def _allow_list() -> list:
     """Objects beyond torch's own that a checkpoint of an mmengine runner consists of."""
-    multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
+    # NumPy 1.26 has a `_core` too, without anything in it.
+    multiarray = getattr(getattr(np, '_core', None), 'multiarray', None) or np.core.multiarray
     dtypes = {type(np.dtype(kind)) for kind in ('float32', 'float64', 'int32', 'int64', 'bool')}
     allowed = [HistoryBuffer, np.ndarray, np.dtype, *dtypes]
     for module in ('numpy.core', 'numpy._core'):  # until and since NumPy 2
@@ -173,6 +180,23 @@ def _extend_allow_list() -> None:
     """Tell torch; before every load, because the maintained mmengine takes its own list back."""
     if hasattr(torch.serialization, 'add_safe_globals'):  # torch >= 2.4
         torch.serialization.add_safe_globals(_ALLOWED)
+
+
+def check_resumable(checkpoint: dict, path: Union[str, Path]) -> None:
+    """Refuse to resume from a file that has no more than weights.
+
+    Raises:
+        ValueError: The state of the optimizer or the number of iterations is not in it.
+    """
+    meta = checkpoint.get('meta') or {}
+    lacking = [name for name in ('epoch', 'iter') if name not in meta]
+    lacking += [] if 'optimizer' in checkpoint else ['the state of the optimizer']
+    if lacking:
+        raise ValueError(
+            f'{path} holds weights only, so a run cannot be resumed from it: it lacks '
+            f'{", ".join(lacking)}. To start a run with these weights, set load_from='
+            f"'{path}' and leave resume out."
+        )
 
 
 # --- Writing and finding -------------------------------------------------------------------------
@@ -271,7 +295,9 @@ def _warn(message: str) -> None:
 def read_stored_config(text: str) -> Config:
     """Read the config text that mmengine stores in ``meta['cfg']`` of a checkpoint.
 
-    mmengine's reader executes it, which would undo what loading with ``weights_only`` is for.
+    mmengine's reader executes it, which would undo what loading with ``weights_only`` is for. What
+    the values ask for has to be checked before anything is built from them: see
+    :func:`mmdmt.export.stored_types.check_stored_config`.
 
     Raises:
         ValueError: The text holds anything but ``name = value`` with plain values.

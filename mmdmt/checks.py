@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Collection, Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any, Callable, Optional
 
 
@@ -18,7 +19,15 @@ def refuse_unknown_keys(name: str, found: Iterable, known: Iterable) -> None:
     """
     unknown = sorted(set(found) - set(known))
     if unknown:
-        raise ValueError(f'`{name}` has unknown keys {unknown}; known: {sorted(known)}')
+        raise ValueError(
+            f'`{name}` has unknown keys {unknown}{meant(unknown[0], known)}; known: {sorted(known)}'
+        )
+
+
+def meant(key: Any, known: Iterable, cutoff: float = 0.7) -> str:
+    """A question for the known name that is most like an unknown one; empty if none is."""
+    alike = get_close_matches(str(key), map(str, known), n=1, cutoff=cutoff)
+    return f' (is {alike[0]!r} meant?)' if alike else ''
 
 
 def check_range(name: str, value: float, low: float, high: float = float('inf')) -> None:
@@ -29,12 +38,13 @@ def check_range(name: str, value: float, low: float, high: float = float('inf'))
     """
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:
-        raise ValueError(f'`{name}` must be in [{low}, {high}], got {value!r}')
+        kind = '' if is_number else f', a {type(value).__name__}: give a number'
+        raise ValueError(f'`{name}` must be in [{low}, {high}], got {value!r}{kind}')
 
 
 def check_count(name: str, value: Any, least: int) -> None:
     """Raise a ``ValueError`` for what is no integer of at least ``least``."""
-    if not isinstance(value, int) or value < least:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f'`{name}` must be an integer of at least {least}, got {value!r}')
 
 
@@ -44,7 +54,7 @@ def check_choice(name: str, value: Any, choices: Collection) -> None:
     Raises:
         ValueError: With name, value and choices.
     """
-    if value not in choices:
+    if value not in list(choices):  # a list cannot be looked up in a set
         raise ValueError(f'`{name}` must be one of {list(choices)}, got {value!r}')
 
 

@@ -2,11 +2,12 @@
 
 import copy
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from os.path import dirname
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Set, Tuple
 
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -20,6 +21,7 @@ KEPT_KEYS = {
     'runner_type',
     'custom_imports',
     'trusted_checkpoints',
+    'allow_unmatched',
     'channels_last',
     'find_unused_parameters',
     'batch_size_is_total',
@@ -111,13 +113,49 @@ def resolve_config(cfg: Config) -> Config:
 def merge_options(cfg: Config, options: Dict[str, Any]) -> None:
     """Merge ``--cfg-options`` into a config that was not resolved yet.
 
+    A new key is refused where it is nearly one that is there, or a variable at the top of one of
+    our configs; a file that inherits the config may set any key.
+
     Raises:
-        ValueError: If an option is a variable at the top that the config does not have.
+        ValueError: With the option and what it is near to.
     """
     if cfg.get('settings'):
         known = {*cfg, *KEPT_KEYS, 'evaluation_protocol'}
         refuse_unknown_keys('--cfg-options', [key.split('.')[0] for key in options], known)
+    for option in options:
+        _refuse_misspelled(cfg, option)
     cfg.merge_from_dict(options)
+
+
+def _refuse_misspelled(cfg: Config, option: str) -> None:
+    node, steps = cfg, option.split('.')
+    for place, step in enumerate(steps):
+        if isinstance(node, (list, tuple)) and step.lstrip('-').isdigit() and int(step) < len(node):
+            node = node[int(step)]
+        elif isinstance(node, (dict, Config)) and step in node:
+            node = node[step]
+        elif isinstance(node, (dict, Config)):
+            # Only a last key may be much like another one: `class_weight` beside `loss_weight`.
+            is_last = node is not cfg and place == len(steps) - 1
+            others = {*node, *KEPT_KEYS} if node is cfg else {*node}
+            found = set() if step in others else _near(step, others, 0.91 if is_last else 0.85)
+            if found:
+                raise ValueError(
+                    f'--cfg-options: `{option}` has the new key {step!r}: is {min(found)!r} meant? '
+                    'If not, set it in a config file'
+                )
+            return
+        else:
+            return
+
+
+def _near(step: str, names: Set[str], cutoff: float) -> Set[str]:
+    """Names that a step is a slip of: exchanged letters, an ending, or nearly the same text."""
+    found = {name for name in names if sorted(name) == sorted(step)}
+    found |= {n for n in names if n[: len(step)] == step[: len(n)] and abs(len(n) - len(step)) < 3}
+    found |= set(get_close_matches(step, names, n=1, cutoff=cutoff))
+    # But `conv2` is new beside `conv1`.
+    return {name for name in found if re.sub(r'\d', '', name) != re.sub(r'\d', '', step)}
 
 
 def schedulers_of(cfg: Config) -> List[dict]:

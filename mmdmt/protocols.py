@@ -13,6 +13,8 @@ from mmengine.config import Config
 
 #: Windows of a sliding evaluation overlap by a third.
 STRIDE = 2 / 3
+# As the training pipelines do: truncated files are errors, and 8 bits a channel stay what they are.
+_LOAD = dict(type='LoadImageFromFile', imdecode_backend='pillow')
 
 Size = Tuple[int, int]
 
@@ -46,14 +48,14 @@ class EvaluationProtocol:
         if not self.scale_labels:
             return self.inference_pipeline()
         return [
-            dict(type='mmdmt.LoadImageAtSize', scale=self.image_scale),
+            dict(_LOAD, type='mmdmt.LoadImageAtSize', scale=self.image_scale),
             dict(type='mmdmt.LoadAnnotationsAtImageSize'),
             dict(type='PackSegInputs'),
         ]
 
     def inference_pipeline(self) -> list:
         """Pipeline of mmseg's own transforms, with the prediction at the size of the file."""
-        steps = [dict(type='LoadImageFromFile')]
+        steps = [dict(_LOAD)]
         if self.image_scale is not None:
             steps.append(dict(type='Resize', scale=self.image_scale, keep_ratio=self.keep_ratio))
         # After Resize: the labels keep their size.

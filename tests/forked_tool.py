@@ -4,6 +4,7 @@ A fork server imports once, then every tool runs in a process forked from it: wi
 loader workers and exit code, and killable like any other.
 """
 
+import atexit
 import gc
 import multiprocessing
 import os
@@ -47,7 +48,15 @@ def _run(tool, args, log, environment):
     yapf_api.FormatCode = lambda text, **options: (text, True)
     gc.freeze()
     sys.argv = [str(tool), *map(str, args)]
-    runpy.run_path(str(tool), run_name='__main__')
+    # What a program does at its end, and `multiprocessing` does not.
+    atexit._clear()
+    try:
+        runpy.run_path(str(tool), run_name='__main__')
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        sys.exit(1)
+    finally:
+        atexit._run_exitfuncs()
 
 
 class ForkedTool:
@@ -65,7 +74,7 @@ class ForkedTool:
         """Wait for the end and return what was printed."""
         self.process.join(PATIENCE)
         text = self.log.read_text(errors='replace')
-        if check and self.process.exitcode != 0:
+        if (check and self.process.exitcode != 0) or self.process.is_alive():
             self.kill()
             raise AssertionError(f'exit code {self.process.exitcode}:\n{text[-5000:]}')
         return text
@@ -86,12 +95,17 @@ class ForkedTool:
             self.process.join(PATIENCE)
 
 
-def forked_ranks(tool, *args, log, ranks=2, **environment):
-    """The processes that torchrun would start on a machine without a GPU."""
+def free_port():
+    """A port for the processes of one run."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    common = dict(WORLD_SIZE=str(ranks), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+        return probe.getsockname()[1]
+
+
+def forked_ranks(tool, *args, log, ranks=2, **environment):
+    """The processes that torchrun would start on a machine without a GPU."""
+    address = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
+    common = dict(address, WORLD_SIZE=str(ranks))
     return [
         ForkedTool(
             tool,

@@ -259,11 +259,68 @@ def test_options_that_no_config_has_are_refused(cfg):
         cfg, {'crop_size': (8, 8), 'evaluation_protocol': 'x', 'model.new': 1, 'resume': 1}
     )
     assert (cfg.crop_size, cfg.model.new) == ((8, 8), 1)
-    with pytest.raises(ValueError, match=r"--cfg-options.*\['crop_sise'\].*crop_size"):
+    with pytest.raises(ValueError, match=r"--cfg-options.*\['crop_sise'\] \(is 'crop_size' meant"):
         merge_options(cfg, {'crop_sise': (8, 8)})
     plain = Config(dict(model=dict()))
     merge_options(plain, dict(mine=1))
     assert plain.mine == 1
+
+
+@pytest.mark.parametrize(
+    ('option', 'meant'),
+    [
+        ('train_cfg.max_iter', 'max_iters'),
+        ('train_cgf.max_iters', 'train_cfg'),
+        ('load_form', 'load_from'),
+        ('optim_wrapper.optimiser.lr', 'optimizer'),
+        ('model.decode_head.num_class', 'num_classes'),
+        ('model.losses.0.loss_weigth', 'loss_weight'),
+    ],
+)
+def test_an_option_that_is_nearly_one_of_the_config_is_refused(option, meant):
+    with pytest.raises(ValueError, match=f"--cfg-options: `{option}` .*is '{meant}' meant"):
+        merge_options(plain_config(), {option: 1})
+
+
+@pytest.mark.parametrize(
+    'option',
+    [
+        'train_cfg.max_iters',
+        'load_from',
+        'randomness.deterministic',
+        'visualizer.vis_backends',
+        'default_hooks.early_stopping.type',
+        'default_hooks.checkpoint.save_last',
+        'optim_wrapper.clip_grad.max_norm',
+        'model.losses.0.class_weight',
+        'model.losses.0.loss_weight',
+        'model.decode_head.conv2',
+        'model.decode_head.dropout_ratio',
+        'model.backbone.init_cfg',
+        'my_own',
+    ],
+)
+def test_an_option_that_is_new_is_merged(option):
+    cfg = plain_config()
+    merge_options(cfg, {option: 1})
+    for step in option.split('.'):
+        cfg = cfg[int(step) if step.isdigit() else step]
+    assert cfg == 1
+
+
+def plain_config():
+    """As of stock mmseg: no settings are noted."""
+    head = dict(type='FCNHead', num_classes=2, conv1=dict(), in_channels=3)
+    model = dict(decode_head=head, losses=[dict(loss_weight=1.0)], backbone=dict(depth=18))
+    return Config(
+        dict(
+            model=model,
+            optim_wrapper=dict(optimizer=dict(lr=0.1)),
+            train_cfg=dict(max_iters=8, val_interval=4),
+            default_hooks=dict(checkpoint=dict(save_best='mIoU', interval=2)),
+            randomness=dict(seed=0),
+        )
+    )
 
 
 def test_a_setting_that_a_file_misspells_is_refused(cfg):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from forked_tool import forked_ranks
 
 from mmdmt import distributed
 from mmdmt.distributed import from_main, share_buffers
@@ -65,6 +66,46 @@ def test_an_error_that_cannot_be_sent_still_reaches_all_ranks(wire):
         wire.as_rank(0, fail)
     with pytest.raises(RuntimeError, match='held by the first rank'):
         wire.as_rank(1, never)
+
+
+# One rank fails; the other waits for it in a collective, or is busy without asking for it.
+ENDS = """
+import os
+import time
+
+import torch
+
+from mmdmt.distributed import join_process_group
+
+join_process_group('pytorch', {})
+join_process_group('pytorch', {})  # again, by another runner
+rank, how = int(os.environ['RANK']), os.environ['HOW'].split()
+if 'caught' in how:
+    try:
+        raise ValueError('caught on this rank only')
+    except ValueError:
+        pass
+    torch.distributed.barrier()
+elif how[0] == str(rank):
+    raise ValueError('an image is broken')
+elif how[1] == 'waits':
+    torch.distributed.barrier()
+else:
+    time.sleep(3600)
+"""
+
+
+@pytest.mark.parametrize('how', ['0 waits', '1 waits', '0 busy', '1 busy', 'caught'])
+def test_an_error_that_ends_one_rank_ends_all(tmp_path, how):
+    script = tmp_path / 'script.py'
+    script.write_text(ENDS)
+    ranks = forked_ranks(script, log=tmp_path / 'log', HOW=how)
+    printed = [tool.finish(check=how == 'caught') for tool in ranks]
+    assert [tool.process.exitcode for tool in ranks] == [int(how != 'caught')] * 2
+    failed = f'rank {how[0]} (process {ranks[int(how[0] == "1")].process.pid} on '
+    for rank, text in enumerate(printed):
+        assert ('ValueError: an image is broken' in text) == (how != 'caught')
+        assert (failed in text) == (how != 'caught' and str(rank) != how[0])
 
 
 def test_ranks_that_agree_keep_their_statistics_to_the_last_bit(monkeypatch):

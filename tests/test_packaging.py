@@ -1,5 +1,6 @@
 """What ends up in a wheel, an sdist and an editable installation, and what the commands run."""
 
+import ast
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -160,6 +162,34 @@ def test_check_and_requirements_name_the_same_bounds():
     lines = (ROOT / 'requirements' / 'mminstall.txt').read_text().splitlines()
     wanted = {f'"{line}"' for line in lines if line and not line.startswith('#')}
     assert wanted == {d.install for d in DEPENDENCIES if d.module != 'torch'}
+
+
+def test_what_is_imported_is_declared():
+    """Also what the host libraries would bring anyway."""
+    declared = set()
+    for name in ('runtime', 'mminstall', 'optional'):
+        lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+        declared |= {
+            _plain(re.match(r'[\w-]+', line).group()) for line in lines if line[:1].isalpha()
+        }
+    found = set()
+    for path in [*(ROOT / 'mmdmt').rglob('*.py'), *(ROOT / 'tools').rglob('*.py')]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split('.')[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module.split('.')[0])
+    brought_by = metadata.packages_distributions()
+    own = {'mmdmt', *(path.stem for path in (ROOT / 'examples').rglob('*.py'))}
+    foreign = found - set(sys.stdlib_module_names) - own
+    assert 'cv2' in foreign
+    undeclared = {n for n in foreign if not declared & {*map(_plain, brought_by.get(n, ()))}}
+    assert undeclared == set(), 'name it in requirements/'
+
+
+def _plain(distribution):
+    """The official and the maintained distributions bring the same; so does OpenCV's small one."""
+    return distribution.lower().removeprefix('onedl-').removesuffix('-headless')
 
 
 def test_every_metafile_is_in_the_model_index():

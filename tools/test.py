@@ -100,6 +100,8 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read the config and apply the command line to it."""
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
+    # Said of the weights that training began with; a part without weights would be tested as it is.
+    cfg.pop('allow_unmatched', None)
     if args.cfg_options is not None:
         merge_options(cfg, args.cfg_options)
     if args.work_dir is not None:

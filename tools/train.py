@@ -26,7 +26,8 @@ with contextlib.redirect_stdout(sys.stderr):
     import mmdmt  # noqa: F401  (says what to install when something is missing)
     from mmdmt.checkpoint import find_latest_valid_checkpoint
     from mmdmt.config import merge_options, resolve_config
-    from mmdmt.engine.runners import MutualTrainingRunner
+    from mmdmt.engine.runners import MutualTrainingRunner, SemiRunner
+    from mmdmt.engine.runners.work_dir import only_run
     from mmdmt.registry import RUNNERS
 
 
@@ -187,7 +188,9 @@ def main() -> None:
         return
     if args.redo:
         runner.redo(args.redo)
-    runner.train()
+    own = isinstance(runner, (SemiRunner, MutualTrainingRunner))  # they see to it themselves
+    with contextlib.nullcontext() if own else only_run(runner):
+        runner.train()
 
 
 if __name__ == '__main__':

@@ -15,7 +15,8 @@ source_ratio = [2, 6]
 run = _base_.published.cityscapes['1_8']
 padding = 'black'
 coco_member = dict(
-    load_from='pretrained/deeplabv2_r101_coco_backbone.pth', cfg_options=_base_.coco_options
+    load_from='pretrained/deeplabv2_r101_coco_backbone.pth',
+    cfg_options=dict(_base_.coco_options, allow_unmatched=['decode_head']),
 )
 # Two of the four convolutions, as published.
 model = dict(

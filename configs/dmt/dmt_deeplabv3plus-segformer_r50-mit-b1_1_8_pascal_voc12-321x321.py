@@ -16,6 +16,6 @@ mutual = dict(
         dict(name='deeplab', seed=1),
         dict(name='segformer', seed=2, cfg_options=options),
     ],
-    round=dict(_delete_=True, max_iters=6000),  # no `lr`: each member has its own
+    round=dict(_delete_=True, max_iters=15000),  # no `lr`: each member has its own
 )
 del Config  # all names of this file become settings

@@ -39,7 +39,7 @@ mutual = dict(
     labeling=dict(
         rule='threshold_ratio',
         pipeline=[
-            dict(type='LoadImageFromFile'),
+            dict(type='LoadImageFromFile', imdecode_backend='pillow'),
             dict(type='Resize', scale=_base_.crop_size, keep_ratio=False),
             dict(type='PackSegInputs'),
         ],

@@ -6,7 +6,6 @@ model = dict(
     type='mmdmt.ReleasedDualTeacher',
     strong=None,  # a color jitter of its own
     sub_model=None,
-    restart=True,
     ema=dict(momentum=0.99, mode='train', buffers='keep'),
 )
 # The learning rate always decays until step 50000.
@@ -17,7 +16,7 @@ param_scheduler = [
 # Labels are resized with the images and scored there, sides are multiples of 32, and the first of
 # two devices scores its share of the images alone.
 released_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
     dict(type='LoadAnnotations'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
     dict(type='ResizeToMultiple', size_divisor=32),

@@ -8,9 +8,9 @@ _base_ = [
 source_ratio = [1, 1]
 batch_size = 16
 # As for Mean Teacher in a run of 1800 steps: teachers that follow fast and are trusted only as they
-# get better. Each teacher follows in half of the steps, so it moves twice as far in each. A pass over
-# 34 labeled images is 5 steps, in which a teacher would not change: a shift of 50 steps is three times
-# its memory of 1 / (1 - momentum), as a published one (79 to 631 steps) is one to six times.
+# get better. A pass over 34 labeled images is 5 steps, in which a teacher that starts as the student
+# would not average much: a shift of 50 steps is three times its memory of 1 / (1 - momentum), as a
+# published one (79 to 632 steps) is one to six times.
 method = dict(
     _base_.method, shift_length=50, threshold=0.9, rampup_iters=900, ema=dict(momentum=0.94)
 )

@@ -5,6 +5,6 @@ _base_ = [
 ]
 
 source_ratio = [1, 1]
-# A pass over 45 labeled images is 12 steps, a tenth of what a teacher remembers: longer shifts.
+# A pass over 45 labeled images is 12 steps, over which an average is no steadier than the student.
 method = dict(_base_.method, shift_length=200)
 model = dict(_delete_=True, segmentor=_base_.model, **method)

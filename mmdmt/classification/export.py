@@ -41,13 +41,15 @@ def export_classifier(
 
     Raises:
         ValueError: No config, one of another model, or weights that do not fit it.
+        UntrustedCheckpointError: The checkpoint, or the config stored in it, could run code.
     """
-    loaded, cfg = read_trained(checkpoint, config, trusted)
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    plain = plain_classifier_config(cfg)
+    trained = read_trained(checkpoint, config, trusted)
+    loaded = trained.content
+    init_default_scope(trained.cfg.get('default_scope', 'mmpretrain'))
+    plain = plain_classifier_config(trained.cfg)
     meta = dict(loaded.get('meta', {}).get('dataset_meta') or {})
     stem = Path(out_dir) / 'classifier'
-    files = write_plain(stem, plain, loaded['state_dict'], meta, f'{checkpoint}')
+    files = write_plain(stem, plain, trained, loaded['state_dict'], meta, f'{checkpoint}')
     return ExportedClassifier(*files, foreign_types(plain))
 
 

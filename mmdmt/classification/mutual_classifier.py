@@ -47,9 +47,9 @@ class MutualClassifier(ImageClassifier):
 
     The gammas rise over the schedule by :func:`~mmdmt.models.losses.functional.sigmoid_ramp`, but
     are full in the first step, as published.
-    With both at 0 all weights are 1 and step 1 is left out: curriculum labeling, or
-    labeled-only training. Samples with a ``soft_label`` are the pseudo-labeled ones, see
-    :class:`~mmdmt.classification.ListedDataset`.
+    With both at 0 all weights are 1 and step 1 is left out (but for the statistics of
+    ``update_bn_twice``): curriculum labeling, or labeled-only training. Samples with a
+    ``soft_label`` are the pseudo-labeled ones, see :class:`~mmdmt.classification.ListedDataset`.
 
     Weights of a checkpoint have the names of an ``ImageClassifier``.
 
@@ -124,9 +124,10 @@ class MutualClassifier(ImageClassifier):
         flags = [value is not None for value in stored]
         stored = [nothing if value is None else value for value in stored]
         # Filled on the host: assigning to a mask of rows would wait for the device.
-        soft_label = torch.from_numpy(np.stack(stored)).to(device)
-        is_pseudo = torch.tensor(flags, device=device)
-        labels = torch.cat([sample.gt_label for sample in data_samples]).to(device)
+        soft_label = torch.from_numpy(np.stack(stored)).to(device, non_blocking=True)
+        is_pseudo = torch.tensor(flags).to(device, non_blocking=True)
+        labels = torch.cat([sample.gt_label for sample in data_samples])
+        labels = labels.to(device, non_blocking=True)
         one_hot = F.one_hot(labels.long(), classes).to(soft_label)
         return torch.where(is_pseudo[:, None], soft_label, one_hot), is_pseudo
 
@@ -141,12 +142,14 @@ class MutualClassifier(ImageClassifier):
         self, inputs: Tensor, soft_label: Tensor, is_pseudo: Tensor, mix: Mix
     ) -> Tuple[Tensor, Dict[str, Tensor]]:
         """Mixed weights (N,) and what is logged about them."""
-        if not self.gamma1 and not self.gamma2:
+        weighted = self.gamma1 or self.gamma2
+        if weighted or self.update_bn_twice:
+            keep = contextlib.nullcontext() if self.update_bn_twice else untracked_statistics(self)
+            with torch.no_grad(), keep:
+                logits = self._logits(inputs)
+        if not weighted:
             return soft_label.new_ones(len(soft_label)), {}
         ramp = self._ramp()
-        keep = contextlib.nullcontext() if self.update_bn_twice else untracked_statistics(self)
-        with torch.no_grad(), keep:
-            logits = self._logits(inputs)
         weight, stats = mixup_weights(
             logits, soft_label, is_pseudo, ramp * self.gamma1, ramp * self.gamma2, mix.perm, mix.lam
         )
@@ -155,7 +158,7 @@ class MutualClassifier(ImageClassifier):
             pseudo_disagreement=stats['disagreement'] / pseudo,
             pseudo_student_wins=stats['student_wins'] / pseudo,
             mean_weight=stats['mean_weight'],
-            gamma_ramp=soft_label.new_tensor(ramp),
+            gamma_ramp=soft_label.new_full((), ramp),
         )
 
     def _ramp(self) -> float:

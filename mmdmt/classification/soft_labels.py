@@ -41,9 +41,8 @@ def select_by_confidence(confidence: np.ndarray, ratio: float, rule: str = 'stri
         ratio (float): Share to select, in (0, 1].
         rule (str): 'strict': those above (``>``) the value at position
             ``int(-ratio N + 1)`` of the sorted confidences, so two or three images fewer than
-            ``ratio N``, and none of those that tie with that value. As published, but for a ratio
-            of 1, at which the released code keeps all images. 'rank': exactly
-            ``round(ratio N)``, ties by position.
+            ``ratio N``, and none of those that tie with that value; at a ratio of 1 all images. As
+            published. 'rank': exactly ``round(ratio N)``, ties by position.
 
     Returns:
         np.ndarray: (N,) bool.
@@ -58,12 +57,14 @@ def select_by_confidence(confidence: np.ndarray, ratio: float, rule: str = 'stri
     if not np.isfinite(confidence).all():
         raise ValueError('`confidence` has NaN or infinite values: has training diverged?')
     count = len(confidence)
-    if rule == 'rank':
+    if ratio == 1:
+        selected = np.ones(count, bool)
+    elif rule == 'rank':
         order = np.argsort(-confidence, kind='stable')
         selected = np.zeros(count, bool)
         selected[order[: round(ratio * count)]] = True
     else:
-        # int(-ratio N + 1) counts from the end; at 0 it would be the least confident image.
+        # Counted from the end; 0 would be the least confident image.
         position = int(-ratio * count + 1)
         threshold = np.sort(confidence)[position] if position else np.inf
         selected = confidence > threshold

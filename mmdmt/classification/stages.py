@@ -45,6 +45,7 @@ class ClassificationStageConfigBuilder(StageConfigBuilder):
     default_metric = 'accuracy/top1'
     labeler = 'mmdmt.SoftLabeler'
     store = 'soft_labels.npz'
+    check_name = staticmethod(str)  # any: they are lines of one file
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)

@@ -3,31 +3,57 @@
 import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from mmengine.config import Config
+from mmengine.utils import import_modules_from_strings
 from torch import Tensor
 
-from mmdmt.checkpoint import load_checkpoint_file, read_stored_config, save_atomically
+from mmdmt.checkpoint import (
+    is_trusted,
+    load_checkpoint_file,
+    read_stored_config,
+    safe_loading,
+    save_atomically,
+)
 from mmdmt.config import resolve_config
+from mmdmt.export.stored_types import SCOPES, check_scope, check_stored_config, packages_of
 from mmdmt.finite import refuse_non_finite
 from mmdmt.registry import MODELS
 
 PathLike = Union[str, Path]
 
 
+class Trained(NamedTuple):
+    """A checkpoint of a runner with its config.
+
+    Attributes:
+        path: The file.
+        content: What it holds.
+        cfg: The config.
+        vouched: Whether somebody stands up for what the config asks for: the user, who named the
+            config file or trusts the checkpoint.
+    """
+
+    path: PathLike
+    content: dict
+    cfg: Config
+    vouched: bool
+
+
 def read_trained(
     checkpoint: PathLike, config: Optional[PathLike] = None, trusted: Sequence[PathLike] = ()
-) -> Tuple[dict, Config]:
+) -> Trained:
     """Load a runner's checkpoint with the config it was trained with.
 
     Args:
         checkpoint: The file.
         config: Config file; defaults to the text in the checkpoint, which is not executed.
-        trusted: Checkpoints that may be unpickled without restrictions.
+        trusted: Checkpoints that may be unpickled, and build what they name, without restrictions.
 
     Raises:
         ValueError: The checkpoint has no weights, or no config and none is named.
+        UntrustedCheckpointError: It could run code.
         NonFiniteError: A weight is NaN or infinite.
     """
     loaded = load_checkpoint_file(checkpoint, trusted=trusted)
@@ -40,29 +66,44 @@ def read_trained(
             f'checkpoint of a member, of {loaded.get("meta", {}).get("members")}'
         )
     if config is not None:
-        return loaded, resolve_config(Config.fromfile(config))
+        return Trained(checkpoint, loaded, resolve_config(Config.fromfile(config)), True)
     text = loaded.get('meta', {}).get('cfg')
     if not text:
         raise ValueError(f'{checkpoint} stores no config: name the config file')
-    return loaded, read_stored_config(text)
+    found = Trained(checkpoint, loaded, read_stored_config(text), is_trusted(checkpoint, trusted))
+    if not found.vouched:
+        check_scope(found.cfg.get('default_scope', 'mmseg'), checkpoint)
+    elif found.cfg.get('custom_imports'):
+        import_modules_from_strings(**found.cfg.custom_imports)
+    return found
 
 
 def write_plain(
-    stem: Path, plain: Config, weights: Dict[str, Tensor], dataset_meta: dict, what: str
+    stem: Path,
+    plain: Config,
+    trained: Trained,
+    weights: Dict[str, Tensor],
+    dataset_meta: dict,
+    what: str,
 ) -> Tuple[Path, Path]:
     """Write config and weights as ``<stem>.py`` and ``<stem>.pth`` if they fit.
 
     Args:
         stem: Path of the files without their suffixes.
         plain: The config.
+        trained: What it was made from.
         weights: State dict; what the model of the config does not have is left out.
         dataset_meta: Classes and palette, which inferencers read from the checkpoint.
         what: What the weights are, for the message.
 
     Raises:
         ValueError: Weights are missing or have another shape.
+        UntrustedCheckpointError: The config asks for what only a trusted checkpoint may.
     """
-    expected = MODELS.build(copy.deepcopy(plain.model)).state_dict()
+    if not trained.vouched:
+        check_stored_config(plain, trained.path)
+    with safe_loading():
+        expected = MODELS.build(copy.deepcopy(plain.model)).state_dict()
     missing = [key for key in expected if key not in weights]
     given = {key: weights[key] for key in expected if key in weights}
     differing = [key for key, value in given.items() if value.shape != expected[key].shape]
@@ -97,10 +138,11 @@ def foreign_types(cfg: Union[Config, dict]) -> List[str]:
 
 
 def with_imports(plain: dict, trained: dict, own: str) -> Config:
-    """The config, importing what the trained one does, and ``own`` only if it needs it."""
+    """The config with the imports of the trained one that it needs; ``own`` is this package's."""
     imports = (trained.get('custom_imports') or {}).get('imports', [])
     imports = [imports] if isinstance(imports, str) else imports
-    imports = [name for name in imports if name.split('.')[0] != 'mmdmt']
+    needed = {*SCOPES, *packages_of(plain)} - {'mmdmt'}
+    imports = [name for name in imports if name.split('.')[0] in needed]
     if foreign_types(plain):
         imports.append(own)
     if imports:
@@ -113,7 +155,11 @@ def forget_pretrained(model: dict) -> None:
     for part in dicts_in(model):
         if 'pretrained' in part:
             part['pretrained'] = False if isinstance(part['pretrained'], bool) else None
+        if str(part.get('type')).split('.')[-1] == 'TIMMBackbone':  # it fetches by default
+            part.update(pretrained=False)
+            part.pop('checkpoint_path', None)
         init_cfg = part.get('init_cfg')
         steps = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
-        if any(isinstance(step, dict) and step.get('type') == 'Pretrained' for step in steps):
+        kinds = [str(step.get('type')).split('.')[-1] for step in steps if isinstance(step, dict)]
+        if 'Pretrained' in kinds:
             part['init_cfg'] = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
 
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from mmseg.models import SegDataPreProcessor
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from mmdmt.export.plain import (
     with_imports,
     write_plain,
 )
-from mmdmt.registry import MODELS
+from mmdmt.export.stored_types import find_registered
 
 # What a config needs to be tested and to predict, beside model and data.
 _RUNTIME_KEYS = ('default_scope', 'env_cfg', 'vis_backends', 'visualizer', 'log_processor',
@@ -69,12 +69,14 @@ def export_segmentor(
         config: Config file it was trained with. Defaults to the text stored in it.
         network: Name of the network (``student``, ``teacher``, ...), or ``auto``: the one that
             predicts (``predict_on``, of several the first; else the first teacher).
-        trusted: Checkpoints that may be unpickled without restrictions.
+        trusted: Checkpoints that may be unpickled, and build what they name, without restrictions.
 
     Raises:
         ValueError: No such network, no config, or weights that do not fit the config.
+        UntrustedCheckpointError: The checkpoint, or the config stored in it, could run code.
     """
-    loaded, cfg = read_trained(checkpoint, config, trusted)
+    trained = read_trained(checkpoint, config, trusted)
+    loaded, cfg = trained.content, trained.cfg
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     network = select_network(loaded['state_dict'], cfg.model, network)
     plain = plain_config(cfg, network)
@@ -84,7 +86,7 @@ def export_segmentor(
     meta = loaded.get('meta', {}).get('dataset_meta')
     meta = meta or plain.get('test_dataloader', {}).get('dataset', {}).get('metainfo', {})
     what = f'network {network!r} of {checkpoint}'
-    files = write_plain(Path(out_dir) / 'segmentor', plain, weights, dict(meta), what)
+    files = write_plain(Path(out_dir) / 'segmentor', plain, trained, weights, dict(meta), what)
     return ExportedSegmentor(*files, network, foreign_types(plain))
 
 
@@ -113,7 +115,9 @@ def _predicting_network(names: List[str], model: dict) -> str:
     """The network that ``predict_on`` names; the first of an average."""
     teacher = next((name for name in names if name.startswith('teacher')), names[0])
     averages = dict(average=names[0], teacher_average=teacher)
-    default = getattr(MODELS.get(str(model.get('type'))), 'default_predict_on', None)
+    # Not `MODELS.get`, which would import what a checkpoint names.
+    method = find_registered(str(model.get('type')), [MODELS], {'mmdmt'})
+    default = getattr(method, 'default_predict_on', None)
     predict_on = model.get('predict_on') or default or teacher
     if not isinstance(predict_on, str):
         predict_on = predict_on[0]

@@ -118,6 +118,7 @@ def joint_forward(
     sup_samples: List[SegDataSample],
     unsup: Tensor,
     with_sup: bool = False,
+    one_pass: bool = True,
     perturb: Optional[Perturb] = None,
 ) -> Tuple[Dict[str, Tensor], Tensor]:
     """Loss on labeled images and logits on unlabeled ones, in one forward where possible.
@@ -128,6 +129,7 @@ def joint_forward(
         sup_samples (list[SegDataSample]): Their ground truth.
         unsup (Tensor): Unlabeled images of the same size, (N_u, 3, H, W).
         with_sup (bool): Whether logits of the labeled images are wanted too, before the others.
+        one_pass (bool): False: two passes always, each with batch statistics of its own.
         perturb (callable, optional): What happens to the list of feature maps (N_u, C, H, W) of
             the unlabeled images before they enter the decode head. There is a logit map for each
             image that it makes of them.
@@ -141,7 +143,8 @@ def joint_forward(
         others = perturb([each[-len(unsup) :] for each in maps])
         return [torch.cat([each[: -len(unsup)], other]) for each, other in zip(maps, others)]
 
-    if not has_joint_forward(segmentor) or sup.shape[2:] != unsup.shape[2:]:
+    joint = one_pass and has_joint_forward(segmentor) and sup.shape[2:] == unsup.shape[2:]
+    if not joint:
         images = torch.cat([sup, unsup]) if with_sup else unsup
         losses = segmentor.loss(sup, sup_samples)
         with perturbed_features(segmentor, change) if perturb else nullcontext():

@@ -21,6 +21,7 @@ from mmdmt.checks import check_count, refuse_unknown_keys
 from mmdmt.distributed import from_main
 from mmdmt.finite import refuse_non_finite
 from mmdmt.registry import DATASETS, MODELS
+from mmdmt.weights import load_weights
 
 #: Labels images by their numbers: yields number and class probabilities, (C, *) float32.
 Predict = Callable[[Sequence[int]], Iterator[Tuple[int, Tensor]]]
@@ -75,6 +76,7 @@ class BaseLabeler(metaclass=ABCMeta):
 
         Raises:
             UnreadableImageError: If an image cannot be loaded.
+            CheckpointMismatchError: If the weights do not fit the network.
             NonFiniteError: If a weight is NaN or infinite.
         """
         dataset = DATASETS.build(copy.deepcopy(self.dataset_cfg))
@@ -82,7 +84,10 @@ class BaseLabeler(metaclass=ABCMeta):
         model = MODELS.build(ConfigDict(copy.deepcopy(self.model_cfg)))
         identity = from_main(lambda: checkpoint_identity(checkpoint))
         meta = dict(checkpoint=identity, ratio=ratio, **self.settings(model, names))
-        load = partial(_finite_weights, checkpoint, trusted)
+
+        def load() -> None:
+            load_weights(model, _finite_weights(checkpoint, trusted), checkpoint)
+
         return self.label(names, meta, partial(self._predict, model, dataset, load))
 
     @abstractmethod
@@ -121,7 +126,7 @@ class BaseLabeler(metaclass=ABCMeta):
         """Probabilities of some images, in order; weights are read only if there are any."""
         if not indices:
             return
-        model.load_state_dict(load())
+        load()
         model.to(get_device()).eval()
         loader = DataLoader(
             _Images(dataset, indices),

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
@@ -11,7 +12,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from mmdmt.checks import check_range, listed
-from mmdmt.files import atomic_path, remove_stale_temporaries, write_text_atomically
+from mmdmt.files import MAX_NAME_BYTES, atomic_path, remove_stale_temporaries, write_text_atomically
 from mmdmt.pseudo.codec import (
     FORMAT_VERSION,
     DamagedMapError,
@@ -51,7 +52,7 @@ class PseudoLabelStore:
     Stored confidences are quantized (see :mod:`mmdmt.pseudo.codec`): thresholds have to come from
     what :meth:`get` returns, so that they do not depend on where a pass was cut off. They are
     applied when maps are read, so that another ratio needs no new labels. Each map has a checksum
-    of its content, which every read verifies.
+    of its content, with the name of the image, which every read verifies; so has the manifest.
 
     Layout: ``meta.json``, ``maps/<name>.plc``, ``manifest.json``.
 
@@ -77,7 +78,7 @@ class PseudoLabelStore:
 
         Raises:
             StoreIncompleteError: If the store was not finished.
-            StoreMismatchError: If it was written in another format.
+            StoreMismatchError: If it was written in another format, or changed since.
         """
         manifest = _read_json(self._manifest_path)
         if manifest is None:
@@ -89,6 +90,12 @@ class PseudoLabelStore:
             raise StoreMismatchError(
                 f'{self._manifest_path} has format version {manifest["format_version"]}, this '
                 f'mmdmt reads {FORMAT_VERSION}: label again in an empty folder'
+            )
+        fault = _fault_of(manifest)
+        if fault:
+            raise StoreMismatchError(
+                f'{self._manifest_path} was changed after it was written: {fault}. Delete it and '
+                'run the stage that makes these pseudo-labels again; no image is labeled anew'
             )
         return manifest
 
@@ -129,7 +136,7 @@ class PseudoLabelStore:
             self._refuse_maps_of_another(known or {}, meta)
             self._drop_manifest()
             write_text_atomically(self._meta_path, json.dumps(meta, indent=1))
-        for folder, _, _ in os.walk(self._maps):
+        for folder, _, _ in os.walk(self.root):
             remove_stale_temporaries(folder)
 
     def put(self, name: str, label: np.ndarray, confidence: np.ndarray) -> None:
@@ -145,7 +152,7 @@ class PseudoLabelStore:
         """
         path = self._path(name)
         try:
-            data = encode_map(label, confidence)
+            data = encode_map(label, confidence, name)
         except ValueError as error:
             raise ValueError(f'cannot store the pseudo-label of {name!r}: {error}') from error
         self._drop_manifest()
@@ -188,7 +195,7 @@ class PseudoLabelStore:
             ``num_images``, ``num_pixels``, ``kept_share`` and ``mean_confidence`` (of all pixels
             that have a class), per class ``predicted_pixels``, ``kept_pixels`` and
             ``class_confidence`` (mean, 0 of a class that was not predicted), and ``files``, the
-            names of the images.
+            names of the images; and ``checksum``, of all that.
 
         Raises:
             ValueError: If a threshold is NaN or infinite.
@@ -211,6 +218,7 @@ class PseudoLabelStore:
             class_confidence=(sums / np.maximum(predicted, 1)).tolist(),
             files=list(names),
         )
+        manifest['checksum'] = _checksum(manifest)
         write_text_atomically(self._manifest_path, json.dumps(manifest, indent=1))
         self._thresholds = None
         return manifest
@@ -224,7 +232,7 @@ class PseudoLabelStore:
         """
         path = self._path(name)
         try:
-            return decode_map(path.read_bytes())
+            return decode_map(path.read_bytes(), name)
         except FileNotFoundError as error:
             raise self._incomplete([name]) from error
         except DamagedMapError as error:
@@ -246,10 +254,7 @@ class PseudoLabelStore:
         return apply_thresholds(label, confidence, self._thresholds), confidence
 
     def _path(self, name: str) -> Path:
-        if any(part in ('', '.', '..') for part in name.split('/')):
-            raise ValueError(
-                f'image name {name!r} must be a relative path without empty, "." or ".." parts'
-            )
+        check_name(name)
         return self._maps / f'{name}{_SUFFIX}'
 
     def _refuse_maps_of_another(self, known: Dict[str, Any], meta: Dict[str, Any]) -> None:
@@ -283,6 +288,39 @@ class PseudoLabelStore:
             f'{len(absent)} image(s) have no complete pseudo-label in {self.root}: '
             f'{listed(absent, 5)}. Run the stage that makes them again; it labels only what is '
             'missing'
+        )
+
+
+def _fault_of(manifest: Dict[str, Any]) -> Optional[str]:
+    """What shows that a manifest is not the one that was written; None if nothing does."""
+    values = manifest['thresholds']
+    if not isinstance(values, list) or len(values) != manifest['num_classes']:
+        return f'`thresholds` is no list of {manifest["num_classes"]} numbers, one for each class'
+    for index, value in enumerate(values):
+        if not isinstance(value, (int, float)) or not 0 <= value <= 1:  # also NaN
+            return f'`thresholds[{index}]` is {value!r}, not a number in [0, 1]'
+    if manifest.get('checksum', _checksum(manifest)) != _checksum(manifest):  # formerly none
+        return '`checksum` is not that of its content'
+    return None
+
+
+def _checksum(manifest: Dict[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != 'checksum'}
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_name(name: str) -> None:
+    """Refuse, by a ``ValueError``, the name of an image under which no map can be stored."""
+    parts = name.split('/')
+    if any(part in ('', '.', '..') for part in parts):
+        raise ValueError(
+            f'image name {name!r} must be a relative path without empty, "." or ".." parts'
+        )
+    longest = MAX_NAME_BYTES - len(_SUFFIX)
+    if max(len(part.encode()) for part in parts) > longest:
+        raise ValueError(
+            f'image name {name!r} is too long to store its labels: rename the image, {longest} '
+            'bytes are the most'
         )
 
 

@@ -186,7 +186,8 @@ def test_training_is_refused_with_other_classes_in_head_or_test_set(tree, tmp_pa
 def test_testing_on_other_classes_than_the_checkpoint_has_is_refused(tree, tmp_path):
     cfg = load_config(classification_config(tree, tmp_path), tmp_path / 'config.py', RUNTIME)
     meta = dict(dataset_meta=dict(classes=('blue', 'green', 'red')))
-    torch.save(dict(state_dict={}, meta=meta), tmp_path / 'network.pth')
+    weights = MODELS.build(cfg.model.copy()).state_dict()
+    torch.save(dict(state_dict=weights, meta=meta), tmp_path / 'network.pth')
     cfg.load_from = str(tmp_path / 'network.pth')
     shutil.rmtree(tree / 'test' / 'blue')
     with pytest.raises(DatasetError, match='compared with the checkpoint, it lacks blue'):

@@ -16,6 +16,7 @@ from tiny_models import tiny_segmentor
 import mmdmt.classification  # noqa: F401
 from mmdmt.config import resolve_config
 from mmdmt.export.plain import dicts_in
+from mmdmt.protocols import PROTOCOLS
 
 FOLDERS = sorted(p.name for p in CONFIGS.iterdir() if p.is_dir() and p.name != '_base_')
 NAMES = [name for folder in FOLDERS for name in names_of(folder)]
@@ -60,7 +61,6 @@ LONGER = {
         'supervised/deeplabv3plus_mobilenetv2_msrc21-96x96',
         'supervised/deeplabv3plus_r50_cityscapes-801x801',
         'supervised/deeplabv3plus_r50_coco81-513x513',
-        'supervised/deeplabv3plus_r50_pascal_voc12-321x321',
         'supervised/fcn_unet_toy-scenes-96x96',
         'supervised/segformer_mit-b1_cityscapes-1024x1024',
         'supervised/segformer_mit-b1_pascal_voc12-512x512',
@@ -85,7 +85,8 @@ LONGER = {
         'dmt_classification/dmt_wrn-28-2_4000_cifar10-32x32',
     ],
     'released code, difference by difference': [
-        'cross_teacher/cross-teacher-released_deeplabv2_r101_cityscapes-512x1024',
+        'cross_teacher/cross-teacher-released_deeplabv2_r101_1_50_pascal_voc12-321x321',
+        'cross_teacher/cross-teacher-released_deeplabv2_r101_1_8_cityscapes-256x512',
         'dual_teacher/dual-teacher-released_segformer_mit-b1_1_16_ade20k-512x512',
     ],
     'an ablation in several settings': [
@@ -294,6 +295,20 @@ def test_classes_are_those_of_the_dataset(name):
         classes = source.metainfo.get('classes') or find(DATASETS, source.type).METAINFO['classes']
     for network in networks(cfg):
         assert network.decode_head.num_classes == len(classes)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_images_are_decoded_alike_for_training_labeling_validation_and_test(name):
+    cfg = load(name)
+    pipelines = [cfg.to_dict()]
+    for protocol in PROTOCOLS.values():
+        pipelines += [protocol.pipeline(), protocol.inference_pipeline()]
+    steps = [
+        step
+        for step in dicts_in(pipelines)
+        if str(step.get('type')).split('.')[-1] in ('LoadImageFromFile', 'LoadImageAtSize')
+    ]
+    assert {step.get('imdecode_backend') for step in steps} == {'pillow'}
 
 
 @pytest.mark.parametrize('name', SEGMENTORS)

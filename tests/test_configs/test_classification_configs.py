@@ -172,7 +172,7 @@ def test_a_length_that_no_stage_takes_is_refused(name):
 
 
 def test_images_of_cifar_are_rgb_and_files_are_bgr():
-    """RandAugment and the normalization must agree on it."""
+    """RandAugment, whose list depends on their size, and the normalization must agree on it."""
     for name in NAMES:
         cfg = load(name)
         (augment,) = [
@@ -180,6 +180,9 @@ def test_images_of_cifar_are_rgb_and_files_are_bgr():
             for step in cfg.train_dataloader.dataset.datasets[0].pipeline
             if step.type == 'mmdmt.RandAugment'
         ]
+        # As published where the pixels of its translations fit.
+        assert augment.policies == ('released' if '32x32' in name else 'paper')
+        assert (augment.num_policies, augment.max_magnitude) == (1, 10)
         rgb = augment.get('channel_order') == 'rgb'
         assert rgb is ('cifar10' in name) and cfg.model.data_preprocessor.to_rgb is not rgb
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from forked_tool import ForkedTool
+from interruptions import add_hook, kill_held, make_hook, train
 from mmengine.registry import RUNNERS
 from mmseg.apis import MMSegInferencer
 from tiny_project import base_config, load_config, make_tree, mean_teacher, write_config
@@ -66,12 +66,11 @@ def test_both_networks_are_evaluated(trained):
 
 @pytest.mark.parametrize(('iteration', 'workers'), [(2, 0), (6, 2)])
 def test_a_killed_run_ends_with_the_same_weights(trained, tree, tmp_path, iteration, workers):
-    cfg = write_config(config(tree, tmp_path, num_workers=workers), tmp_path / 'mean_teacher.py')
-    tool = ForkedTool('train.py', cfg, log=tmp_path / 'killed.log')
-    tool.wait_for(tmp_path / f'iter_{iteration}.pth')
-    tool.kill()
-    assert not (tmp_path / 'iter_8.pth').exists(), 'killed too late to test anything'
-    ForkedTool('train.py', cfg, '--resume', log=tmp_path / 'resumed.log').finish()
+    cfg = add_hook(config(tree, tmp_path, num_workers=workers))
+    path = write_config(cfg, tmp_path / 'mean_teacher.py')
+    kill_held(make_hook(tree), path, f'after {iteration}')
+    assert (tmp_path / f'iter_{iteration}.pth').exists()
+    train(tree, path, '--resume').finish()
     expected, found = load(trained[0] / 'iter_8.pth'), load(tmp_path / 'iter_8.pth')
     for key, value in expected['state_dict'].items():
         assert torch.equal(found['state_dict'][key], value), key

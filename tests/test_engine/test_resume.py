@@ -5,46 +5,16 @@ import shutil
 
 import pytest
 import torch
-from forked_tool import ForkedTool, forked_ranks
+from forked_tool import forked_ranks
+from interruptions import add_hook, kill_held, make_hook, train
 from tiny_project import base_config, labeled_only, make_tree, mean_teacher, write_config
 
 MAX_ITERS = 9
 
-# Holds the process at a chosen place, so that the test can kill it exactly there.
-HOLD = """
-import os, time
-from pathlib import Path
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-
-def hold(where):
-    if os.environ.get('HOLD_AT') == where:
-        Path(os.environ['HOLD_FILE']).touch()
-        time.sleep(3600)
-
-@HOOKS.register_module()
-class HoldHook(Hook):
-    priority = 'LOWEST'
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        hold(f'before {runner.iter}')
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        hold(f'after {runner.iter}')
-    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        hold(f'validating {runner.iter}')
-
-replace = os.replace
-def slow_replace(source, target):
-    hold(f'writing {Path(target).name}')
-    replace(source, target)
-os.replace = slow_replace
-"""
-
 
 @pytest.fixture(scope='module')
 def tree(tmp_path_factory):
-    root = make_tree(tmp_path_factory.mktemp('tree'), labeled=7, unlabeled=5)
-    (root / 'hold_hook.py').write_text(HOLD)
-    return root
+    return make_hook(make_tree(tmp_path_factory.mktemp('tree'), labeled=7, unlabeled=5))
 
 
 def plain(cfg):
@@ -61,26 +31,8 @@ def write(tree, work_dir, adapt=plain, workers=0, keep=2, **extra):
     work_dir.mkdir(parents=True, exist_ok=True)
     cfg = adapt(base_config(tree, work_dir, MAX_ITERS, num_workers=workers, interval=3))
     cfg['default_hooks']['checkpoint']['max_keep_ckpts'] = keep
-    hooks = cfg.setdefault('custom_hooks', [dict(type='mmdmt.IterSeedHook')])
-    hooks.append(dict(type='HoldHook'))
-    cfg['custom_imports'] = dict(imports=['mmdmt', 'hold_hook'], allow_failed_imports=False)
     cfg.update(extra)
-    return write_config(cfg, work_dir / 'tiny.py')
-
-
-def train(tree, config, *args, launch=ForkedTool, **environment):
-    log = config.with_suffix('.log')
-    return launch('train.py', config, *args, log=log, PYTHONPATH=str(tree), **environment)
-
-
-def kill_held(tree, config, where, launch=ForkedTool):
-    """Train until the process is at ``where``, then SIGKILL it there."""
-    held = config.with_name('held')
-    tools = train(tree, config, launch=launch, HOLD_AT=where, HOLD_FILE=str(held))
-    tools = tools if isinstance(tools, list) else [tools]
-    tools[0].wait_for(held)
-    for tool in tools:
-        tool.kill()
+    return write_config(add_hook(cfg), work_dir / 'tiny.py')
 
 
 def outcome(work_dir):

@@ -88,7 +88,7 @@ def test_only_features_of_unlabeled_images_are_perturbed(joint, with_sup, monkey
     sup, unsup = inputs['sup'], inputs['unsup_weak']
     arguments = (segmentor, sup, samples['sup'], unsup, with_sup)
     losses, plain = joint_forward(*arguments)
-    again, found = joint_forward(*arguments, lambda each: with_channel_dropout(each, 0.9))
+    again, found = joint_forward(*arguments, perturb=lambda each: with_channel_dropout(each, 0.9))
     for key, value in losses.items():
         torch.testing.assert_close(again[key], value)
     torch.testing.assert_close(found[: len(plain)], plain)

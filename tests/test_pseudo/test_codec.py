@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -133,11 +134,38 @@ def test_the_header_of_these_tests_is_a_good_one():
         (with_header(version=99), 'version 99'),
         (MAGIC + zlib.compress(b'no line end'), 'not complete or damaged'),
         (MAGIC + zlib.compress(b'\xff\xfe\n'), 'not complete or damaged'),
+        (with_header(classes=None), 'not complete or damaged'),
+        (with_header(classes=[]), '0 classes'),
+        (with_header(shape=[2]), 'not complete or damaged'),
+        (with_header(shape=[0, 3]), r'shape \[0, 3\]'),
+        (with_header(shape=[2, 2]), 'not 8 bytes'),
+        (with_header(shape=[3, 3]), 'not 18 bytes'),
+        (with_header(shape=[10**5, 10**5]), r'shape \[100000, 100000\]'),
     ],
 )
 def test_a_header_that_makes_no_sense_is_damage(content, found):
     with pytest.raises(DamagedMapError, match=found):
         decode_map(content)
+
+
+def test_a_small_file_cannot_fill_the_memory():
+    content = with_header(bytes(100 * 2**20))
+    assert len(content) < 2**17
+    tracemalloc.start()
+    with pytest.raises(DamagedMapError, match='not 12 bytes'):
+        decode_map(content)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_a_map_knows_its_image():
+    label, confidence = np.zeros((2, 3), np.uint8), np.zeros((2, 3))
+    data = encode_map(label, confidence, 'one')
+    assert (decode_map(data, 'one')[0] == label).all()
+    with pytest.raises(DamagedMapError, match="it is the map of 'one'"):
+        decode_map(data, 'other')
+    decode_map(with_header(), 'a map of before, without a name')
 
 
 def test_bad_maps_are_refused():

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 
@@ -296,3 +297,63 @@ def test_a_manifest_of_another_format_is_refused(tmp_path):
     (tmp_path / 'manifest.json').write_text(json.dumps(dict(manifest, format_version=99)))
     with pytest.raises(StoreMismatchError, match='99'):
         PseudoLabelStore(tmp_path).get_thresholded(NAMES[0])
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'found'),
+    [
+        ('thresholds', [0.5, float('nan'), 0.5, 0.5], r'`thresholds\[1\]` is nan'),
+        ('thresholds', [0.5, 0.5, 0.5, 1.5], r'`thresholds\[3\]` is 1\.5'),
+        ('thresholds', [0.5, 0.5, '0.5', 0.5], r"`thresholds\[2\]` is '0\.5'"),
+        ('thresholds', [0.5, 0.5, 0.5], '`thresholds` is no list of 4 numbers'),
+        ('thresholds', 0.5, '`thresholds` is no list of 4 numbers'),
+        ('thresholds', [0.0, 0.0, 0.0, 0.0], '`checksum` is not'),
+        ('files', NAMES[1:], '`checksum` is not'),
+        ('kept_share', 0.9, '`checksum` is not'),
+    ],
+)
+def test_a_manifest_that_was_changed_is_refused_by_file_and_key(tmp_path, key, value, found):
+    _, manifest = finished(tmp_path)
+    (tmp_path / 'manifest.json').write_text(json.dumps(dict(manifest, **{key: value})))
+    with pytest.raises(
+        StoreMismatchError, match=rf'manifest\.json was changed.*{found}.*Delete it'
+    ):
+        PseudoLabelStore(tmp_path).get_thresholded(NAMES[0])
+
+
+def test_a_manifest_without_a_checksum_is_read(tmp_path):
+    """Of a store that an earlier version wrote."""
+    _, manifest = finished(tmp_path)
+    del manifest['checksum']
+    (tmp_path / 'manifest.json').write_text(json.dumps(manifest))
+    assert PseudoLabelStore(tmp_path).manifest == manifest
+
+
+def test_exchanged_maps_are_noticed_and_labeled_again(tmp_path):
+    store, _ = finished(tmp_path)
+    one, other = (tmp_path / 'maps' / f'{name}.plc' for name in NAMES[:2])
+    contents = one.read_bytes(), other.read_bytes()
+    one.write_bytes(contents[1])
+    other.write_bytes(contents[0])
+    with pytest.raises(DamagedMapError, match=rf"000001\.plc .*the map of '{NAMES[1]}'"):
+        store.get_thresholded(NAMES[0])
+    assert store.missing(NAMES) == NAMES[:2]
+
+
+@pytest.mark.parametrize('name', ['a' * 210, 'ü' * 105, 'folder/' + 'a' * 210])
+def test_a_name_too_long_for_a_file_is_refused_before_anything_is_written(tmp_path, name):
+    store = write(tmp_path, [])
+    with pytest.raises(ValueError, match=r'too long.*\d+ bytes'):
+        store.put(name, *maps('x'))
+    longest = 'a' * int(LONGEST.search(_refusal(store, name)).group(1))
+    store.put(longest, *maps('x'))
+    assert store.missing([longest]) == []
+
+
+LONGEST = re.compile(r'(\d+) bytes are the most')
+
+
+def _refusal(store, name):
+    with pytest.raises(ValueError, match='too long') as caught:
+        store.get(name)
+    return str(caught.value)

@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.checkpoint import load_checkpoint_file
-from mmdmt.config import resolve_config
+from mmdmt.config import merge_options, resolve_config
 from mmdmt.files import shipped_dir, write_text_atomically
 from mmdmt.models.methods.base import build_segmentor
 from mmdmt.pseudo import PseudoLabelStore
@@ -280,7 +280,7 @@ def run(args: argparse.Namespace, folder: Path) -> Dict[str, Any]:
     """Measure, with files in ``folder``."""
     cfg = Config.fromfile(args.config)
     if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+        merge_options(cfg, args.cfg_options)
     init_default_scope(resolve_config(cfg).get('default_scope', 'mmseg'))
     dataset = image_config(args, cfg, folder)
     checkpoint = write_checkpoint(args, cfg, folder / 'weights.pth')

@@ -34,7 +34,7 @@ from prettytable import PrettyTable, TableStyle
 from torch import nn
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.config import resolve_config
+from mmdmt.config import merge_options, resolve_config
 from mmdmt.models.forward import dense_logits
 from mmdmt.models.methods import SemiSegmentor
 from mmdmt.models.methods.base import build_segmentor
@@ -334,7 +334,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    merge_options(cfg, args.cfg_options or {})
     cfg = resolve_config(cfg)
     cfg.train_dataloader.batch_size = args.batch_size or cfg.train_dataloader.batch_size
     model = build_model(cfg, args)

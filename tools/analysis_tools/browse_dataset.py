@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.checkpoint import load_checkpoint_file
-from mmdmt.config import resolve_config
+from mmdmt.config import merge_options, resolve_config
 from mmdmt.engine.hooks.iter_seed_hook import seed_everything_at
 from mmdmt.engine.mutual.stage_config import StageConfigBuilder
 from mmdmt.evaluation.visualization import (
@@ -95,7 +95,7 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read the config; of mutual training, take the config of one stage."""
     cfg = Config.fromfile(args.config)
     if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+        merge_options(cfg, args.cfg_options)
     resolve_config(cfg)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     if args.seed is not None:

@@ -21,7 +21,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.config import resolve_config
+from mmdmt.config import merge_options, resolve_config
 from mmdmt.datasets.checks.problems import Problem, format_problems
 from mmdmt.datasets.checks.validation import check_dataset
 from mmdmt.files import write_text_atomically
@@ -88,7 +88,7 @@ def find_problems(args: argparse.Namespace) -> list[Problem]:
 def configured_datasets(args: argparse.Namespace) -> dict:
     """Datasets of the config's loaders, by part."""
     config = Config.fromfile(args.config)
-    config.merge_from_dict(args.cfg_options or {})
+    merge_options(config, args.cfg_options or {})
     config = resolve_config(config)  # as the runner does: a new data_root reaches every dataset
     init_default_scope(config.get('default_scope', 'mmseg'))
     loaders = {part: config.get(f'{part}_dataloader') or {} for part in ('train', 'val', 'test')}

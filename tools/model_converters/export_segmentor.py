@@ -31,7 +31,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='let CHECKPOINT run code while it is loaded, because you trust who made it',
+        help='let CHECKPOINT run code while it is loaded and while the network of '
+        'its config is built, because you trust who made it',
     )
     return parser.parse_args()
 

@@ -12,7 +12,7 @@ train_pipeline = [
     resize,
     dict(type='RandomCrop', crop_size=crop_size, padding=2, pad_val=128),
     dict(type='RandomFlip', prob=0.5),
-    dict(_base_.rand_augment, cutout=8),
+    dict(_base_.rand_augment, policies='paper', cutout=8),
     dict(type='PackInputs', algorithm_keys=('soft_label',)),
 ]
 test_pipeline = [resize, dict(type='PackInputs')]

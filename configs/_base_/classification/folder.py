@@ -41,15 +41,15 @@ train_images = dict(
     type='mmpretrain.CustomDataset', data_root=data_root, metainfo=metainfo, data_prefix='train'
 )
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
     dict(type='Resize', scale=image_size, interpolation='area'),
     dict(type='RandomCrop', crop_size=crop_size, padding=4, pad_val=128),
     dict(type='RandomFlip', prob=0.5),
-    _base_.rand_augment,
+    dict(_base_.rand_augment, policies='paper', cutout=16),
     dict(type='PackInputs', algorithm_keys=('soft_label',)),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
     dict(type='Resize', scale=image_size, interpolation='area'),
     dict(type='CenterCrop', crop_size=crop_size),
     dict(type='PackInputs'),

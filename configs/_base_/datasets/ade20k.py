@@ -44,7 +44,7 @@ unsup_pipeline = [
     dict(type='mmdmt.PackSemiInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
     dict(type='Resize', scale=image_size, keep_ratio=True),
     # After Resize: the labels keep their size.
     dict(type='LoadAnnotations'),

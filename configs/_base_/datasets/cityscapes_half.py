@@ -17,17 +17,17 @@ load_labels = dict(type='mmdmt.LoadAnnotationsAtImageSize')
 sup_pipeline = [load_image, load_labels, *_base_.sup_pipeline[2:]]
 unsup_pipeline = [load_image, *_base_.unsup_pipeline[1:]]
 labeling_pipeline = [
-    dict(type='mmdmt.LoadImageAtSize', scale=_base_.image_size),
+    load_image,
     dict(type='PackSegInputs'),
 ]
 half_size_pipeline = [
-    dict(type='mmdmt.LoadImageAtSize', scale=_base_.image_size),
-    dict(type='mmdmt.LoadAnnotationsAtImageSize'),
+    load_image,
+    load_labels,
     dict(type='PackSegInputs'),
 ]
 # Of inferencers: a prediction of the size of the file.
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
     dict(type='Resize', scale=_base_.image_size, keep_ratio=False),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),

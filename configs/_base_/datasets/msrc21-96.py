@@ -7,7 +7,7 @@ crop_size = (96, 96)
 small_settings = dict(crop_size=dict(default=crop_size))  # models are written with this one
 
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
     dict(type='Resize', scale=_base_.image_size, keep_ratio=True),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),

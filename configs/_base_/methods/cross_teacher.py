@@ -1,6 +1,6 @@
 # Cross Teacher Training: two students, each taught by the teacher of the other, and contrast
-# between their features. Values of the paper, but for the weights of the contrastive losses, which
-# the released code never adds, so that they are not known.
+# between their features. Thresholds, temperatures, momentum and banks are those of the released code;
+# the weights of the contrastive losses, which it never adds, are not known.
 method = dict(
     type='mmdmt.CrossTeacher',
     strong=dict(type='mmdmt.StrongAugment', preset='ctt'),

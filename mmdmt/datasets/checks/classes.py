@@ -1,12 +1,13 @@
 """Classes of whole images: the same numbers in all sets, the network and the checkpoint."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
 from mmengine.logging import print_log
 
 from mmdmt.checks import listed
+from mmdmt.datasets.checks.file_facts import LabelRules
 from mmdmt.datasets.checks.problems import Problem
 from mmdmt.datasets.checks.sources import Source, read_sources
 
@@ -70,3 +71,30 @@ def _warn_of_missing_labels(sources: Sequence[Source], classes: Sequence[str]) -
         files = ', '.join(source.file for source in sources)
         message = f'{files}: no labeled image of {listed(missing)}: they will never be predicted'
         print_log(message, 'current', logging.WARNING)
+
+
+def warn_of_missing_ids(
+    masks: Iterable[tuple[Optional[str], LabelRules, Optional[Sequence[int]]]],
+    sources: Sequence[Source],
+) -> None:
+    """Warn of masks without a labeled pixel, and of classes that are in none of the masks.
+
+    Args:
+        masks: Path, rules and raw ids of each mask; None for ids that were not read.
+        sources: The sources that they are of.
+    """
+    empty, seen = [], set()
+    for path, rules, ids in masks:
+        if ids is not None:
+            found = {rules.to_class(raw) for raw in ids} - {rules.ignore_index}
+            seen |= found
+            empty += [] if found else [path]
+    if empty:
+        text = f'{len(empty)} masks have no labeled pixel at all: {listed(empty)}'
+        print_log(text, 'current', logging.WARNING)
+    classes = next((source.classes for source in sources if source.labeled), ())
+    missing = [name for number, name in enumerate(classes) if number not in seen]
+    if seen and missing:
+        files = ', '.join(source.file for source in sources if source.labeled)
+        text = f'{files}: no labeled pixel of {listed(missing)}: they will never be predicted'
+        print_log(text, 'current', logging.WARNING)

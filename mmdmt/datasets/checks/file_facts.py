@@ -2,13 +2,17 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from logging import WARNING
 from pathlib import Path
 from typing import Callable, Optional, TypeVar, Union
 
 import numpy as np
+from mmengine.logging import print_log
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
@@ -19,6 +23,10 @@ Result = TypeVar('Result')
 
 _EXIF_ORIENTATION = 0x0112
 _EXIF_TRANSPOSED = (5, 6, 7, 8)
+# What loaders turn into 8-bit RGB without clipping, scaling or guessing a profile.
+_SOUND_MODES = ('1', 'L', 'P', 'RGB', 'RGBA')
+_DEEP = re.compile(r"'(LA?|RGBA?);16[BLN]?'")  # Pillow would cut these channels down to 8 bits
+_MAX_ASPECT = 50
 
 
 class MaskModeError(ValueError):
@@ -27,11 +35,52 @@ class MaskModeError(ValueError):
 
 @dataclass(frozen=True)
 class FileFacts:
-    """Size in pixels as training sees it, and raw ids of a decoded mask, ascending."""
+    """What is known of a file.
+
+    Attributes:
+        width (int): Pixels; of an image, as its EXIF orientation turns it.
+        height (int): The same.
+        mode (str): Format and Pillow's mode, such as 'PNG RGB'; ';16' for 16 bits a channel.
+        turned (bool): Whether the orientation exchanges width and height.
+        ids (Sequence[int], optional): Raw ids of a decoded mask, ascending.
+    """
 
     width: int
     height: int
+    mode: str
+    turned: bool = False
     ids: Optional[Sequence[int]] = None
+
+
+@dataclass(frozen=True)
+class ImageRules:
+    """What the first step of a pipeline makes of images.
+
+    Attributes:
+        rgb (bool): Whether they become 8-bit RGB; a loader for anything else is not judged.
+        oriented (bool): Whether their EXIF orientation is applied, as mmcv does by default.
+    """
+
+    rgb: bool = True
+    oriented: bool = True
+
+    def size(self, facts: FileFacts) -> tuple[int, int]:
+        """Width and height of the loaded image."""
+        size = facts.width, facts.height
+        return size if self.oriented or not facts.turned else size[::-1]
+
+    def refusal(self, facts: FileFacts) -> Optional[str]:
+        """Why the loader would clip or change the pixels of an image; None if it would not."""
+        kind, _, mode = facts.mode.partition(' ')
+        # A fourth channel of a TIFF may be anything, and loaders do not agree what to do with it.
+        sound = mode in _SOUND_MODES and (kind, mode) != ('TIFF', 'RGBA')
+        return None if sound or not self.rgb else f'mode {mode} is not loaded as it is'
+
+
+def is_trainable_size(facts: FileFacts) -> bool:
+    """Whether pipelines can resize and crop it: a side of one pixel is lost on the way."""
+    short, long = sorted((facts.width, facts.height))
+    return short > 1 and long <= _MAX_ASPECT * short
 
 
 @dataclass(frozen=True)
@@ -53,37 +102,47 @@ class LabelRules:
     def to_class(self, raw: int) -> int:
         """Turn a raw id into a class id the way mmseg's ``LoadAnnotations`` does."""
         label = raw
-        if self.reduce_zero_label and raw <= 255:
+        if self.reduce_zero_label:
             label = 255 if raw in (0, 255) else raw - 1
         return label if self.label_map is None else self.label_map.get(label, label)
 
     def illegal(self, raw_ids: Iterable[int]) -> list[int]:
-        """List the raw ids that become neither a class nor ``ignore_index``."""
-        if self.num_classes is None:
-            return []
-        legal = {*range(self.num_classes), self.ignore_index}
-        return [raw for raw in raw_ids if self.to_class(raw) not in legal]
+        """List the raw ids that become neither a class nor ``ignore_index``.
+
+        The loader keeps 8 bits of an id: one that needs more is illegal whatever the classes are.
+        """
+        legal = {*range(256 if self.num_classes is None else self.num_classes), self.ignore_index}
+        return [raw for raw in raw_ids if not 0 <= raw <= 255 or self.to_class(raw) not in legal]
 
 
 def image_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
-    """Read an image's size after its EXIF orientation is applied, as the loader does.
+    """Read an image's mode, and its size after its EXIF orientation is applied.
 
     Decoding every pixel is what finds truncated files; else only the header is read. Raises
     whatever Pillow raises on a file that it cannot read.
     """
     with Image.open(path) as image:
+        mode = _mode(image)
         if decode:
             image.load()
         width, height = image.size
         # PNG keeps EXIF behind the pixels: Pillow would decode the file to get at it.
         exif = image.getexif() if decode or image.format != 'PNG' else {}
-        if exif.get(_EXIF_ORIENTATION) in _EXIF_TRANSPOSED:
-            width, height = height, width
-    return FileFacts(width, height)
+        turned = exif.get(_EXIF_ORIENTATION) in _EXIF_TRANSPOSED
+    return FileFacts(*((height, width) if turned else (width, height)), mode, turned)
+
+
+def _mode(image: Image.Image) -> str:
+    """Format and mode of an image that is not decoded yet; ``image.mode`` hides deep channels."""
+    deep = _DEEP.search(str(image.tile)) and ';' not in image.mode
+    return f'{image.format} {image.mode}{";16" if deep else ""}'
 
 
 def mask_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
-    """Read a mask's size and, decoded, its raw ids (palette indices of a palette PNG).
+    """Read a mask's mode, size and, decoded, its raw ids (palette indices of a palette PNG).
+
+    They are those of mmseg's ``LoadAnnotations``, which decodes with Pillow too, does not apply
+    an EXIF orientation, and keeps 8 bits of each id (see :meth:`LabelRules.illegal`).
 
     Raises:
         MaskModeError: If it has more than one channel, or real numbers.
@@ -91,11 +150,13 @@ def mask_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
     with Image.open(path) as mask:
         if len(mask.getbands()) != 1 or mask.mode == 'F':
             raise MaskModeError(f'mode {mask.mode} is not one channel of class ids')
-        ids = _unique_ids(np.asarray(mask)) if decode else None
-        return FileFacts(*mask.size, ids)
+        facts = FileFacts(*mask.size, _mode(mask))
+        return replace(facts, ids=_unique_ids(np.asarray(mask))) if decode else facts
 
 
 def _unique_ids(pixels: np.ndarray) -> list[int]:
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8)
     if pixels.dtype == np.uint8:  # counting is many times faster than the sort in np.unique
         return np.flatnonzero(np.bincount(pixels.ravel(), minlength=256)).tolist()
     return np.unique(pixels).tolist()
@@ -112,7 +173,7 @@ class FactCache:
         decode (bool): False reads headers only, and keeps nothing. Defaults to True.
     """
 
-    VERSION = 1
+    VERSION = 2
 
     def __init__(self, path: Optional[Union[str, Path]] = None, decode: bool = True) -> None:
         self.path = Path(path) if path and decode else None
@@ -133,13 +194,20 @@ class FactCache:
         if entry is None or entry['stamp'] != stamp:
             entry = self._entries[kind][key] = {'stamp': stamp, **asdict(read(path))}
             self._changed = True
-        return FileFacts(entry['width'], entry['height'], entry['ids'])
+        return FileFacts(**{name: value for name, value in entry.items() if name != 'stamp'})
 
     def save(self) -> None:
-        """Write the cache atomically, if it has a file and anything is new."""
+        """Write the cache atomically, if it has a file and anything is new.
+
+        A folder that cannot be written to is a warning: the files were checked all the same.
+        """
         if self.path and self._changed:
             content = {'version': self.VERSION, **self._entries}
-            write_text_atomically(self.path, json.dumps(content))
+            try:
+                write_text_atomically(self.path, json.dumps(content))
+            except OSError as error:
+                note = f'the files that were checked are not remembered for the next time: {error}'
+                print_log(f'{note} (`default_hooks.dataset_check.cache`)', 'current', WARNING)
             self._changed = False
 
     def _load(self) -> None:
@@ -172,3 +240,36 @@ def map_in_threads(
         # In a log file every update is a piece of text, hence few of them.
         mininterval=0.1 if sys.stderr.isatty() else 30,
     )
+
+
+def find_copies(files: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """Find files with the content of one of the others, which links have too.
+
+    Sizes are compared first, then beginnings, and whole files only where both are alike.
+
+    Returns:
+        dict[str, str]: Such files and, for each, one of the others. Missing files are left out.
+    """
+    found = [dict.fromkeys(paths, ()) for paths in (files, others)]
+    for fact in (_size, _digest_of_beginning, _digest):
+        found = [{path: (*key, fact(path)) for path, key in half.items()} for half in found]
+        shared = set(found[0].values()) & set(found[1].values()) - {(None,)}
+        found = [{p: key for p, key in half.items() if key in shared} for half in found]
+    by_content = {key: path for path, key in found[1].items()}
+    return {path: by_content[key] for path, key in found[0].items()}
+
+
+def _size(path: str) -> Optional[int]:
+    try:
+        return os.path.getsize(path)
+    except OSError:  # missing, which is a problem of its own
+        return None
+
+
+def _digest_of_beginning(path: str) -> bytes:
+    with open(path, 'rb') as file:
+        return sha256(file.read(1 << 14)).digest()
+
+
+def _digest(path: str) -> bytes:
+    return sha256(Path(path).read_bytes()).digest()

@@ -26,6 +26,11 @@ FIXES = {
     'list',
     'corrupt image': 'fetch the image again, or take its id out of the list',
     'corrupt mask': 'fetch or write the mask again, or move its id to the unlabeled list',
+    'image mode': 'convert it to RGB or gray of 8 bits a channel, such as by '
+    '"magick IMAGE -colorspace sRGB -alpha off -depth 8 PNG24:NEW.png", or load it by a step of '
+    "your own that keeps it (color_type='unchanged')",
+    'image size': 'take its id out of the list: a side needs at least 2 pixels, and 1/50 of the '
+    'other one',
     'mask mode': 'save masks with one channel of class ids (8-bit gray or palette PNG)',
     'mask size': 'make the mask as large as its image (nearest resampling, or fix the pairing)',
     'label id': 'correct the mask, `metainfo.classes`, `reduce_zero_label` or `ignore_index`',

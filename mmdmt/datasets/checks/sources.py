@@ -13,10 +13,10 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.utils import is_abs
 
-from mmdmt.datasets.checks.file_facts import LabelRules
+from mmdmt.datasets.checks.file_facts import ImageRules, LabelRules
 from mmdmt.datasets.checks.problems import Problem
 from mmdmt.datasets.splits.files import write_list
-from mmdmt.registry import DATASETS
+from mmdmt.registry import DATASETS, TRANSFORMS
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Source:
     labeled: bool
     classes: tuple[str, ...]  # empty where it does not name them
     rules: LabelRules
+    image_rules: ImageRules
 
 
 @dataclass
@@ -82,7 +83,7 @@ def read_sources(dataset: Any, problems: list[Problem]) -> list[Source]:
             # Again: only a built dataset knows the suffix that its class sets.
             listed = _read_list(leaf, _suffixes(built))
             problems += listed.problems if listed else []
-            sources.append(_read_source(built, listed, problems))
+            sources.append(_read_source(built, listed, _image_rules(leaf), problems))
     return sources
 
 
@@ -227,8 +228,23 @@ def _build(
             return None
 
 
+def _image_rules(leaf: Any) -> ImageRules:
+    """What the first step of a dataset's pipeline makes of images; without one, as by default."""
+    steps = _setting(leaf, 'pipeline', ())
+    steps = getattr(steps, 'transforms', steps)
+    if not steps:
+        return ImageRules()
+    load = TRANSFORMS.build(steps[0]) if isinstance(steps[0], Mapping) else steps[0]
+    color = getattr(load, 'color_type', '')
+    rgb = color.startswith('color') and getattr(load, 'imdecode_backend', '') != 'tifffile'
+    return ImageRules(rgb, oriented=not color.endswith('ignore_orientation'))
+
+
 def _read_source(
-    dataset: BaseDataset, listed: Optional[_ListFile], problems: list[Problem]
+    dataset: BaseDataset,
+    listed: Optional[_ListFile],
+    image_rules: ImageRules,
+    problems: list[Problem],
 ) -> Source:
     by_image = {} if listed is None else _names_by_image(dataset, listed)
     infos = map(dataset.get_data_info, range(len(dataset)))
@@ -251,6 +267,7 @@ def _read_source(
             _setting(dataset, 'reduce_zero_label', False),
             _setting(dataset, 'label_map'),
         ),
+        image_rules=image_rules,
     )
 
 

@@ -6,12 +6,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from mmdmt.datasets.checks.classes import classifies, compare_classes
+from mmdmt.datasets.checks.classes import classifies, compare_classes, warn_of_missing_ids
 from mmdmt.datasets.checks.file_facts import (
     FactCache,
     FileFacts,
     LabelRules,
     MaskModeError,
+    find_copies,
+    is_trainable_size,
     map_in_threads,
 )
 from mmdmt.datasets.checks.problems import Problem
@@ -52,14 +54,18 @@ def check_dataset(
     problems += _training_and_validation(train_sources, val_sources)
     problems += compare_classes(train_sources, val_sources, test, num_classes)
     sources = train_sources + val_sources
-    pairs = [(sample, source.rules) for source in sources for sample in source.samples]
+    pairs = [(sample, source) for source in sources for sample in source.samples]
     cache = FactCache(cache_file, full)
     title = 'decoding images and masks' if full else 'looking at images and masks'
     try:
         found = map_in_threads(lambda p: _check_files(*p, cache), pairs, title, workers, progress)
     finally:
         cache.save()  # also what an interrupted check has done need not be done again
-    return list(dict.fromkeys([*problems, *chain.from_iterable(found)]))
+    masks = [(s.mask, source.rules, ids) for (s, source), (_, ids) in zip(pairs, found)]
+    warn_of_missing_ids(
+        masks[: sum(len(source.samples) for source in train_sources)], train_sources
+    )
+    return list(dict.fromkeys([*problems, *chain.from_iterable(each for each, _ in found)]))
 
 
 def _by_identity(sources: Sequence[Source]) -> dict[str, Sample]:
@@ -90,24 +96,48 @@ def _labeled_and_unlabeled(sources: Sequence[Source]) -> Iterator[Problem]:
 def _training_and_validation(train: Sequence[Source], val: Sequence[Source]) -> Iterator[Problem]:
     """Find validation images that are labeled for training; in classification, unlabeled too."""
     held_out = _by_identity(val)
+    train = [source for source in train if source.labeled or classifies(val)]
     for source in train:
-        if source.labeled or classifies(val):
-            yield from _both(source, held_out, 'validation overlap', 'a validation image')
+        yield from _both(source, held_out, 'validation overlap', 'a validation image')
+    samples = chain.from_iterable(source.samples for source in train)
+    own = {s.image: s for s in samples if s.image and s.identity not in held_out and not s.odd}
+    for copy, original in find_copies(
+        own, {s.image: s for s in held_out.values() if s.image}
+    ).items():
+        found = f'{copy} has the content of the validation image {original}'
+        yield own[copy].problem('validation overlap', found)
 
 
-def _check_files(sample: Sample, rules: LabelRules, cache: FactCache) -> list[Problem]:
+def _check_files(
+    sample: Sample, source: Source, cache: FactCache
+) -> tuple[list[Problem], Optional[Sequence[int]]]:
+    """Problems of an image and its mask, and the mask's ids where they are known."""
     problems: list[Problem] = []
     if sample.odd or sample.image is None:
-        return problems
+        return problems, None
     image = _facts(sample, 'image', sample.image, cache, problems)
     mask = sample.mask and _facts(sample, 'mask', sample.mask, cache, problems)
-    if image and mask and (image.width, image.height) != (mask.width, mask.height):
-        sizes = f'{mask.width}x{mask.height}, its image {image.width}x{image.height}'
+    if image:
+        problems += _check_image(sample, image, source)
+    if image and mask and source.image_rules.size(image) != (mask.width, mask.height):
+        sizes = '{}x{}, its image {}x{}'.format(
+            mask.width, mask.height, *source.image_rules.size(image)
+        )
         problems.append(sample.problem('mask size', f'{sample.mask} is {sizes}'))
-    illegal = rules.illegal(mask.ids) if mask and mask.ids else []
+    ids = mask.ids if mask else None
+    illegal = source.rules.illegal(ids or ())
     if illegal:
-        problems.append(sample.problem('label id', _describe_ids(sample.mask, illegal, rules)))
-    return problems
+        found = _describe_ids(sample.mask, illegal, source.rules)
+        problems.append(sample.problem('label id', found))
+    return problems, ids
+
+
+def _check_image(sample: Sample, image: FileFacts, source: Source) -> Iterator[Problem]:
+    refusal = source.image_rules.refusal(image)
+    if refusal:
+        yield sample.problem('image mode', f'{sample.image}: {refusal}')
+    if not is_trainable_size(image):
+        yield sample.problem('image size', f'{sample.image} is {image.width}x{image.height}')
 
 
 def _facts(
@@ -130,5 +160,5 @@ def _facts(
 def _describe_ids(path: str, illegal: Sequence[int], rules: LabelRules) -> str:
     shown = ', '.join(str(label) for label in illegal[:8]) + (', ...' if len(illegal) > 8 else '')
     shift = ' after reduce_zero_label' if rules.reduce_zero_label else ''
-    last = rules.num_classes - 1
+    last = 255 if rules.num_classes is None else rules.num_classes - 1
     return f'{path} has ids {shown}: classes are 0 to {last}{shift}, ignored {rules.ignore_index}'

@@ -1,7 +1,7 @@
 """Endless sampler that draws a fixed number of items from each source for every batch."""
 
 from collections.abc import Iterator, Sequence, Sized
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
@@ -16,7 +16,19 @@ _PERMUTATION_STREAM, _DRAW_STREAM = 0, 1
 
 
 def split_batch(batch_size: int, source_ratio: Sequence[float]) -> list[int]:
-    """Items of each source in a batch, by the method of the largest remainder."""
+    """Items of each source in a batch, by the method of the largest remainder.
+
+    Raises:
+        ValueError: If the ratios are not numbers from 0 up, or leave a source with a positive one
+            out of the batch.
+    """
+    check_range('batch_size', batch_size, 1)
+    is_list = isinstance(source_ratio, (list, tuple))
+    if not is_list or not all(map(_is_share, source_ratio)) or not any(source_ratio):
+        raise ValueError(
+            '`source_ratio` must be numbers from 0 up, at least one of them positive, one for each '
+            f'source, got {source_ratio!r}; 0 stands for a source that is not drawn'
+        )
     total = sum(source_ratio)
     shares = [batch_size * share / total for share in source_ratio]
     counts = [int(share) for share in shares]
@@ -24,7 +36,19 @@ def split_batch(batch_size: int, source_ratio: Sequence[float]) -> list[int]:
     by_remainder = sorted(drawn, key=lambda source: counts[source] - shares[source])
     for source in by_remainder[: batch_size - sum(counts)]:
         counts[source] += 1
+    left_out = [source for source in drawn if not counts[source]]
+    if left_out:
+        raise ValueError(
+            f'`batch_size={batch_size}` with `source_ratio={list(source_ratio)}` gives '
+            f'{counts} items per source and leaves source {left_out[0]} out of every '
+            'batch; use a larger `batch_size`, a more even `source_ratio`, or the ratio 0'
+        )
     return counts
+
+
+def _is_share(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and 0 <= value < float('inf')
 
 
 @DATA_SAMPLERS.register_module()
@@ -66,6 +90,7 @@ class MultiSourceSampler(Sampler):
         seed: Optional[int] = None,
     ) -> None:
         self.dataset = dataset
+        self.items_per_batch = split_batch(batch_size, source_ratio)
         self.batch_size = batch_size
         self.source_ratio = list(source_ratio)
         self.shuffle = shuffle
@@ -75,7 +100,6 @@ class MultiSourceSampler(Sampler):
         self._starts = [0, *ends[:-1]]
         self.source_sizes = [end - start for start, end in zip(self._starts, ends)]
         self._check_sources()
-        self.items_per_batch = self._split_batch()
         # For each place in a batch: its source, and its rank among the items of that source.
         counts = enumerate(self.items_per_batch)
         self._places = [(source, item) for source, count in counts for item in range(count)]
@@ -83,34 +107,15 @@ class MultiSourceSampler(Sampler):
         self._skipped = 0
 
     def _check_sources(self) -> None:
-        check_range('batch_size', self.batch_size, 1)
         if len(self.source_ratio) != len(self.source_sizes):
             raise ValueError(
                 f'`source_ratio` {self.source_ratio} has {len(self.source_ratio)} numbers, but '
                 f'the dataset has {len(self.source_sizes)} sources; give one number a source'
             )
-        in_range = all(0 <= share < float('inf') for share in self.source_ratio)
-        if not in_range or not any(self.source_ratio):
-            raise ValueError(
-                f'`source_ratio` must be numbers from 0 up, at least one of them positive, got '
-                f'{self.source_ratio}; 0 stands for a source that is not drawn'
-            )
         drawn_from = zip(self.source_sizes, self.source_ratio)
         empty = [source for source, (size, share) in enumerate(drawn_from) if share and not size]
         if empty:
             raise ValueError(f'sources {empty} are empty (sizes {self.source_sizes})')
-
-    def _split_batch(self) -> list[int]:
-        counts = split_batch(self.batch_size, self.source_ratio)
-        drawn = zip(counts, self.source_ratio)
-        left_out = [source for source, (count, share) in enumerate(drawn) if share and not count]
-        if left_out:
-            raise ValueError(
-                f'`batch_size={self.batch_size}` with `source_ratio={self.source_ratio}` gives '
-                f'{counts} items per source and leaves source {left_out[0]} out of every '
-                'batch; use a larger `batch_size`, a more even `source_ratio`, or the ratio 0'
-            )
-        return counts
 
     def __iter__(self) -> Iterator[SeededIndex]:
         draw = self._skipped

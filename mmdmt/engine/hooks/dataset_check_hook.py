@@ -14,6 +14,7 @@ from mmdmt.datasets.checks.problems import DatasetError, Problem, raise_on_probl
 from mmdmt.datasets.checks.sources import read_sources
 from mmdmt.datasets.checks.validation import check_dataset
 from mmdmt.distributed import from_main, unwrap
+from mmdmt.engine.run_settings import dataset_of
 from mmdmt.registry import HOOKS
 
 MODES = ('full', 'fast', 'off')
@@ -63,7 +64,7 @@ class DatasetCheckHook(Hook):
             DatasetError: As :meth:`check`.
         """
         loaders = runner._train_dataloader, runner._val_dataloader, runner._test_dataloader
-        train, val, test = map(_dataset_of, loaders)
+        train, val, test = map(dataset_of, loaders)
         num_classes = _num_classes(runner.model)
         self.check(train, val, runner.work_dir, test=test, num_classes=num_classes)
         self._checked = True
@@ -110,11 +111,6 @@ def _find_problems(train: Any, val: Any, options: dict) -> List[Problem]:
     except Exception as error:
         print_log('the data check itself failed', 'current', logging.ERROR)
         raise DatasetError(f'the data check failed: {type(error).__name__}: {error}') from error
-
-
-def _dataset_of(loader: Any) -> Any:
-    """Dataset of a loader, or of its config."""
-    return loader.get('dataset') if isinstance(loader, dict) else getattr(loader, 'dataset', None)
 
 
 def _num_classes(model: Any) -> Optional[int]:

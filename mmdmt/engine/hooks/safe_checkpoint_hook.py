@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from mmengine.utils import apply_to
 
 from mmdmt.distributed import share_buffers, unwrap
-from mmdmt.files import remove_stale_temporaries, write_text_atomically
+from mmdmt.files import write_text_atomically
 from mmdmt.registry import HOOKS
 
 
@@ -33,14 +33,6 @@ class SafeCheckpointHook(CheckpointHook):
       two validations or checkpoints each rank has statistics of its own. Otherwise an interrupted
       run would differ from one that was not, and only the images of rank 0 would count.
     """
-
-    def before_train(self, runner: Runner) -> None:
-        """Take over the list of kept checkpoints and remove what a killed writer left."""
-        super().before_train(runner)
-        if is_main_process():
-            for folder in {runner.work_dir, self.out_dir}:
-                for path in remove_stale_temporaries(folder):
-                    runner.logger.info(f'Removed {path}, left by a run that was killed.')
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Let all ranks validate the same network; ``EMAHook`` has put its average in."""

@@ -3,17 +3,16 @@
 import contextlib
 import json
 import os
-import socket
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Dict, List, Optional
+from typing import Any, ContextManager, Dict, List, Optional
 
 from prettytable import PrettyTable
 
 from mmdmt.checkpoint import checkpoint_identity
 from mmdmt.checks import listed
 from mmdmt.engine.mutual.plan import Stage
-from mmdmt.files import write_text_atomically
+from mmdmt.files import hold, write_text_atomically
 
 try:
     import fcntl
@@ -30,10 +29,6 @@ Entry = Dict[str, Any]
 
 class LedgerMismatchError(RuntimeError):
     """A stage was begun with another config than the one given now."""
-
-
-class StageBusyError(RuntimeError):
-    """Another process works on the same stage."""
 
 
 class Ledger:
@@ -170,29 +165,17 @@ class Ledger:
         with self._change() as stages:
             stages.pop(name, None)
 
-    @contextlib.contextmanager
-    def hold(self, name: str) -> Iterator[None]:
-        """Keep a stage for this process; the system lets go of it when the process dies.
+    def hold(self, name: str) -> ContextManager[None]:
+        """Keep a stage for this process, see :func:`mmdmt.files.hold`.
 
-        Where another process has it, also on another machine, this is a :class:`StageBusyError`.
+        Raises:
+            BusyError: On entering, where another process has it, also on another machine.
         """
-        os.makedirs(self.work_dir, exist_ok=True)
-        with open(os.path.join(self.work_dir, f'.{name}.lock'), 'a+', encoding='utf-8') as file:
-            try:
-                # Unlike `flock`, it does not pass to loader workers, which may outlive a killed
-                # process.
-                if fcntl is not None:
-                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:
-                file.seek(0)
-                raise StageBusyError(
-                    f'{name} in {self.work_dir} is being worked on by {file.read() or "another"}: '
-                    'wait until it is done, or run another stage with --stage'
-                ) from error
-            file.truncate(0)
-            file.write(f'process {os.getpid()} on {socket.gethostname()}')
-            file.flush()
-            yield
+        return hold(
+            os.path.join(self.work_dir, f'.{name}.lock'),
+            f'{name} in {self.work_dir}',
+            'wait until it is done, or run another stage with --stage',
+        )
 
     def _note(self, name: str, **fields: Any) -> None:
         with self._change() as stages:

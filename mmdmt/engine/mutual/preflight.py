@@ -1,18 +1,24 @@
 """Finds before the first stage what would otherwise end the chain after days of training."""
 
+import copy
 import os.path as osp
 from typing import List
 
 from mmengine.config import Config
 from mmengine.dist import get_world_size
 from mmengine.registry import DefaultScope
+from torch import nn
 
+from mmdmt.checkpoint import load_checkpoint_file
 from mmdmt.config import schedulers_of
+from mmdmt.datasets.samplers.multi_source_sampler import split_batch
 from mmdmt.engine.batch_size import loader_of_process
 from mmdmt.engine.mutual.plan import Stage
 from mmdmt.engine.mutual.stage_config import StageConfigBuilder
+from mmdmt.engine.run_settings import check_classes, check_metric, check_run
 from mmdmt.files import is_remote
-from mmdmt.registry import HOOKS, MODELS
+from mmdmt.registry import DATASETS, HOOKS, MODELS
+from mmdmt.weights import load_weights
 
 
 def check_chain(builder: StageConfigBuilder, work_dir: str) -> List[Config]:
@@ -24,18 +30,26 @@ def check_chain(builder: StageConfigBuilder, work_dir: str) -> List[Config]:
     Raises:
         ValueError: If a stage cannot be trained, validated or stored with this config.
         FileNotFoundError: If a member's initial checkpoint is missing.
+        CheckpointMismatchError: If it does not fit the member's network.
     """
     stages = builder.plan.stages
     configs = [builder.build(stage, osp.join(work_dir, stage.name)) for stage in stages]
     for stage, cfg in zip(stages, configs):
         _check_schedule(stage, cfg)
-        if cfg.get('batch_size_is_total'):
-            loader_of_process(cfg.train_dataloader, get_world_size())
         _check_checkpoints(builder.select_of(stage), stage, cfg)
+        check_run(cfg)
+        loader = cfg.train_dataloader
+        split_batch(loader.batch_size, loader.sampler.source_ratio)
+        if cfg.get('batch_size_is_total'):
+            loader_of_process(loader, get_world_size())
+    if builder.cfg.get('val_evaluator'):
+        check_metric('mutual.metric', builder.metric, builder.cfg.val_evaluator)
     count = len(builder.plan.members)
-    for cfg in configs[-count:]:  # with the loss of the rounds
+    for first, cfg in zip(configs, configs[-count:]):  # the last ones have the loss of the rounds
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
-            MODELS.build(cfg.model)
+            model = MODELS.build(cfg.model)
+            check_classes(model, cfg.train_dataloader.dataset)
+            _check_initial_weights(model, first)
     return configs[:count]
 
 
@@ -57,6 +71,31 @@ def check_data(cfg: Config, first_configs: List[Config], work_dir: str) -> None:
             if dataset.datasets[0] not in seen:
                 hook.check(dataset, val, work_dir)
                 seen.append(dataset.datasets[0])
+
+
+def _check_initial_weights(model: nn.Module, cfg: Config) -> None:
+    """The first member must not train for days before those of the second turn out wrong."""
+    path = cfg.load_from
+    if path and not is_remote(path):
+        loaded = load_checkpoint_file(path, trusted=cfg.get('trusted_checkpoints', ()))
+        load_weights(model, loaded, path, cfg.get('allow_unmatched', ()))
+
+
+def check_names(builder: StageConfigBuilder) -> None:
+    """Check that labels can be stored under the name of each unlabeled image.
+
+    Raises:
+        ValueError: With the name and its list.
+    """
+    cfg = builder.cfg
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
+        source = copy.deepcopy(cfg.train_dataloader.dataset.datasets[1])
+        dataset = DATASETS.build(source)
+    try:
+        for index in range(len(dataset)):
+            builder.check_name(dataset.get_data_info(index)['name'])
+    except ValueError as error:
+        raise ValueError(f'{source.get("ann_file") or "unlabeled images"}: {error}') from error
 
 
 def _check_schedule(stage: Stage, cfg: Config) -> None:

@@ -9,10 +9,11 @@ from mmcv.transforms import LoadAnnotations
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 
-from mmdmt.checks import check_choice, refuse_unknown_keys
+from mmdmt.checks import check_choice, check_count, check_range, refuse_unknown_keys
 from mmdmt.config import resolve_config, schedulers_of
 from mmdmt.engine.mutual.ensemble import ensemble_kinds
 from mmdmt.engine.mutual.plan import SELECT_RULES, MutualPlan, Stage
+from mmdmt.pseudo.store import check_name
 from mmdmt.registry import TASK_UTILS, TRANSFORMS
 
 # fmt: off
@@ -48,6 +49,7 @@ class StageConfigBuilder:
     default_metric = 'mIoU'
     labeler = 'mmdmt.PseudoLabeler'
     store = 'pseudo_labels'
+    check_name = staticmethod(check_name)  # of an image, before labels are stored under it
 
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
@@ -63,7 +65,10 @@ class StageConfigBuilder:
 
     def _check_values(self) -> None:
         for key in ('supervised', 'round'):
-            refuse_unknown_keys(f'mutual.{key}', self.mutual.get(key, {}), STAGE_KEYS)
+            settings = self.mutual.get(key, {})
+            refuse_unknown_keys(f'mutual.{key}', settings, STAGE_KEYS)
+            check_range(f'mutual.{key}.lr', settings.get('lr', 0), 0)
+            check_count(f'mutual.{key}.batch_size', settings.get('batch_size', 1), 1)
         options = {k: v for k, v in self.mutual.get('labeling', {}).items() if k != 'pipeline'}
         TASK_UTILS.get(self.labeler).check_options(options)
         self._check_lists()
@@ -75,18 +80,19 @@ class StageConfigBuilder:
                 '`train_dataloader.dataset` must be a mmdmt.SemiDataset of two sources, '
                 f'[labeled, unlabeled]; it has {len(sources)}'
             )
-        if len(self._source_ratio) != 2 or min(self._source_ratio) < 1:
+        ratio = self._source_ratio
+        if not isinstance(ratio, (list, tuple)) or len(ratio) != 2 or 0 in ratio:
             raise ValueError(
                 'rounds have batches of labeled and pseudo-labeled images: `source_ratio`, or '
                 '`mutual.round.source_ratio` where it is set, must be two numbers such as [1, 1], '
-                f'not {self._source_ratio}'
+                f'not {ratio!r}'
             )
 
     @property
-    def _source_ratio(self) -> List[int]:
+    def _source_ratio(self) -> Sequence[float]:
         """Labeled and pseudo-labeled images in a batch of a round."""
         own = self.cfg.train_dataloader.sampler.get('source_ratio', [])
-        return list(self.mutual.get('round', {}).get('source_ratio', own))
+        return self.mutual.get('round', {}).get('source_ratio', own)
 
     def _check_lists(self) -> None:
         """Check settings that may be a list with one value for each round."""
@@ -162,7 +168,7 @@ class StageConfigBuilder:
         cfg = copy.deepcopy(self.cfg)
         member = self.plan.member(stage.member)
         cfg.merge_from_dict(copy.deepcopy(member.get('cfg_options', {})))
-        cfg.train_dataloader.sampler.source_ratio = self._source_ratio
+        cfg.train_dataloader.sampler.source_ratio = list(self._source_ratio)
         cfg.randomness = dict(cfg.get('randomness') or {})
         own = member.get('seed', self.plan.member_names.index(stage.member))
         cfg.randomness.seed = (cfg.randomness.get('seed') or 0) + own + 1000 * stage.round

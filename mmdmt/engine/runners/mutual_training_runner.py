@@ -24,8 +24,9 @@ from mmdmt.engine.mutual import build_stage_config_builder
 from mmdmt.engine.mutual.ensemble import ensemble_config, ensemble_kinds, merge_checkpoints
 from mmdmt.engine.mutual.ledger import Ledger, stage_table
 from mmdmt.engine.mutual.plan import Stage
-from mmdmt.engine.mutual.preflight import check_chain, check_data
+from mmdmt.engine.mutual.preflight import check_chain, check_data, check_names
 from mmdmt.engine.runners.semi_runner import SemiRunner
+from mmdmt.files import remove_stale_temporaries, require_writable
 from mmdmt.finite import NonFiniteError, refuse_non_finite
 from mmdmt.registry import RUNNERS
 
@@ -116,11 +117,14 @@ class MutualTrainingRunner:
 
         Raises:
             LedgerMismatchError: If a stage was begun with another config or from other checkpoints.
-            StageBusyError: If another process works on a stage.
+            BusyError: If another process works on a stage.
+            OSError: If the work dir cannot be written to.
         """
         # Now, not with the first stage: one rank speaks for all about the ledger.
         join_process_group(self.cfg.get('launcher') or 'none', self.cfg.get('env_cfg') or {})
+        from_main(lambda: require_writable(self.work_dir, '--work-dir'))
         check_data(self.cfg, check_chain(self.builder, self.work_dir), self.work_dir)
+        check_names(self.builder)
         from_main(self._dump_config)
         only = self.cfg.get('stage')
         for stage in [self.plan.find(only)] if only else self.plan.stages:
@@ -152,6 +156,7 @@ class MutualTrainingRunner:
         return from_main(lambda: self._put_away(self.plan.with_later(self.plan.find(text))))
 
     def _put_away(self, stages: List[Stage]) -> List[str]:
+        require_writable(self.work_dir, '--work-dir')
         away = osp.join(self.work_dir, 'replaced', time.strftime('%Y%m%d_%H%M%S'))
         with contextlib.ExitStack() as held:
             for stage in stages:
@@ -298,6 +303,7 @@ class MutualTrainingRunner:
             return False
         held.enter_context(self.ledger.hold(name))
         self.ledger.begin(name, facts)
+        remove_stale_temporaries(osp.dirname(path))
         trusted = self.cfg.get('trusted_checkpoints', ())
         merge_checkpoints(checkpoints, path, kind, trusted)
         return True

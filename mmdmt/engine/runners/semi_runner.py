@@ -3,7 +3,7 @@
 import copy
 import os.path as osp
 from collections.abc import Sequence
-from typing import Callable, Optional, Union
+from typing import Callable, Dict, Optional, Union
 
 import mmengine
 import torch
@@ -13,19 +13,28 @@ from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_to_model
+from mmengine.runner.checkpoint import _load_checkpoint
 from torch import nn
 from torch.nn.modules.batchnorm import SyncBatchNorm
 
-from mmdmt.checkpoint import find_latest_valid_checkpoint, load_checkpoint_file, safe_loading
+from mmdmt.checkpoint import (
+    check_resumable,
+    find_latest_valid_checkpoint,
+    load_checkpoint_file,
+    safe_loading,
+)
 from mmdmt.config import resolve_config
 from mmdmt.distributed import from_main, join_process_group, unwrap
 from mmdmt.engine.batch_size import loader_of_process
 from mmdmt.engine.hooks.finite_hook import FiniteHook
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
-from mmdmt.files import atomic_path, is_remote
+from mmdmt.engine.run_settings import check_classes, check_run, dataset_of, metric_names
+from mmdmt.engine.runners.work_dir import only_run
+from mmdmt.files import atomic_path, is_remote, require_writable
 from mmdmt.finite import refuse_non_finite
+from mmdmt.models.supervised import train_without_waiting
 from mmdmt.registry import RUNNERS
+from mmdmt.weights import checked_pretrained, load_weights
 
 
 @RUNNERS.register_module()
@@ -38,6 +47,9 @@ class SemiRunner(Runner):
     - Checkpoints are written atomically, and loaded with ``weights_only`` and a short allow-list
       (:mod:`mmdmt.checkpoint`). Pretrained weights that ``init_cfg`` names are loaded the
       same way. Config key ``trusted_checkpoints``: files that may be unpickled freely.
+    - A checkpoint that does not fit the model is refused (:mod:`mmdmt.weights`). Config key
+      ``allow_unmatched``: parts that may differ from that of ``load_from`` or ``Pretrained``, such
+      as ``['decode_head.conv_seg']`` for other classes.
     - ``resume=True`` falls back to an older checkpoint when the newest one is damaged, and takes
       the seed of the interrupted run before anything draws from it. A checkpoint that was due
       for validation is validated at once, since it was saved before.
@@ -46,7 +58,9 @@ class SemiRunner(Runner):
     - Config key ``channels_last=True`` stores convolution weights channels-last.
     - Config key ``batch_size_is_total=True``: the processes share ``train_dataloader.batch_size``,
       which otherwise is that of each, see :func:`mmdmt.engine.batch_size.loader_of_process`.
-    - Settings that would fail late or do nothing are refused at the start.
+    - Settings that would fail late or do nothing are refused at the start, and so is a second run
+      that trains in the same work dir.
+    - An error that ends one rank ends all of them (:class:`mmdmt.distributed.FailureWatch`).
     - Training that diverges is stopped (:class:`FiniteHook`), and checkpoints with NaN or infinity
       in them are refused.
     - Hooks may have a method ``before_loading(runner)``, called before datasets and loaders are
@@ -61,6 +75,10 @@ class SemiRunner(Runner):
     def from_cfg(cls, cfg: Union[dict, Config]) -> 'SemiRunner':
         """Build a runner from a config, which is not changed, after it is resolved."""
         return super().from_cfg(resolve_config(copy.deepcopy(cfg)))
+
+    def __init__(self, model: Union[nn.Module, dict], work_dir: str, *args, **kwargs) -> None:
+        require_writable(work_dir, '--work-dir')
+        super().__init__(model, work_dir, *args, **kwargs)
 
     # --- Environment -----------------------------------------------------------------------------
 
@@ -94,13 +112,19 @@ class SemiRunner(Runner):
         super().set_randomness(seed, deterministic=deterministic)
 
     def build_model(self, model: Union[nn.Module, dict]) -> nn.Module:
-        """Build the model; weights it loads meanwhile are loaded safely."""
+        """Build the model, which will train without waiting for a GPU; weights load safely."""
         with safe_loading(self.trusted_checkpoints):
-            return super().build_model(model)
+            model = super().build_model(model)
+        train_without_waiting(model)
+        return model
 
     def _init_model_weights(self) -> None:
-        """``init_cfg=dict(type='Pretrained')`` is loaded safely, too."""
-        with safe_loading(self.trusted_checkpoints):
+        """``init_cfg=dict(type='Pretrained')`` is loaded safely and has to fit, too."""
+        allowed = self.cfg.get('allow_unmatched', ())
+        with (
+            safe_loading(self.trusted_checkpoints),
+            checked_pretrained(unwrap(self.model), allowed),
+        ):
             super()._init_model_weights()
 
     def wrap_model(self, model_wrapper_cfg: Optional[dict], model: nn.Module) -> nn.Module:
@@ -136,14 +160,28 @@ class SemiRunner(Runner):
 
         Raises:
             ValueError: A setting that would fail late or do nothing.
+            BusyError: Another run trains in the same work dir.
         """
         self._check_settings()
-        self._adopt_seed()
-        self.call_hook('before_loading')
-        self.register_hook(ValidateOnResumeHook())
-        return super().train()
+        check_classes(self.model, dataset_of(self._train_dataloader))
+        with only_run(self):
+            self._adopt_seed()
+            self.call_hook('before_loading')
+            self.register_hook(ValidateOnResumeHook())
+            return super().train()
+
+    def test(self) -> Dict[str, float]:
+        """Test.
+
+        Raises:
+            ValueError: If the network has another number of classes than the images.
+        """
+        metric_names(self.cfg.get('test_evaluator'), 'test_evaluator')
+        check_classes(self.model, dataset_of(self._test_dataloader))
+        return super().test()
 
     def _check_settings(self) -> None:
+        check_run(self.cfg)
         averages = [hook for hook in self.hooks if isinstance(hook, EMAHook)]
         if len(averages) > 1:
             raise ValueError(
@@ -155,8 +193,8 @@ class SemiRunner(Runner):
             return
         for key in ('max_iters', 'val_interval'):
             value = loop.get(key, 1)
-            if int(value) != value or value < 1:
-                raise ValueError(f'train_cfg.{key}={value} must be an integer of at least 1')
+            if not isinstance(value, (int, float)) or int(value) != value or value < 1:
+                raise ValueError(f'train_cfg.{key}={value!r} must be an integer of at least 1')
         checkpoint = self.cfg.get('default_hooks', {}).get('checkpoint') or {}
         if checkpoint.get('by_epoch', 'CheckpointHook' in checkpoint.get('type', '')):
             raise ValueError(
@@ -167,8 +205,7 @@ class SemiRunner(Runner):
         self._warn_of_lost_gradients(checkpoint.get('interval', -1))
 
     def _warn_of_unseeded_samples(self) -> None:
-        loader = self._train_dataloader
-        dataset = loader.get('dataset') if isinstance(loader, dict) else None
+        dataset = dataset_of(self._train_dataloader)
         if isinstance(dataset, dict) and 'SemiDataset' not in str(dataset.get('type')):
             self.logger.warning(
                 f'train_dataloader.dataset is a {dataset.get("type")}, not a mmdmt.SemiDataset: '
@@ -192,7 +229,8 @@ class SemiRunner(Runner):
         if path is None or is_remote(path):
             return
         loaded = load_checkpoint_file(path, 'cpu', self.trusted_checkpoints, mmap=True)
-        seed = loaded.get('meta', {}).get('seed')
+        check_resumable(loaded, path)
+        seed = loaded['meta'].get('seed')
         if seed is None or seed == self.seed:
             return
         configured = self._randomness_cfg.get('seed')
@@ -233,6 +271,16 @@ class SemiRunner(Runner):
         elif self._resume:
             self.logger.info(f'{self.work_dir} holds no checkpoint to resume: starting at step 0.')
 
+    def resume(self, filename: str, *args, **kwargs) -> None:
+        """Go on from a checkpoint; see mmengine's :meth:`Runner.resume`.
+
+        Raises:
+            ValueError: The file holds weights only.
+            CheckpointMismatchError: The weights do not fit, also where ``allow_unmatched`` is set.
+        """
+        self._resume = True
+        super().resume(filename, *args, **kwargs)
+
     def load_checkpoint(
         self,
         filename: str,
@@ -242,18 +290,27 @@ class SemiRunner(Runner):
     ) -> dict:
         """Load weights into the model; also the first step of :meth:`resume`.
 
+        ``strict`` disregards ``allow_unmatched`` of the config.
+
         Raises:
             UntrustedCheckpointError: As :func:`mmdmt.checkpoint.safe_loading`.
+            CheckpointMismatchError: As :func:`mmdmt.weights.load_weights`.
             NonFiniteError: A weight is NaN or infinite.
         """
         with safe_loading(self.trusted_checkpoints):
             checkpoint = _load_checkpoint(str(filename), map_location=map_location)
+        if self._resume:
+            check_resumable(checkpoint, filename)
         refuse_non_finite(checkpoint.get('state_dict', checkpoint), f'checkpoint {filename}')
         # mmengine's `resume` would execute this text, which old versions stored.
         checkpoint.get('meta', {}).pop('config', None)
+        for hook in () if self._resume else self.hooks:
+            if isinstance(hook, EMAHook):  # its average begins with weights that are checked below
+                hook.strict_load = False
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        model = unwrap(self.model)
-        _load_checkpoint_to_model(model, checkpoint, strict, revise_keys=list(revise_keys))
+        exact = strict or self._resume
+        allowed = () if exact else self.cfg.get('allow_unmatched', ())
+        load_weights(unwrap(self.model), checkpoint, str(filename), allowed, revise_keys)
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')
         return checkpoint

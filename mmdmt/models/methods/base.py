@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmdmt.checks import build_part, check_range
 from mmdmt.models.forward import is_padded, joint_forward, weighted_losses
 from mmdmt.models.perturbations import Perturb
+from mmdmt.models.supervised import train_without_waiting
 from mmdmt.models.teachers import EMAUpdater
 
 from .networks import NetworksSegmentor, build_segmentor
@@ -54,6 +55,8 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         rampup_iters (int): Iterations over which the weight of the unsupervised losses rises
             linearly from 0. Defaults to 0.
         ema (dict, optional): Arguments of :class:`~mmdmt.models.teachers.EMAUpdater`.
+        one_pass (bool): Whether labeled and unlabeled images pass through a student together where
+            its decode head allows it, so that batch norms see both. Defaults to True.
         seeds (Sequence[int], optional): Seed of the initial weights of each student. Defaults to
             the run's random numbers, which differ between students.
         data_preprocessor (dict, optional): For students that have none.
@@ -78,6 +81,7 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         unsup_weight: float = 1.0,
         rampup_iters: int = 0,
         ema: Optional[dict] = None,
+        one_pass: bool = True,
         seeds: Optional[Sequence[int]] = None,
         data_preprocessor: Optional[dict] = None,
         init_cfg: Optional[dict] = None,
@@ -98,6 +102,7 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
             check_range(name, value, 0)
             setattr(self, name, value)
         self.ema = build_part('ema', EMAUpdater, ema)
+        self.one_pass = one_pass
         self.student_names = list(students)
         self.student_of = dict(teachers or {})
         if seeds and len(seeds) != len(students):
@@ -113,6 +118,7 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         self.predict_on = default if predict_on is None else predict_on
         self._check_network_name(self.predict_on)
         self._check_classes()
+        train_without_waiting(self)
         # Set by `start_run`: length of the run, and of a pass over each source.
         self.max_iters: Optional[int] = None
         self.pass_iters: List[int] = []
@@ -160,11 +166,13 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
 
         Returned are weighted supervised losses and logits (N, C, H, W) of the normalized images
         ``view`` (N, 3, H, W), ``with_sup`` those of the labeled images before them. All of it is
-        one forward pass where the decode head allows it; ``perturb`` changes the feature maps of
-        the view, see :func:`.joint_forward`.
+        one forward pass with ``one_pass`` where the decode head allows it; ``perturb`` changes the
+        feature maps of the view, see :func:`.joint_forward`.
         """
         network, sup = self.network(name), inputs['sup']
-        found, logits = joint_forward(network, sup, data_samples['sup'], view, with_sup, perturb)
+        found, logits = joint_forward(
+            network, sup, data_samples['sup'], view, with_sup, self.one_pass, perturb
+        )
         return self._supervised(name, found), logits
 
     def strong_view(
@@ -273,13 +281,15 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
     # ------------------------------------------------------------------ checkpoints
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        """Load; keys of a plain segmentor go into every network, which starts at iteration 0."""
+        """Load; keys of a plain segmentor go into every network, and iterations start at 0."""
         names = tuple(f'{prefix}{name}.' for name in self.network_names)
         own = [key for key in state_dict if key.startswith(prefix)]
         if own and not any(key.startswith(names) for key in own):
             for key in own:
                 value = state_dict.pop(key)
                 state_dict.update({name + key[len(prefix) :]: value for name in names})
+            rest = {prefix + key: value for key, value in self.state_dict().items()}
+            state_dict.update({k: v for k, v in rest.items() if not k.startswith(names)})
             state_dict[f'{prefix}iterations'] = torch.zeros_like(self.iterations)
             if len(self.student_names) > 1:
                 warnings.warn(

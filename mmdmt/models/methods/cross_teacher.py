@@ -12,11 +12,13 @@ from mmdmt.models.losses.consistency import agreement_stats
 from mmdmt.models.losses.contrast.cross_contrast import CrossContrast, View
 from mmdmt.models.losses.functional import confidence_share_loss
 from mmdmt.models.pair import PEERS, students_of
+from mmdmt.models.views.mix import Mixing
 from mmdmt.registry import MODELS
 
 from .base import SemiSegmentor
 
 TAUGHT_BY = ('peer', 'own')
+UNLABELED = ('unsup_weak', 'unsup_rgb', 'unsup_valid')  # what a strong view is made of
 
 
 @MODELS.register_module()
@@ -48,6 +50,9 @@ class CrossTeacher(SemiSegmentor):
             labels of the more confident teacher), so that a pixel shows the same scene to both,
             which the low-level contrast supposes. False: each its own mask, from its own labels,
             as in the released code. Defaults to True.
+        mix_first (bool): Whether images are mixed before ``strong`` augments them, as published.
+            False: each view is augmented by itself first, as in other methods, so that the parts
+            of a mixed image differ in their colors. Defaults to False.
         threshold (float): Confidence that a label needs to count in R. Defaults to 0.968.
         taught_by (str): 'peer' (default), or 'own' for the ablation in which each student learns
             from its own teacher.
@@ -63,6 +68,7 @@ class CrossTeacher(SemiSegmentor):
         strong: Optional[dict] = None,
         mix: Optional[dict] = None,
         shared_mix: bool = True,
+        mix_first: bool = False,
         threshold: float = 0.968,
         taught_by: str = 'peer',
         contrast: Optional[dict] = None,
@@ -75,6 +81,7 @@ class CrossTeacher(SemiSegmentor):
         self.strong = MODELS.build(strong) if strong else None
         self.mix = MODELS.build(mix) if mix else None
         self.shared_mix = shared_mix
+        self.mix_first = mix_first
         self.threshold = threshold
         self.taught_by = taught_by
         self.contrast = None
@@ -109,26 +116,31 @@ class CrossTeacher(SemiSegmentor):
         labels = {
             side: pseudo_label(self.network(f'teacher_{side}'), weak, valid) for side in PEERS
         }
-        views = {
-            side: (
-                self.strong_view(self.strong, inputs, data_samples),
-                labels[peer if self.taught_by == 'peer' else side],
-            )
-            for side, peer in PEERS.items()
+        taught = {
+            side: labels[peer if self.taught_by == 'peer' else side] for side, peer in PEERS.items()
         }
-        return views if self.mix is None else self._mixed(views)
+        if self.mix is None:
+            return {side: (self._strong(inputs, data_samples), taught[side]) for side in PEERS}
+        views = {}
+        for side, mixing in self._mixings(taught).items():
+            if self.mix_first:
+                mixed = {name: mixing(inputs[name])[0] for name in UNLABELED}
+                view = self._strong(mixed, data_samples)
+            else:
+                (view,) = mixing(self._strong(inputs, data_samples))
+            views[side] = view, Targets(*mixing(*taught[side]))
+        return views
 
-    def _mixed(self, views: Dict[str, Tuple[Tensor, Targets]]) -> Dict[str, Tuple[Tensor, Targets]]:
-        """Mix the images of each student with their targets."""
+    def _strong(self, inputs: Dict[str, Tensor], data_samples: Dict[str, list]) -> Tensor:
+        return self.strong_view(self.strong, inputs, data_samples)
+
+    def _mixings(self, taught: Dict[str, Targets]) -> Dict[str, Mixing]:
+        """How the images of each student are mixed."""
         if not self.shared_mix:
-            return {side: self.mix(*each) for side, each in views.items()}
-        one, other = (targets for _, targets in views.values())
+            return {side: self.mix.draw(targets) for side, targets in taught.items()}
+        one, other = taught.values()
         label = torch.where(one.confidence >= other.confidence, one.label, other.label)
-        mixing = self.mix.draw(one._replace(label=label))
-        return {
-            side: (*mixing(view), Targets(*mixing(*targets)))
-            for side, (view, targets) in views.items()
-        }
+        return dict.fromkeys(taught, self.mix.draw(one._replace(label=label)))
 
     def _consistency(self, side: str, logits: Tensor, targets: Targets) -> Dict[str, Tensor]:
         """Cross entropy on all pixels, weighted by the share of confident ones."""

@@ -40,7 +40,8 @@ class DualTeacher(SemiSegmentor):
 
     Na et al., "Switching Temporary Teachers for Semi-Supervised Semantic Segmentation", NeurIPS
     2023. A single EMA teacher becomes a copy of its student; here a teacher follows the student
-    only while it is on duty, and each shift has a strong augmentation of its own. A step is::
+    only while it is on duty, starting anew from the student, and each shift has a strong
+    augmentation of its own. A step is::
 
         label, confidence = teacher on duty (weak view)
         loss = sup_weight * CE(student(labeled))
@@ -64,8 +65,10 @@ class DualTeacher(SemiSegmentor):
             to draw every labeled image once, by all processes together.
         shifts (Sequence[dict]): Arguments of :class:`Shift`, used in turn. With as many shifts as
             teachers, each teacher has its own. Defaults to :data:`PUBLISHED_SHIFTS`.
-        restart (bool): Whether a teacher counts its updates from 0 in each shift, so that the
-            first one makes it a copy of the student, instead of going on. Defaults to False.
+        restart (bool): Whether a teacher counts its updates from 0 in each shift, as published:
+            the first one makes it a copy of the student, and then it averages the students of
+            this shift. This is what makes it temporary. False: it goes on from its last shift,
+            and labels with older weights than a single EMA teacher. Defaults to True.
         strong (dict, optional): Config of the strong augmentation. Defaults to the weak view.
         threshold (float | dict): Confidence a pixel needs, in [0, 1], or the config of a threshold
             that adapts. Defaults to 0.95.
@@ -87,7 +90,7 @@ class DualTeacher(SemiSegmentor):
         num_teachers: int = 2,
         shift_length: Union[int, str] = 'epoch',
         shifts: Sequence[dict] = PUBLISHED_SHIFTS,
-        restart: bool = False,
+        restart: bool = True,
         strong: Optional[dict] = None,
         threshold: Union[float, dict] = 0.95,
         consistency_weight: float = 0.2,
@@ -150,7 +153,7 @@ class DualTeacher(SemiSegmentor):
         return [self.teacher_names[self.on_duty]]
 
     def teacher_step(self, name: str) -> int:
-        """Number of updates a teacher has had; with ``restart`` since the shift began."""
+        """Number of updates a teacher has had, with ``restart`` those of the present shift."""
         if self.restart:
             return self.step % self.shift_iters
         rounds, inside = divmod(self.step, len(self.teacher_names) * self.shift_iters)

@@ -33,8 +33,8 @@ class ReleasedDualTeacher(DualTeacher):
 
     For reproduction; ``docs/dual_teacher.md`` has the effects. Besides :class:`ReleasedShift`:
 
-    - teachers restart in each shift, label with batch statistics and dropout, and keep running
-      statistics of their own (``restart=True``, ``ema=dict(mode='train', buffers='keep')``);
+    - teachers label with batch statistics and dropout, and keep running statistics of their own
+      (``ema=dict(mode='train', buffers='keep')``);
     - the strong view is made of normalized images, clipped to [0, 1], with one draw for the batch;
     - implicit consistency leaves out the pixels that are ignored in the *labeled* image at the
       same place of the batch;
@@ -42,7 +42,7 @@ class ReleasedDualTeacher(DualTeacher):
 
     Args:
         segmentor (dict): Config of an ordinary mmseg segmentor.
-        restart, ema: As of :class:`DualTeacher`, with the released values as defaults.
+        ema: As of :class:`DualTeacher`, with the released values as defaults.
         **settings: Of :class:`DualTeacher`, but for ``strong`` and ``sub_model``, which are fixed.
 
     Raises:
@@ -51,9 +51,7 @@ class ReleasedDualTeacher(DualTeacher):
 
     shift_type = ReleasedShift
 
-    def __init__(
-        self, segmentor: dict, *, restart: bool = True, ema: Optional[dict] = None, **settings: Any
-    ) -> None:
+    def __init__(self, segmentor: dict, *, ema: Optional[dict] = None, **settings: Any) -> None:
         for name in ('strong', 'sub_model'):
             if settings.setdefault(name, None) is not None:
                 raise ValueError(
@@ -61,7 +59,7 @@ class ReleasedDualTeacher(DualTeacher):
                     'remove it, or take DualTeacher'
                 )
         ema = dict(dict(mode='train', buffers='keep'), **(ema or {}))
-        super().__init__(segmentor, restart=restart, ema=ema, **settings)
+        super().__init__(segmentor, ema=ema, **settings)
         self.jitter = Compose([ColorJitter(0.5, 0.5, 0.5, 0.25), RandomGrayscale(0.2)])
 
     def views(self, inputs: Dict[str, Tensor], padded: bool) -> Tuple[Tensor, Tensor]:

@@ -18,9 +18,10 @@ def mix_partners(num_images: int, mode: str = 'cycle') -> Tensor:
         mode: ``'cycle'``: the images in random order, each with the next one, so that no image
             meets itself and each is used once. ``'next'``: image i with i + 1, the last with the
             first (U2PL). ``'flip'``: the batch reversed (UniMatch V2), in which the middle image
-            of an odd batch meets itself. ``'shuffle'``: a random permutation, in which an image
-            may meet itself (Dual Teacher). ``'same'``: each with itself, for methods that mix two
-            augmentations of an image.
+            of an odd batch meets itself. ``'shuffle'``: a random permutation, in which some images
+            may meet themselves, but never all: where it would leave every image in its place, each
+            meets the next one, so that two images always swap (Dual Teacher). ``'same'``: each
+            with itself, for methods that mix two augmentations of an image.
 
     Returns:
         (N,) long permutation on the CPU.
@@ -35,7 +36,7 @@ def mix_partners(num_images: int, mode: str = 'cycle') -> Tensor:
         return ordered.flip(0)
     order = torch.randperm(num_images, device='cpu')
     if mode == 'shuffle':
-        return order
+        return ordered.roll(-1) if torch.equal(order, ordered) else order
     partner = torch.empty_like(order)
     partner[order] = order.roll(1)
     return partner

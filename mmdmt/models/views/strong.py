@@ -8,6 +8,7 @@ from kornia.color import grayscale_to_rgb, rgb_to_grayscale
 from kornia.enhance import (
     adjust_brightness_accumulative,
     adjust_hue,
+    adjust_saturation,
     adjust_saturation_with_gray_subtraction,
 )
 from kornia.filters import gaussian_blur2d
@@ -22,8 +23,10 @@ _UNIMATCH = dict(
     gray_prob=0.2,
     blur_prob=0.5,
     blur_sigma=(0.1, 2.0),
+    jitter_style='pil',
+    per_batch=False,
 )
-#: After mixing: Dual Teacher (its flip is geometry, so not here) and CTT.
+#: Made for mixed images: Dual Teacher (its flip is geometry, so not here) and CTT.
 _AFTER_MIXING = dict(
     _UNIMATCH, color_jitter=(0.25, 0.25, 0.25, 0.25), gray_prob=0.0, blur_sigma=(0.15, 1.15)
 )
@@ -35,9 +38,11 @@ STRONG_PRESETS: Dict[str, dict] = {
     'dual_teacher': dict(_UNIMATCH, jitter_prob=1.0, blur_prob=0.0),
     # Dual Teacher, seg_core/augmentations.py: after CutMix.
     'dual_teacher_cutmix': _AFTER_MIXING,
-    # Cross Teacher Training (Neurocomputing 2022), after ClassMix.
+    # Cross Teacher Training (Neurocomputing 2022); the second as its released code computes it.
     'ctt': _AFTER_MIXING,
+    'ctt_released': dict(_AFTER_MIXING, jitter_style='hsv', per_batch=True),
 }
+JITTER_STYLES = ('pil', 'hsv')
 
 
 class StrongDraws(NamedTuple):
@@ -65,7 +70,8 @@ class StrongAugment(nn.Module):
     """Color jitter, random gray and Gaussian blur, drawn separately for each image of a batch.
 
     Brightness, contrast and saturation follow PIL and torchvision (multiply; blend with the mean
-    luminance; blend with the luminance), hue is a rotation in HSV. Their order is drawn once per
+    luminance; blend with the luminance), or older releases of kornia (add; multiply; scale the
+    saturation of HSV); hue is a rotation in HSV. Their order is drawn once per
     call, so the batch shares it and each operation stays one batched kernel; every other
     parameter is drawn per image.
 
@@ -78,7 +84,9 @@ class StrongAugment(nn.Module):
         **magnitudes: ``color_jitter``, the magnitudes (brightness, contrast, saturation, hue): the
             first three draw a factor from U(max(0, 1 - m), 1 + m), the hue a shift from U(-m, m)
             turns; ``jitter_prob``, ``gray_prob``, ``blur_prob``, probabilities per image;
-            ``blur_sigma``, range of the blur's standard deviation in pixels.
+            ``blur_sigma``, range of the blur's standard deviation in pixels; ``jitter_style``,
+            'pil' or 'hsv' as above; ``per_batch``, whether these probabilities and the blur's
+            deviation are drawn once for all images of a call (the factors never are).
 
     Raises:
         ValueError: If a name is unknown or a magnitude is out of range.
@@ -91,6 +99,8 @@ class StrongAugment(nn.Module):
         settings = dict(STRONG_PRESETS[preset], **magnitudes)
         self.color_jitter = tuple(settings['color_jitter'])
         self.blur_sigma = tuple(settings['blur_sigma'])
+        check_choice('StrongAugment.jitter_style', settings['jitter_style'], JITTER_STYLES)
+        self.jitter_style, self.per_batch = settings['jitter_style'], settings['per_batch']
         for name in ('jitter_prob', 'gray_prob', 'blur_prob'):
             check_range(f'StrongAugment.{name}', settings[name], 0, 1)
             setattr(self, name, settings[name])
@@ -118,7 +128,7 @@ class StrongAugment(nn.Module):
         draws = self.draw(len(images))
         # Runners call the data preprocessor under autocast, which would blur in half precision.
         with torch.autocast(images.device.type, enabled=False):
-            out = _where(draws.jitter, _jitter, images, draws.factors, draws.order, valid)
+            out = _where(draws.jitter, self._jitter, images, draws.factors, draws.order, valid)
             out = _where(draws.gray, lambda out: grayscale_to_rgb(rgb_to_grayscale(out)), out)
             out = _where(draws.blur, _blur, out, draws.sigma, self.blur_kernel, valid)
         out = out.clamp(0, 1)
@@ -127,6 +137,7 @@ class StrongAugment(nn.Module):
     def draw(self, num_images: int) -> StrongDraws:
         """Draw the parameters of one call: always ``8 * num_images`` numbers and one order."""
         uniform = torch.rand(num_images, 8, device='cpu', dtype=torch.float32)
+        shared = uniform[:1].expand_as(uniform) if self.per_batch else uniform
         magnitude = uniform.new_tensor(self.color_jitter)
         center = uniform.new_tensor([1.0, 1.0, 1.0, 0.0])
         low, high = center - magnitude, center + magnitude
@@ -135,16 +146,44 @@ class StrongAugment(nn.Module):
         return StrongDraws(
             factors=low + (high - low) * uniform[:, :4],
             order=torch.randperm(4, device='cpu'),
-            jitter=uniform[:, 4] < self.jitter_prob,
-            gray=uniform[:, 5] < self.gray_prob,
-            blur=uniform[:, 6] < self.blur_prob,
-            sigma=sigma_low + (sigma_high - sigma_low) * uniform[:, 7],
+            jitter=shared[:, 4] < self.jitter_prob,
+            gray=shared[:, 5] < self.gray_prob,
+            blur=shared[:, 6] < self.blur_prob,
+            sigma=sigma_low + (sigma_high - sigma_low) * shared[:, 7],
         )
+
+    def _jitter(
+        self, images: Tensor, factors: Tensor, order: Tensor, valid: Optional[Tensor]
+    ) -> Tensor:
+        """Brightness, contrast, saturation and hue in the drawn order."""
+        brightness, contrast, saturation, hue = factors.to(
+            images.device, images.dtype, non_blocking=True
+        ).unbind(1)
+        if self.jitter_style == 'hsv':
+            operations = [
+                lambda images: (images + _per_image(brightness - 1)).clamp(0, 1),
+                lambda images: (images * _per_image(contrast)).clamp(0, 1),
+                lambda images: adjust_saturation(images, saturation),
+            ]
+        else:
+            operations = [
+                lambda images: adjust_brightness_accumulative(images, brightness),
+                lambda images: _adjust_contrast(images, contrast, valid),
+                lambda images: adjust_saturation_with_gray_subtraction(images, saturation),
+            ]
+        operations.append(lambda images: adjust_hue(images, hue * (2 * math.pi)))
+        for index in order.tolist():
+            images = operations[index](images)
+        return images
 
     def extra_repr(self) -> str:
         """Magnitudes as shown by ``print(module)``."""
         names = STRONG_PRESETS['unimatch']
         return ', '.join(f'{name}={getattr(self, name)}' for name in names)
+
+
+def _per_image(factor: Tensor) -> Tensor:
+    return factor.view(-1, 1, 1, 1)
 
 
 def _check_images(images: Tensor, valid: Optional[Tensor]) -> None:
@@ -168,28 +207,13 @@ def _where(chosen: Tensor, operation, images: Tensor, *args) -> Tensor:
     return torch.where(mask, operation(images, *args), images)
 
 
-def _jitter(images: Tensor, factors: Tensor, order: Tensor, valid: Optional[Tensor]) -> Tensor:
-    brightness, contrast, saturation, hue = factors.to(
-        images.device, images.dtype, non_blocking=True
-    ).unbind(1)
-    operations = (
-        lambda images: adjust_brightness_accumulative(images, brightness),
-        lambda images: _adjust_contrast(images, contrast, valid),
-        lambda images: adjust_saturation_with_gray_subtraction(images, saturation),
-        lambda images: adjust_hue(images, hue * (2 * math.pi)),
-    )
-    for index in order.tolist():
-        images = operations[index](images)
-    return images
-
-
 def _adjust_contrast(images: Tensor, factor: Tensor, valid: Optional[Tensor]) -> Tensor:
     """Blend with the mean luminance; kornia's would count the padding into that mean."""
     luminance = rgb_to_grayscale(images)
     weight = torch.ones_like(luminance) if valid is None else valid[:, None].to(luminance.dtype)
     total = (luminance * weight).sum((1, 2, 3), keepdim=True)
     mean = total / weight.sum((1, 2, 3), keepdim=True).clamp(min=1)
-    return torch.lerp(mean, images, factor.view(-1, 1, 1, 1)).clamp(0, 1)
+    return torch.lerp(mean, images, _per_image(factor)).clamp(0, 1)
 
 
 def _blur(images: Tensor, sigma: Tensor, kernel: int, valid: Optional[Tensor]) -> Tensor:

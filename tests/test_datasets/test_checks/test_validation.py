@@ -531,3 +531,12 @@ def test_error_crosses_processes():
     error = pickle.loads(pickle.dumps(DatasetError('text', make_problems(1))))
     assert str(error) == 'text'
     assert error.problems == make_problems(1)
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning(tree, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(file_facts, 'print_log', lambda message, *args: warnings.append(message))
+    (tree.root / 'disk').write_text('a file where a folder should be')
+    assert check(tree, cache_file=tree.root / 'disk' / 'cache.json') == []
+    assert f'cannot write into {tree.root / "disk"}' in warnings[0]
+    assert '`default_hooks.dataset_check.cache`' in warnings[0]

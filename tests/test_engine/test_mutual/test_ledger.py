@@ -2,14 +2,15 @@ import json
 import multiprocessing
 
 import pytest
+from forked_tool import PATIENCE
 
 from mmdmt.engine.mutual.ledger import (
     Ledger,
     LedgerMismatchError,
-    StageBusyError,
     stage_table,
 )
 from mmdmt.engine.mutual.plan import MutualPlan
+from mmdmt.files import BusyError
 
 
 def finish(ledger, name, tmp_path, content=b'weights'):
@@ -96,7 +97,7 @@ def test_a_stage_made_from_another_checkpoint_is_refused(tmp_path):
 def _hold(work_dir, held, release):
     with Ledger(work_dir).hold('stage_0_a'):
         held.set()
-        release.wait(60)
+        release.wait(PATIENCE)
 
 
 def test_a_stage_belongs_to_one_process(tmp_path):
@@ -104,9 +105,9 @@ def test_a_stage_belongs_to_one_process(tmp_path):
     held, release = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(str(tmp_path), held, release))
     other.start()
-    assert held.wait(60)
+    assert held.wait(PATIENCE)
     ledger = Ledger(str(tmp_path))
-    busy = pytest.raises(StageBusyError, match=rf'stage_0_a.*process {other.pid} on ')
+    busy = pytest.raises(BusyError, match=rf'stage_0_a.*process {other.pid} on ')
     with busy, ledger.hold('stage_0_a'):
         pass
     with ledger.hold('stage_0_b'):
@@ -120,7 +121,7 @@ def test_a_stage_belongs_to_one_process(tmp_path):
 def test_a_crash_while_writing_leaves_the_old_ledger(tmp_path, monkeypatch):
     ledger = Ledger(str(tmp_path))
     ledger.begin('stage_0_a', {})
-    monkeypatch.setattr('mmdmt.engine.mutual.ledger.os.replace', _crash)
+    monkeypatch.setattr('mmdmt.files.os.replace', _crash)
     with pytest.raises(KeyboardInterrupt):
         ledger.begin('stage_0_b', {})
     assert set(json.loads((tmp_path / 'stages.json').read_text())['stages']) == {'stage_0_a'}

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from forked_tool import ForkedTool, forked_ranks
+from interruptions import add_hook, kill_held, make_hook, train
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from tiny_models import tiny_segmentor
@@ -218,6 +219,22 @@ def test_checkpoints_that_the_ledger_does_not_know_are_not_resumed(finished, tre
         ({'load_from': 'no_such.pth'}, FileNotFoundError, r"member 'a' is no_such\.pth"),
         ({'default_hooks.checkpoint.save_last': False}, ValueError, 'save_last'),
         ({'mutual.members.1.labeled_list': 'no_such.txt'}, DatasetError, r'no_such\.txt'),
+        ({'mutual.round.source_ratio': [1, 2, 1]}, ValueError, r'two numbers.*\[1, 2, 1\]'),
+        ({'mutual.round.source_ratio': [1, 9]}, ValueError, 'leaves source 0 out'),
+        ({'mutual.round.source_ratio': ['1', 3]}, ValueError, r"numbers from 0 up.*\['1', 3\]"),
+        ({'mutual.round.source_ratio': 3}, ValueError, 'two numbers.*not 3'),
+        ({'mutual.round.lr': '0.01'}, ValueError, r"`mutual\.round\.lr`.*'0\.01', a str"),
+        (
+            {'mutual.round.cfg_options': {'optim_wrapper.optimizer.lr': '0.01'}},
+            ValueError,
+            r"`optim_wrapper\.optimizer\.lr`.*'0\.01', a str",
+        ),
+        ({'mutual.metric': 'mIou'}, ValueError, r"`mutual\.metric` is 'mIou'.*is 'mIoU' meant"),
+        (
+            {'mutual.members.1.cfg_options': {'model.decode_head.num_classes': 3}},
+            ValueError,
+            r'`model\.decode_head\.num_classes` is 3, but the images have 4 classes \(a, b, c, d\)',
+        ),
         (
             {'param_scheduler': [dict(type='LinearLR', begin=6, end=8, by_epoch=False)]},
             ValueError,
@@ -230,8 +247,35 @@ def test_what_a_later_stage_could_not_do_is_refused_at_the_start(
 ):
     cfg = Config(mutual(base_config(tree, tmp_path)))
     cfg.merge_from_dict(change)
-    runner = RUNNERS.build(load_config(cfg.to_dict(), tmp_path / 'chain.py'))
+    cfg = load_config(cfg.to_dict(), tmp_path / 'chain.py')
     with pytest.raises(error, match=message):
+        RUNNERS.build(cfg).train()
+    assert not list(tmp_path.glob('stage_*'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('../outside/x', r'unlabeled\.txt: image name .*relative path'),
+        ('/absolute', r'unlabeled\.txt: image name .*relative path'),
+        ('n' * 230, r'unlabeled\.txt: image name .*too long.* \d+ bytes'),
+    ],
+)
+@pytest.mark.parametrize('check', ['full', 'off'])
+def test_names_that_no_label_can_have_are_refused_at_the_start(
+    tree, tmp_path, name, message, check
+):
+    data = tmp_path / 'data'
+    shutil.copytree(tree, data)
+    listed = str(tmp_path / 'elsewhere') if name == '/absolute' else name
+    target = data / 'img' / f'{listed}.png'
+    target.parent.mkdir(exist_ok=True)
+    shutil.copy(data / 'img' / 'unlabeled_0.png', target)
+    (data / 'unlabeled.txt').write_text(f'unlabeled_1\n{listed}\n')
+    cfg = mutual(base_config(data, tmp_path / 'run'))
+    cfg['default_hooks']['dataset_check'] = dict(mode=check)
+    runner = RUNNERS.build(load_config(cfg, tmp_path / 'chain.py'))
+    with pytest.raises(ValueError, match=message):
         runner.train()
     assert not (tmp_path / 'stage_0_a').exists()
 
@@ -239,9 +283,9 @@ def test_what_a_later_stage_could_not_do_is_refused_at_the_start(
 @pytest.mark.parametrize(
     ('moment', 'workers', 'stage'),
     [
-        ('stage_0_b/iter_2.pth', 0, 'stage_0_b'),
-        ('stage_1_a/pseudo_labels/maps', 2, 'stage_1_a'),
-        ('stage_1_b/iter_2.pth', 0, None),
+        ('stage_0_b/iter_4.pth', 0, 'stage_0_b'),
+        ('maps/unlabeled_3.plc', 2, 'stage_1_a'),
+        ('stage_1_b/iter_4.pth', 0, None),
     ],
 )
 def test_a_killed_chain_ends_with_the_same_weights(
@@ -249,14 +293,11 @@ def test_a_killed_chain_ends_with_the_same_weights(
 ):
     """The whole chain goes on, or the stage that was cut."""
     work_dir, entries = finished
-    cfg = chain(tree, tmp_path, num_workers=workers)
+    cfg = add_hook(chain(tree, tmp_path, num_workers=workers))
     config = write_config(cfg, tmp_path / 'chain.py')
-    tool = ForkedTool('train.py', config, log=tmp_path / 'killed.log')
-    tool.wait_for(tmp_path / moment)
-    tool.kill()
-    assert not (tmp_path / 'stage_2_b').exists(), 'killed too late to test anything'
+    kill_held(make_hook(tree), config, f'writing {moment}')
     only = ['--stage', stage] if stage else []
-    ForkedTool('train.py', config, '--resume', *only, log=tmp_path / 'resumed.log').finish()
+    train(tree, config, '--resume', *only).finish()
     for name in STAGES[: STAGES.index(stage or STAGES[-1]) + 1]:
         path = entries[name]['checkpoint']
         assert_same_weights(tmp_path / path, work_dir / path)

@@ -40,6 +40,17 @@ def test_teacher_gets_no_gradient_and_no_optimizer_state():
     assert all(p.grad is not None for p in model.student.parameters())
 
 
+@pytest.mark.parametrize(('one_pass', 'expected'), [(True, [5]), (False, [3, 2])])
+def test_labeled_and_unlabeled_images_pass_together_or_by_themselves(one_pass, expected):
+    """Batch norms see both kinds of images together, or each alone, as in some released code."""
+    model = build(one_pass=one_pass, threshold=0.0).train()
+    passes = []
+    model.student.backbone.register_forward_hook(lambda _, args, __: passes.append(len(args[0])))
+    inputs, samples = semi_batch(num_labeled=3, num_unlabeled=2)
+    losses = model.loss(inputs, samples)
+    assert passes == expected and losses['unsup_loss'] > 0
+
+
 def test_init_weights_makes_the_teacher_a_copy():
     model = build()
     model.init_weights()
@@ -162,7 +173,7 @@ def test_prediction_is_on_the_teacher_by_default():
         (dict(normalizer='vald'), "normalizer` must be one of .*'valid'.*'vald'"),
         (
             dict(ema=dict(momentun=0.9)),
-            r"`ema` has unknown keys \['momentun'\]; known: .*'momentum'",
+            r"`ema` has unknown keys \['momentun'\].*; known: .*'momentum'",
         ),
     ],
 )

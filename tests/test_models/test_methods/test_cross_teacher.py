@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
-from no_waiting import NoWaiting
 from tiny_models import NUM_CLASSES, tiny_segmentor, unlabeled_samples
 from tiny_models import semi_batch as whole_images
+from virtual_gpu import NoWaiting
 
 from mmdmt.models.forward import dense_logits
 from mmdmt.models.methods import CrossTeacher
@@ -179,6 +179,25 @@ def test_weight_ramps_up():
         torch.testing.assert_close(model.loss(inputs, samples)['unsup_l_loss'], share * full)
 
 
+@pytest.mark.parametrize('padding', [0, 12])
+def test_images_may_be_mixed_before_they_are_augmented(padding):
+    """As published: whatever the augmentation does, it does to the mixed image."""
+    inputs, samples = semi_batch(num_unlabeled=4, padding=padding)
+    views, seen = {}, []
+    for mix_first in (False, True):
+        model = build(mix=dict(type='mmdmt.ClassMix', partner='next'), mix_first=mix_first).eval()
+        model.strong = torch.nn.Module()
+        model.strong.forward = lambda rgb, valid=None: seen.append(rgb) or 1 - rgb
+        torch.manual_seed(2)
+        views[mix_first] = model._views(inputs, samples)
+    unmixed = [torch.equal(rgb, inputs['unsup_rgb']) for rgb in seen]
+    assert unmixed == [True, True, False, False]
+    for side in 'lr':  # which differs only where an operation looks at more than one pixel
+        torch.testing.assert_close(views[True][side][0], views[False][side][0])
+        for one, other in zip(views[True][side][1], views[False][side][1]):
+            assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize('mix', ['mmdmt.ClassMix', 'mmdmt.CutMix'])
 @pytest.mark.parametrize('shared', [True, False])
 def test_mixed_views_carry_their_labels_along(mix, shared):
@@ -220,10 +239,25 @@ def test_statistics_are_tensors_that_do_not_enter_the_loss():
     torch.testing.assert_close(log['loss'], parts)
 
 
-@pytest.mark.parametrize('shared', [True, False])
-def test_nothing_waits_for_the_device(shared):
+RELEASED = dict(
+    mix=dict(type='mmdmt.ClassMix', partner='next'),
+    strong=dict(type='mmdmt.StrongAugment', preset='ctt_released'),
+    shared_mix=False,
+    mix_first=True,
+    one_pass=False,
+    ema=dict(momentum=0.99, buffers='keep', mode='train'),
+    contrast=None,
+)
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [dict(shared_mix=True), dict(shared_mix=False), dict(RELEASED, strong=None)],
+    ids=['shared', 'own', 'released'],
+)
+def test_nothing_waits_for_the_device(settings):
     """mmseg's own accuracy, a statistic of its heads, does; so the labeled part is left out."""
-    model = build(mix=dict(type='mmdmt.ClassMix'), shared_mix=shared).train()
+    model = build(**{'mix': dict(type='mmdmt.ClassMix'), **settings}).train()
     inputs, samples = semi_batch()
     with NoWaiting():
         for side, (view, targets) in model._views(inputs, samples).items():
@@ -233,15 +267,13 @@ def test_nothing_waits_for_the_device(shared):
 
 
 def test_the_released_code_is_a_set_of_switches():
-    """No contrast, masks and views of their own, teachers in train mode whose buffers stay."""
-    model = build(
-        mix=dict(type='mmdmt.ClassMix', partner='next'),
-        shared_mix=False,
-        ema=dict(momentum=0.99, buffers='keep', mode='train'),
-        contrast=None,
-    ).train()
-    before = copy.deepcopy(model)
-    losses = model.loss(*semi_batch())
+    """No contrast, two passes, own masks and views, teachers in train mode whose buffers stay."""
+    model = build(**RELEASED).train()
+    before, passes = copy.deepcopy(model), []
+    model.student_l.backbone.register_forward_hook(lambda _, args, __: passes.append(len(args[0])))
+    inputs, samples = semi_batch()
+    losses = model.loss(inputs, samples)
+    assert passes == [len(inputs['sup']), len(inputs['unsup_rgb'])]
     assert not any(key.startswith('contrast') for key in losses)
     model.after_step()
     for side in 'lr':

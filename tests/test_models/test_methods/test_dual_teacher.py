@@ -364,7 +364,7 @@ def test_a_misspelled_setting_is_refused_with_those_that_exist():
 
 @pytest.mark.parametrize('teachers', [1, 2, 3])
 def test_only_the_teacher_on_duty_follows_and_keeps_its_own_count(teachers):
-    model = build(num_teachers=teachers, ema=dict(momentum=0.9))
+    model = build(num_teachers=teachers, restart=False, ema=dict(momentum=0.9))
     followed = [0] * teachers
     for step in range(14):
         before = [weights(model.network(name)) for name in model.teacher_names]
@@ -385,7 +385,7 @@ def test_only_the_teacher_on_duty_follows_and_keeps_its_own_count(teachers):
 
 
 def test_a_restarted_teacher_begins_each_shift_as_the_student():
-    model = build(restart=True, shift_length=3, ema=dict(momentum=0.9))
+    model = build(shift_length=3, ema=dict(momentum=0.9))
     for step in range(9):
         name = model.teachers_to_update()[0]
         nudge(model)
@@ -396,12 +396,46 @@ def test_a_restarted_teacher_begins_each_shift_as_the_student():
     assert model.teacher_step('teacher_0') == 1
 
 
+def ages_of_labeling_weights(shift_length, restart, momentum=0.99):
+    """Mean age in steps of the weights that label, in the third and fourth shift.
+
+    The student's only weight is its number of steps, so what a teacher has of it is the mean number
+    of the students it averages. A student's own weights are a step old when a batch comes.
+    """
+    model = build(shift_length=shift_length, restart=restart, ema=dict(momentum=momentum))
+    for name in model.network_names:  # nothing else has to move
+        network = model.network(name)
+        network.weight = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+        for part in [*network._modules]:
+            delattr(network, part)
+    ages = []
+    for step in range(4 * shift_length):
+        labeling = model.network(model.teachers_to_update()[0])
+        ages.append(step + 1 - labeling.weight.item())
+        model.student.weight.data.fill_(step + 1)
+        model.after_step()
+    return np.mean(ages[2 * shift_length :])
+
+
+@pytest.mark.parametrize(
+    ('shift_length', 'age'), [(23, 8), (46, 13), (92, 25), (158, 40), (331, 65)]
+)
+def test_weights_that_label_are_as_old_as_published(shift_length, age):
+    """In shifts of 92 to 5052 labels, 4 or 8 in a step; those of one EMA teacher are 100 old."""
+    assert ages_of_labeling_weights(shift_length, restart=True) == pytest.approx(age, abs=0.5)
+
+
+def test_teachers_that_go_on_are_older_than_one_ema_teacher():
+    old = ages_of_labeling_weights(331, restart=False)
+    assert old > 1.4 * 100 and old > 2 * ages_of_labeling_weights(331, restart=True)
+
+
 def test_duty_travels_with_the_checkpoint(batch):
-    model = build()
+    model = build(restart=False)
     for _ in range(3):
         nudge(model)
         model.after_step()
-    other = build()
+    other = build(restart=False)
     other.load_state_dict(copy.deepcopy(model.state_dict()))
     assert other.step == 3 and other.on_duty == 1
     assert [other.teacher_step(name) for name in other.teacher_names] == [2, 1]

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mmdmt.models.views import PARTNERS, mix_partners
 
@@ -19,10 +21,18 @@ def test_fixed_partners():
     assert mix_partners(4, 'same').tolist() == [0, 1, 2, 3]
 
 
-def test_a_shuffle_takes_every_order():
+def test_a_shuffle_takes_every_order_but_that_of_the_batch():
     torch.manual_seed(0)
     shuffled = {tuple(mix_partners(3, 'shuffle').tolist()) for _ in range(200)}
-    assert len(shuffled) == 6
+    assert len(shuffled) == 5 and (0, 1, 2) not in shuffled
+
+
+@given(st.integers(2, 6), st.integers(0, 10**6))
+def test_a_shuffle_always_mixes_and_uses_each_image_once(num, seed):
+    torch.manual_seed(seed)
+    partner = mix_partners(num, 'shuffle').tolist()
+    assert partner != list(range(num)) and sorted(partner) == list(range(num))
+    assert num > 2 or partner == [1, 0]
 
 
 @pytest.mark.parametrize('mode', PARTNERS)

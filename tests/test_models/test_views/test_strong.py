@@ -258,7 +258,7 @@ def test_hue_magnitude_is_in_turns():
     images[:, 0] = 1.0  # pure red
     third = kornia.enhance.adjust_hue(images, torch.tensor([2 * math.pi / 3]))
     factors = torch.tensor([[1.0, 1.0, 1.0, 1 / 3]])
-    out = strong_module._jitter(images, factors, torch.tensor([3, 0, 1, 2]), None)
+    out = StrongAugment()._jitter(images, factors, torch.tensor([3, 0, 1, 2]), None)
     torch.testing.assert_close(out, third)
     assert out[0, 1].min() > 0.999 and out[0, 0].max() < 1e-3, 'red turned by a third is green'
 
@@ -279,3 +279,50 @@ def test_cuda_agrees_with_cpu_without_waiting():
     finally:
         torch.cuda.set_sync_debug_mode('default')
     torch.testing.assert_close(out.cpu(), expected, atol=1e-4, rtol=0)
+
+
+# ------------------------------------------------------------------------------- released CTT
+
+
+@pytest.mark.parametrize(
+    ('name', 'amount', 'expected'),
+    [
+        ('brightness', 0.8, lambda images, f: images + (f - 1)),
+        ('contrast', 0.5, lambda images, f: images * f),
+        ('saturation', 0.5, kornia.enhance.adjust_saturation),
+    ],
+)
+def test_the_released_jitter_of_ctt_adds_multiplies_and_scales_the_saturation(
+    name, amount, expected
+):
+    names = ('brightness', 'contrast', 'saturation', 'hue')
+    module = StrongAugment(
+        color_jitter=[amount if name == other else 0.0 for other in names],
+        jitter_style='hsv',
+        **ALWAYS,
+    )
+    images = rand_images()
+    factor = draws(module, 4).factors[:, names.index(name)]
+    if name != 'saturation':
+        factor = factor.view(-1, 1, 1, 1)
+    torch.testing.assert_close(run(module, images), expected(images, factor).clamp(0, 1))
+
+
+def test_a_batch_may_share_whether_and_how_much():
+    module = StrongAugment('ctt_released')
+    assert (module.jitter_prob, module.blur_prob, module.gray_prob) == (0.8, 0.5, 0.0)
+    assert module.color_jitter == (0.25,) * 4 and module.blur_sigma == (0.15, 1.15)
+    seen = {'jitter': set(), 'blur': set()}
+    for seed in range(30):
+        drawn = draws(module, 6, seed)
+        for name, found in seen.items():
+            chosen = getattr(drawn, name)
+            assert chosen.all() or not chosen.any()
+            found.add(bool(chosen[0]))
+        assert len(drawn.sigma.unique()) == 1 and len(drawn.factors.unique()) == 24
+    assert seen == {'jitter': {True, False}, 'blur': {True, False}}
+
+
+def test_an_unknown_style_is_refused():
+    with pytest.raises(ValueError, match=r"jitter_style.*'hsl'"):
+        StrongAugment(jitter_style='hsl')
