@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from no_waiting import NoWaiting
+from virtual_gpu import NoWaiting
 
 from mmdmt.models.losses.entropy import masked_quantiles, pixel_entropy
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.registry import DefaultScope
-from no_waiting import NoWaiting
 from tiny_models import semi_batch, tiny_segformer, tiny_segmentor, unlabeled_samples
+from virtual_gpu import NoWaiting
 
 from mmdmt.models.forward import dense_logits
 from mmdmt.models.methods import U2PL

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from no_waiting import NoWaiting
 from torch import nn
+from virtual_gpu import NoWaiting
 
 from mmdmt.checks import build_part
 from mmdmt.models.losses.contrast import memory_bank
@@ -296,7 +296,7 @@ def test_bad_settings_are_refused(settings, match):
 
 
 def test_misspelled_settings_are_refused_with_those_that_exist():
-    with pytest.raises(ValueError, match=r"`contrast` has unknown keys \['wieght'\]; .*'weight'"):
+    with pytest.raises(ValueError, match=r"`contrast` has unknown keys \['wieght'\] .*'weight'"):
         build_part('contrast', UnreliableContrast, dict(wieght=1), None)
 
 
