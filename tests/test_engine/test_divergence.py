@@ -49,6 +49,7 @@ METHODS = dict(
     unimatch_v2=lambda cfg: online(cfg, 'mmdmt.UniMatchV2'),
     cps=lambda cfg: online(cfg, 'mmdmt.CPS'),
     cutmix_seg=lambda cfg: online(cfg, 'mmdmt.CutMixSeg'),
+    u2pl=lambda cfg: online(cfg, 'mmdmt.U2PL'),
     dual_teacher=lambda cfg: online(cfg, 'mmdmt.DualTeacher', shift_length=2),
     released_dual_teacher=lambda cfg: online(
         cfg, 'mmdmt.ReleasedDualTeacher', shift_length=2, strong=None
