@@ -8,5 +8,6 @@ _base_ = [
 runner_type = 'mmdmt.MutualTrainingRunner'
 source_ratio, batch_size, crop_size = [1, 1], 16, (721, 721)
 model = dict(data_preprocessor=dict(size=crop_size))
-optim_wrapper = dict(optimizer=dict(lr=0.004))
+head_lr = dict(custom_keys=dict(head=dict(lr_mult=10.0)))
+optim_wrapper = dict(optimizer=dict(lr=0.004), paramwise_cfg=head_lr)
 mutual = _base_.st_runs.cityscapes['371'].st_plus_plus
