@@ -111,5 +111,5 @@ def test_a_finished_ranking_is_kept_and_that_of_other_checkpoints_is_not(
 
 def test_one_checkpoint_is_refused(setting, tmp_path):
     arguments = dict(setting[0], checkpoints=['last.pth'])
-    with pytest.raises(ValueError, match='number of checkpoints.*at least 2, got 1'):
+    with pytest.raises(ValueError, match=r'number of checkpoints.*at least 2, got 1'):
         ReliabilityRanker(str(tmp_path), **arguments)

@@ -22,7 +22,7 @@ STAGES = ['stage_0_a', 'stage_1_a', 'stage_2_a']
 
 
 def chain(tree, work_dir, method='st_plus_plus', **changes):
-    """The shipped method with short stages; the first one keeps one checkpoint beside milestones."""
+    """The shipped method with short stages, of which one checkpoint is kept."""
     path = ROOT / 'configs' / '_base_' / 'methods' / f'{method}.py'
     settings = Config.fromfile(str(path)).mutual.to_dict()
     settings['supervised'] = dict(max_iters=4)
@@ -72,7 +72,7 @@ def test_checkpoints_of_a_third_and_two_thirds_are_kept(finished):
 
 
 def test_the_reliable_half_comes_first(finished):
-    work_dir, entries = finished
+    work_dir, _ = finished
     ranking = ranking_of(work_dir)
     assert [c['file'] for c in ranking['checkpoints']] == ['iter_1.pth', 'iter_3.pth', 'iter_4.pth']
     scores = [score for _, score in ranking['images']]
@@ -179,7 +179,7 @@ def test_what_round_1_could_not_do_is_refused_before_round_0(tree, tmp_path):
     cfg = chain(tree, tmp_path / 'a')
     cfg['mutual']['supervised']['max_iters'] = 2
     (tmp_path / 'a').mkdir()
-    with pytest.raises(ValueError, match='stage_0_a has `max_iters`=2.*at least 3'):
+    with pytest.raises(ValueError, match=r'stage_0_a has `max_iters`=2.*at least 3'):
         RUNNERS.build(load_config(cfg, tmp_path / 'a' / 'c.py')).train()
     cfg = chain(tree, tmp_path / 'a')
     cfg['train_dataloader']['dataset']['datasets'][1]['type'] = 'BaseSegDataset'
