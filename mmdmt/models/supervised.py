@@ -18,6 +18,7 @@ from mmseg.models.utils import resize
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
+from mmdmt.models.data_preprocessor import PaddingPreprocessor
 from mmdmt.models.forward import stack_pixel_data
 
 
@@ -33,7 +34,7 @@ def train_without_waiting(model: nn.Module) -> None:
             module.loss_by_feat = MethodType(dense_loss, module)
         if isinstance(module, BaseDataPreprocessor):
             module._non_blocking = True
-        if type(module) is SegDataPreProcessor:
+        if type(module) in (SegDataPreProcessor, PaddingPreprocessor):
             module.forward = MethodType(_prepare_batch, module)
 
 

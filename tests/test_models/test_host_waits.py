@@ -20,6 +20,7 @@ STRONG = dict(type='mmdmt.StrongAugment')
 CUTMIX, CLASSMIX = dict(type='mmdmt.CutMix'), dict(type='mmdmt.ClassMix')
 CONTRAST = dict(bank=dict(size=4, threshold=0.0), threshold=0.5, anchors_per_class=8)
 RELEASED_CONTRAST = dict(CONTRAST, projection=dict(channels=5))
+QUEUES = dict(anchors_per_class=8, queue_size=32, keys_per_class=8)
 ADAPTIVE = dict(type='mmdmt.AdaptiveThreshold')
 METHODS = {
     'mean_teacher': dict(type='MeanTeacher', strong=STRONG, mix=CUTMIX),
@@ -30,6 +31,8 @@ METHODS = {
     'dual_teacher': dict(type='DualTeacher', shift_length=1, strong=STRONG),
     'dual_teacher_1': dict(type='DualTeacher', shift_length=1, num_teachers=1, strong=STRONG),
     'dual_teacher_released': dict(type='ReleasedDualTeacher', shift_length=1),
+    'u2pl': dict(type='U2PL', mix=CUTMIX, contrast=QUEUES),
+    'u2pl_start': dict(type='U2PL', sup_only=0.02, contrast=QUEUES),
     'cross_teacher': dict(type='CrossTeacher', strong=STRONG, mix=CLASSMIX, contrast=CONTRAST),
     'cross_teacher_own_masks': dict(
         type='CrossTeacher',
