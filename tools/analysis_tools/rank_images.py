@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import List, Optional, Tuple
 
-import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.pseudo.reliability import RANKING
+# As in mmdmt.pseudo.reliability, whose import would print notes of its libraries into the list.
+RANKING = 'reliability.json'
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
