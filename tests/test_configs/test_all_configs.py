@@ -83,6 +83,7 @@ LONGER = {
         'dual_teacher/dual-teacher_segformer_mit-b1_1_16_ade20k-512x512',
         'dmt_classification/dmt_wrn-28-2_1000_cifar10-32x32',
         'dmt_classification/dmt_wrn-28-2_4000_cifar10-32x32',
+        'st/st_deeplabv3plus_r50_1_8_cityscapes-721x721',
     ],
     'released code, difference by difference': [
         'cross_teacher/cross-teacher-released_deeplabv2_r101_1_50_pascal_voc12-321x321',

@@ -80,7 +80,9 @@ class MutualTrainingRunner:
       DMT's code; 'best_so_far', the best over all rounds so far, as DST-CBC's code.
     - ``supervised``, ``round`` (dict): ``max_iters``, ``lr``, ``batch_size``, ``source_ratio``
       ([labeled, pseudo] images in a batch), ``from_scratch`` and ``cfg_options`` of round 0 and of
-      the later ones.
+      the later ones. Of ``round`` also ``images`` ('all' or 'reliable', or a list with one for each
+      round: the half of the images on which checkpoints of the labeling stage agree most) and
+      ``augment`` (transforms of pseudo-labeled images, before the packing step), as in ST++.
     - ``pseudo_loss`` (dict): default ``mmdmt.DynamicMutualLoss`` with gammas 5.
     - ``labeling`` (dict): the keyword-only arguments of :class:`~mmdmt.pseudo.PseudoLabeler`, and
       ``pipeline``, by default the test pipeline of the member that labels.
