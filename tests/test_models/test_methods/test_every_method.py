@@ -12,6 +12,21 @@ from mmdmt.registry import MODELS
 #: Those whose unsupervised loss is one of each student; others have tests of their own for it.
 SIMPLE = [name for name in METHODS if 'dual' not in name and 'cross' not in name]
 
+#: Images through a network in a step, with and without gradient, as multiples of the unlabeled ones:
+#: the table of docs/methods.md.
+PASSES = dict(
+    mean_teacher=(2, 1),
+    fixmatch=(2, 1),
+    fixmatch_teacher=(2, 1),
+    cutmix_seg=(2, 1),
+    unimatch=(4, 1),
+    unimatch_v2=(3, 1),
+    cps=(4, 0),
+    cps_cutmix=(4, 2),
+    dual_teacher=(3, 1),
+    cross_teacher=(4, 4),
+)
+
 
 def build(method, **settings):
     torch.manual_seed(0)
@@ -96,3 +111,16 @@ def test_state_makes_the_round_trip(method):
     other.load_state_dict(model.state_dict(), strict=True)
     for key, value in other.state_dict().items():
         assert torch.equal(value, model.state_dict()[key]), key
+
+
+@pytest.mark.parametrize('method', PASSES)
+def test_a_step_costs_what_the_guide_says(method):
+    model, images = build(method), dict(gradient=0, none=0)
+
+    def count(module, args):
+        images['gradient' if torch.is_grad_enabled() else 'none'] += len(args[0])
+
+    for name in model.network_names:
+        model.network(name).backbone.register_forward_pre_hook(count)
+    total(model.loss(*semi_batch(num_labeled=3)))
+    assert (images['gradient'] / 3, images['none'] / 3) == PASSES[method]
