@@ -1,12 +1,10 @@
-"""What holds for every online method: precision, health values, no waiting, prediction."""
+"""What holds for every online method: precision, health values, cost, prediction."""
 
 import pytest
 import torch
-from no_waiting import NoWaiting
 from tiny_models import NUM_CLASSES, semi_batch, tiny_segmentor
 from train_together import METHODS
 
-from mmdmt.models.forward import Targets
 from mmdmt.registry import MODELS
 
 #: Those whose unsupervised loss is one of each student; others have tests of their own for it.
@@ -24,6 +22,7 @@ PASSES = dict(
     cps=(4, 0),
     cps_cutmix=(4, 2),
     dual_teacher=(3, 1),
+    u2pl=(2, 3),
     cross_teacher=(4, 4),
 )
 
@@ -31,7 +30,6 @@ PASSES = dict(
 def build(method, **settings):
     torch.manual_seed(0)
     segmentor = tiny_segmentor()
-    # The cross entropy and the accuracy of mmseg read numbers back.
     segmentor['decode_head']['loss_decode'] = dict(type='mmdmt.OhemCrossEntropy', min_kept=50)
     settings = {'strong': dict(type='mmdmt.StrongAugment'), **METHODS[method], **settings}
     settings['type'] = f'mmdmt.{settings["type"]}'
@@ -74,21 +72,6 @@ def test_health_has_the_same_names_in_all_methods(method):
         for name in ('keep_ratio', 'agreement', 'confidence'):
             assert 0 <= losses[f'{prefix}_{name}'] <= 1
         assert losses[f'{prefix}_loss'] >= 0
-
-
-@pytest.mark.parametrize('method', SIMPLE)
-def test_no_step_waits_for_the_device(method, monkeypatch):
-    monkeypatch.setattr(
-        'mmseg.models.decode_heads.decode_head.accuracy', lambda *args, **kwargs: torch.zeros(())
-    )
-    model = build(method, strong=None)  # which reads its draws, that are on the CPU
-    batch = semi_batch(num_labeled=3)
-    if model.mix is not None:  # boxes too are drawn on the CPU, whatever the labels are
-        label = torch.zeros(3, 32, 32, dtype=torch.long)
-        drawn = model.mix.draw(Targets(label, label.float(), label == 0))
-        monkeypatch.setattr(model.mix, 'draw', lambda targets: drawn)
-    with NoWaiting():
-        total(model.loss(*batch)).backward()
 
 
 @pytest.mark.parametrize('method', METHODS)
