@@ -63,7 +63,6 @@ NETWORK_LEAVES = (
     'supervised/fcn_unet_toy-scenes-96x96',
     'supervised/ohem_deeplabv3plus_r50_cityscapes-801x801',
     'supervised/dpt_dinov2-small_pascal_voc12-518x518',
-    'supervised/dpt_dinov3-small_pascal_voc12-512x512',
 )
 LOSSES = ('DynamicMutualLoss', 'DynamicSelfLoss', 'OnlinePseudoLoss')
 

@@ -10,8 +10,8 @@ from mmdmt.registry import MODELS
 #: Those whose unsupervised loss is one of each student; others have tests of their own for it.
 SIMPLE = [name for name in METHODS if 'dual' not in name and 'cross' not in name]
 
-#: Images through a network in a step, with and without gradient, as multiples of the unlabeled ones:
-#: the table of docs/methods.md.
+#: Images through a network in a step, with and without gradient, as multiples of the unlabeled
+#: ones: the table of docs/methods.md.
 PASSES = dict(
     mean_teacher=(2, 1),
     fixmatch=(2, 1),
@@ -33,6 +33,8 @@ def build(method, **settings):
     segmentor['decode_head']['loss_decode'] = dict(type='mmdmt.OhemCrossEntropy', min_kept=50)
     settings = {'strong': dict(type='mmdmt.StrongAugment'), **METHODS[method], **settings}
     settings['type'] = f'mmdmt.{settings["type"]}'
+    if 'sup_only' in settings:  # unlabeled images from the first step on
+        settings['sup_only'] = 0
     model = MODELS.build(dict(settings, segmentor=segmentor)).train()
     model.start_run(10, [3, 3])
     return model
