@@ -55,6 +55,11 @@ METHODS = dict(
         cfg, 'mmdmt.ReleasedDualTeacher', shift_length=2, strong=None
     ),
     cross_teacher=lambda cfg: online(cfg, 'mmdmt.CrossTeacher'),
+    unimatch=lambda cfg: online(cfg, 'mmdmt.UniMatch'),
+    unimatch_v2=lambda cfg: online(cfg, 'mmdmt.UniMatchV2'),
+    cps=lambda cfg: online(cfg, 'mmdmt.CPS'),
+    cps_cutmix=lambda cfg: online(cfg, 'mmdmt.CPS', mix=dict(type='mmdmt.CutMix')),
+    cutmix_seg=lambda cfg: online(cfg, 'mmdmt.CutMixSeg'),
 )
 
 
