@@ -30,7 +30,7 @@ SCHEDULES = sorted(path.name for path in (CONFIGS / '_base_' / 'schedules').glob
 NAME = re.compile(
     r'(?P<method>[a-z0-9-]+_)?(?P<head>deeplabv2|deeplabv3plus|segformer|upernet|fcn'
     r'|deeplabv3plus-segformer)_(?P<backbone>[^_]+?)(_(?P<labels>\d+_\d+|\d+))?'
-    r'_(?P<dataset>pascal_voc12|cityscapes|ade20k|coco81|camvid|msrc21|folder|toy-scenes)'
+    r'_(?P<dataset>pascal_voc12|(gta5-|synthia-)?cityscapes|kvasir-seg|ade20k|coco81|camvid|msrc21|folder|toy-scenes)'
     r'-(?P<height>\d+)x(?P<width>\d+)'
 )
 HEADS = {
@@ -338,6 +338,10 @@ def test_every_setting_goes_everywhere(name):
         source_ratio=[1, 2],
         max_iters=5,
     )
+    # A labeled source of another dataset has some settings of its own.
+    own = dict(labeled_root='/d', labeled_image_size=(62, 34))
+    own.update(labeled_img_suffix='.x', labeled_seg_map_suffix='.y')
+    options.update({key: value for key, value in own.items() if key in cfg})
     members = (cfg.get('mutual') or {}).get('members', [])
     for index, member in enumerate(members):
         if 'labeled_list' in member:
