@@ -147,7 +147,8 @@ def test_released_cross_teacher_has_every_released_value(data, steps, batch, cro
         if 'city' in data:  # halved when they are loaded
             assert kinds['mmdmt.LoadImageAtSize'].scale == (1024, 512)
     assert (model.mix and model.mix.partner) == mix and model.strong.preset == 'ctt_released'
-    assert (model.mix_first, model.shared_mix, model.one_pass) == (True, False, False)
+    assert (model.mix_first, model.shared_mix) == (True, False)
+    assert model.batch_statistics == 'separate'
     assert model.contrast is None and model.ema == dict(momentum=0.99, mode='train', buffers='keep')
     assert cfg.val_cfg.networks == cfg.test_cfg.networks == ['student_l', 'student_r']
     scored = cfg.val_dataloader.dataset.pipeline
