@@ -27,7 +27,7 @@ SCHEDULES = sorted(path.name for path in (CONFIGS / '_base_' / 'schedules').glob
 NAME = re.compile(
     r'(?P<method>[a-z0-9-]+_)?(?P<head>deeplabv2|deeplabv3plus|segformer|upernet|fcn|dpt'
     r'|deeplabv3plus-segformer)_(?P<backbone>[^_]+?)(_(?P<labels>\d+_\d+|\d+))?'
-    r'_(?P<dataset>pascal_voc12|cityscapes|ade20k|coco81|camvid|msrc21|folder|toy-scenes)'
+    r'_(?P<dataset>pascal_voc12|(gta5-|synthia-)?cityscapes|kvasir-seg|ade20k|coco81|camvid|msrc21|folder|toy-scenes|toy-shift)'
     r'-(?P<height>\d+)x(?P<width>\d+)'
 )
 HEADS = {
@@ -78,6 +78,7 @@ LONGER = {
         ),
         'dmt_classification/supervised_wrn-16-1_4000_cifar10-16x16',
     ],
+    'generated scenes in two folders': ['supervised/fcn_unet_toy-shift-96x96'],
     'another size of the network, with its weights': [
         f'dual_teacher/dual-teacher_segformer_mit-b{size}_1_16_ade20k-512x512'
         for size in (0, 2, 3, 4, 5)
@@ -115,6 +116,7 @@ LONGER = {
         'dmt/dmt_deeplabv3plus_mobilenetv2_folder-512x512',
         f'dmt/dmt_{CPU}',
         'dmt/dmt_fcn_unet_toy-scenes-96x96',
+        'dmt/dmt_fcn_unet_toy-shift-96x96',
         'dmt_classification/dmt_wrn-16-1_4000_cifar10-16x16',
         'dmt_classification/dmt_wrn-28-2_labeled_folder-64x64',
     ],
@@ -356,6 +358,10 @@ def test_every_setting_goes_everywhere(name):
         source_ratio=[1, 2],
         max_iters=5,
     )
+    # A labeled source of another dataset has some settings of its own.
+    own = dict(labeled_root='/d', labeled_image_size=(62, 34))
+    own.update(labeled_img_suffix='.x', labeled_seg_map_suffix='.y')
+    options.update({key: value for key, value in own.items() if key in cfg})
     members = (cfg.get('mutual') or {}).get('members', [])
     for index, member in enumerate(members):
         if 'labeled_list' in member:

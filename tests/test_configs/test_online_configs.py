@@ -150,7 +150,8 @@ def test_released_cross_teacher_has_every_released_value(data, steps, batch, cro
             assert tuple(kinds['mmdmt.RandomRescale'].ratio_range) == scaling
             assert 'RandomResize' not in kinds
     assert (model.mix and model.mix.partner) == mix and model.strong.preset == 'ctt_released'
-    assert (model.mix_first, model.shared_mix, model.one_pass) == (True, False, False)
+    assert (model.mix_first, model.shared_mix) == (True, False)
+    assert model.batch_statistics == 'separate'
     assert model.contrast is None and model.ema == dict(momentum=0.99, mode='train', buffers='keep')
     assert cfg.val_cfg.networks == cfg.test_cfg.networks == ['student_l', 'student_r']
     scored = cfg.val_dataloader.dataset.pipeline
