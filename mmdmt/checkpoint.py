@@ -304,7 +304,7 @@ def read_stored_config(text: str) -> Config:
     """
     try:
         return Config(dict(_assignment(statement) for statement in ast.parse(text).body))
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, TypeError, KeyError, MemoryError, RecursionError) as error:
         raise ValueError(
             f'the config stored in the checkpoint cannot be read as plain values: {error}. '
             'Name the config file instead.'

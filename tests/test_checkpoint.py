@@ -294,6 +294,9 @@ def test_a_stored_config_is_read_as_mmengine_writes_it():
         'import os',
         'a = b = 1',
         'a = (',
+        'filename = 1',
+        'a = ' + '-' * 100_000 + '1',
+        5,
     ],
 )
 def test_a_stored_config_that_does_more_is_refused(text, tmp_path, monkeypatch):

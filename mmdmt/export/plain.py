@@ -150,6 +150,13 @@ def with_imports(plain: dict, trained: dict, own: str) -> Config:
     return Config(plain)
 
 
+def keep_local_backends(plain: dict) -> None:
+    """Write what is drawn to the work dir alone: not to files or services that training named."""
+    for part in (plain, plain.get('visualizer')):
+        if isinstance(part, dict) and 'vis_backends' in part:
+            part['vis_backends'] = [dict(type='LocalVisBackend')]
+
+
 def forget_pretrained(model: dict) -> None:
     """Do not load initial weights that the checkpoint replaces."""
     for part in dicts_in(model):
