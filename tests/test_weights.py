@@ -104,7 +104,7 @@ def test_auxiliary_heads_may_stay_in_the_file_of_a_run_that_is_not_resumed():
         load_weights(model, state, 'any.pth', exact=True)
     fewer = build_segmentor(tiny_segmentor(auxiliary=True))
     state = {k.replace('auxiliary_head', 'auxiliary_head.0'): v for k, v in state.items()}
-    with pytest.raises(CheckpointMismatchError, match='7 are in the file only: auxiliary_head.0'):
+    with pytest.raises(CheckpointMismatchError, match=r'7 are in the file only: auxiliary_head.0'):
         load_weights(fewer, state, 'any.pth')
 
 

@@ -23,6 +23,9 @@ from mmdmt.registry import MODELS
 
 PathLike = Union[str, Path]
 
+_FETCHING = ('TIMMBackbone', 'TIMMVisionTransformer')  # by default
+_SOURCES = ('file', 'url', 'hf_hub_id')  # of timm's weights
+
 
 class Trained(NamedTuple):
     """A checkpoint of a runner with its config.
@@ -162,9 +165,12 @@ def forget_pretrained(model: dict) -> None:
     for part in dicts_in(model):
         if 'pretrained' in part:
             part['pretrained'] = False if isinstance(part['pretrained'], bool) else None
-        if str(part.get('type')).split('.')[-1] == 'TIMMBackbone':  # it fetches by default
+        if str(part.get('type')).split('.')[-1] in _FETCHING:
             part.update(pretrained=False)
             part.pop('checkpoint_path', None)
+            overlay = part.get('pretrained_cfg_overlay')
+            for key in _SOURCES if isinstance(overlay, dict) else ():
+                overlay.pop(key, None)
         init_cfg = part.get('init_cfg')
         steps = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
         kinds = [str(step.get('type')).split('.')[-1] for step in steps if isinstance(step, dict)]

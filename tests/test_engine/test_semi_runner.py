@@ -94,7 +94,7 @@ def test_a_run_is_not_resumed_with_another_method(finished, tree, tmp_path):
     checkpoint = str(finished[0] / 'iter_2.pth')
     settings = dict(load_from=checkpoint, resume=True)
     method = online(base_config(tree, tmp_path), 'mmdmt.FixMatch')['model']
-    with pytest.raises(ValueError, match='trained with a EncoderDecoder, but .* FixMatch'):
+    with pytest.raises(ValueError, match=r'trained with a EncoderDecoder, but .* FixMatch'):
         build(tree, tmp_path, model=method, **settings).train()
 
 

@@ -220,14 +220,26 @@ def test_what_is_written_imports_and_loads_nothing_of_the_stored_config(tree, tm
     assert 'custom_imports' not in plain and plain.model.backbone.init_cfg is None
 
 
-def test_timm_backbones_fetch_nothing(tree):
+@pytest.mark.parametrize(
+    'backbone',
+    [
+        dict(type='TIMMBackbone', model_name='resnet10t.c3_in1k'),
+        dict(
+            type='mmdmt.TIMMVisionTransformer', model_name='test_vit.r160_in1k', out_indices=(2, 5)
+        ),
+    ],
+)
+def test_timm_backbones_fetch_nothing(tree, backbone):
     cfg = segmentor_config(tree)
-    cfg['model']['backbone'] = dict(type='TIMMBackbone', model_name='resnet10t.c3_in1k')
+    overlay = dict(file='weights.safetensors', input_size=(3, 64, 64))
+    cfg['model']['backbone'] = dict(backbone, pretrained_cfg_overlay=overlay)
     cfg['model']['decode_head'].update(in_channels=64, in_index=1)
     backbone = dict(cfg['model']['backbone'], pretrained=False)
     save(cfg, model=dict(cfg['model'], backbone=backbone))
     exported = export_segmentor('bad.pth', 'out')
-    assert Config.fromfile(exported.config).model.backbone.pretrained is False
+    backbone = Config.fromfile(exported.config).model.backbone
+    assert backbone.pretrained is False
+    assert backbone.pretrained_cfg_overlay == dict(input_size=(3, 64, 64))
 
 
 def test_classifiers_of_own_and_stock_types_are_exported():
