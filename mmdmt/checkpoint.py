@@ -54,11 +54,24 @@ def load_checkpoint_file(
     Raises:
         FileNotFoundError: ``path`` is not a file.
         UntrustedCheckpointError: It needs objects beyond the allow-list and is not ``trusted``.
-        RuntimeError: The file is damaged.
+        RuntimeError: The file is damaged, or holds no weights by name.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f'checkpoint {path} does not exist')
+        what = 'is a folder: name a file in it' if path.is_dir() else 'does not exist'
+        raise FileNotFoundError(f'checkpoint {path} {what}')
+    loaded = _load(path, map_location, trusted, mmap)
+    weights = loaded.get('state_dict', loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(weights, dict):
+        raise RuntimeError(
+            f'checkpoint {path} holds a {type(weights).__name__} where weights by name are expected'
+        )
+    return loaded
+
+
+def _load(
+    path: Path, map_location: MapLocation, trusted: Sequence[Union[str, Path]], mmap: bool
+) -> Any:
     if is_trusted(path, trusted):
         _warn(f'{path} is loaded without restrictions: it is a trusted checkpoint')
         with _forced_weights_only(False):
@@ -182,21 +195,43 @@ def _extend_allow_list() -> None:
         torch.serialization.add_safe_globals(_ALLOWED)
 
 
-def check_resumable(checkpoint: dict, path: Union[str, Path]) -> None:
-    """Refuse to resume from a file that has no more than weights.
+def check_resumable(checkpoint: dict, path: Union[str, Path], model: Any = None) -> None:
+    """Refuse to resume from a file that has no more than weights, or that is of another method.
+
+    Args:
+        checkpoint: What the file holds.
+        path: The file, for the message.
+        model: Config of the model that is to go on. Methods share the names of their networks, so
+            that weights of another one may fit; the type in the stored config tells them apart.
 
     Raises:
-        ValueError: The state of the optimizer or the number of iterations is not in it.
+        ValueError: The state of the optimizer or the number of iterations is not in it, or it was
+            trained with another type of model.
     """
     meta = checkpoint.get('meta') or {}
     lacking = [name for name in ('epoch', 'iter') if name not in meta]
     lacking += [] if 'optimizer' in checkpoint else ['the state of the optimizer']
+    start = f"To start a run with these weights, set load_from='{path}' and leave resume out."
     if lacking:
         raise ValueError(
             f'{path} holds weights only, so a run cannot be resumed from it: it lacks '
-            f'{", ".join(lacking)}. To start a run with these weights, set load_from='
-            f"'{path}' and leave resume out."
+            f'{", ".join(lacking)}. {start}'
         )
+    try:
+        trained = _type_name(read_stored_config(meta.get('cfg')).get('model'))
+    except ValueError:  # no text, or one of another program
+        return
+    if trained and _type_name(model) not in ('', trained):
+        raise ValueError(
+            f'{path} was trained with a {trained}, but the model of this config is a '
+            f'{_type_name(model)}, so the run cannot be resumed from it. {start}'
+        )
+
+
+def _type_name(model: Any) -> str:
+    """The type in a model's config without its scope; empty if there is none."""
+    kind = model.get('type') if isinstance(model, dict) else None
+    return kind.split('.')[-1] if isinstance(kind, str) else ''
 
 
 # --- Writing and finding -------------------------------------------------------------------------
@@ -304,7 +339,7 @@ def read_stored_config(text: str) -> Config:
     """
     try:
         return Config(dict(_assignment(statement) for statement in ast.parse(text).body))
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, TypeError, KeyError, MemoryError, RecursionError) as error:
         raise ValueError(
             f'the config stored in the checkpoint cannot be read as plain values: {error}. '
             'Name the config file instead.'

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmdmt.checks import listed
 
 _OTHER_SHAPE = re.compile(r'(?:size mismatch for|While copying the parameter named) "?([\w.]+)')
+_AUXILIARY = 'auxiliary_head'  # mmseg's name of one or a list
 
 
 class CheckpointMismatchError(RuntimeError):
@@ -65,8 +66,12 @@ def load_weights(
     origin: str,
     allowed: Union[str, Sequence[str]] = (),
     revise_keys: Sequence[tuple] = ((r'^module\.', ''),),
+    exact: bool = False,
 ) -> None:
     """Load a checkpoint into a model that it fits.
+
+    Auxiliary heads serve training alone: a model without any leaves out those of the file, which is
+    logged.
 
     Args:
         model: The model. One that wraps another for test-time augmentation gives the inner one.
@@ -76,6 +81,7 @@ def load_weights(
             ``decode_head.conv_seg`` is that of every network in the model. What is not loaded is
             logged.
         revise_keys: Regular expressions and what they become in the keys of the checkpoint.
+        exact: Refuse such heads too.
 
     Raises:
         CheckpointMismatchError: Other weights do not fit; the message counts and names them.
@@ -85,7 +91,9 @@ def load_weights(
         _load_checkpoint_to_model(
             model, checkpoint, strict=False, logger='current', revise_keys=list(revise_keys)
         )
-    _check(fit_of(seen[-1]), type(model).__name__, origin, allowed)
+    fit = fit_of(seen[-1])
+    fit = fit if exact else _without_auxiliary_heads(fit, model, origin)
+    _check(fit, type(model).__name__, origin, allowed)
 
 
 @contextmanager
@@ -174,6 +182,15 @@ def _initial_fit(module: nn.Module, fit: Fit) -> Tuple[Fit, List[str]]:
     if 2 * len(matched) <= len(weights):
         return fit, []
     return fit._replace(missing=[k for k in fit.missing if _first(k) not in new]), sorted(new)
+
+
+def _without_auxiliary_heads(fit: Fit, model: nn.Module, origin: str) -> Fit:
+    """The fit without the auxiliary heads of the file if the model has none."""
+    heads = [key for key in fit.surplus if _AUXILIARY in key.split('.')]
+    if not heads or any(_AUXILIARY in name.split('.') for name, _ in model.named_modules()):
+        return fit
+    _warn(f'{origin}: left out, as the model has no auxiliary heads: {listed(heads)}')
+    return fit._replace(surplus=[key for key in fit.surplus if key not in set(heads)])
 
 
 def _first(key: str) -> str:

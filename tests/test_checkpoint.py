@@ -284,6 +284,15 @@ def test_a_stored_config_is_read_as_mmengine_writes_it():
     assert read_stored_config(cfg.pretty_text).to_dict() == cfg.to_dict()
 
 
+@pytest.mark.parametrize('content', [[1, 2], dict(state_dict=None)])
+def test_files_without_weights_by_name_are_refused(content, tmp_path):
+    torch.save(content, tmp_path / 'odd.pth')
+    with pytest.raises(RuntimeError, match=r'odd.pth holds a (list|NoneType) where weights'):
+        load_checkpoint_file(tmp_path / 'odd.pth')
+    with pytest.raises(FileNotFoundError, match='is a folder'):
+        load_checkpoint_file(tmp_path)
+
+
 @pytest.mark.parametrize(
     'text',
     [
@@ -294,6 +303,9 @@ def test_a_stored_config_is_read_as_mmengine_writes_it():
         'import os',
         'a = b = 1',
         'a = (',
+        'filename = 1',
+        'a = ' + '-' * 100_000 + '1',
+        5,
     ],
 )
 def test_a_stored_config_that_does_more_is_refused(text, tmp_path, monkeypatch):

@@ -93,6 +93,21 @@ def test_what_may_differ_is_loaded_as_far_as_it_fits():
         load_weights(model, state, 'any.pth', [HEAD])
 
 
+def test_auxiliary_heads_may_stay_in_the_file_of_a_run_that_is_not_resumed():
+    model, state = build_segmentor(tiny_segmentor()), weights(auxiliary=True)
+    load_weights(model, dict(state_dict=state), 'any.pth')
+    key = 'backbone.conv1.weight'
+    assert torch.equal(model.state_dict()[key], state[key])
+    method = online(dict(model=tiny_segmentor()), 'mmdmt.MeanTeacher')['model']
+    load_weights(MODELS.build(method), dict(state_dict=state), 'any.pth')
+    with pytest.raises(CheckpointMismatchError, match='7 are in the file only: auxiliary_head'):
+        load_weights(model, state, 'any.pth', exact=True)
+    fewer = build_segmentor(tiny_segmentor(auxiliary=True))
+    state = {k.replace('auxiliary_head', 'auxiliary_head.0'): v for k, v in state.items()}
+    with pytest.raises(CheckpointMismatchError, match=r'7 are in the file only: auxiliary_head.0'):
+        load_weights(fewer, state, 'any.pth')
+
+
 def test_counters_prefixes_and_wrappers_do_not_matter():
     state = {k: v for k, v in weights().items() if 'num_batches_tracked' not in k}
     state = {f'module.{key}': value for key, value in state.items()}

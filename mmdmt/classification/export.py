@@ -11,6 +11,7 @@ from mmdmt.export.plain import (
     PathLike,
     foreign_types,
     forget_pretrained,
+    keep_local_backends,
     read_trained,
     with_imports,
     write_plain,
@@ -63,6 +64,7 @@ def plain_classifier_config(cfg: Config) -> Config:
     """
     cfg = copy.deepcopy(cfg.to_dict())
     plain = {key: cfg[key] for key in _RUNTIME_KEYS if key in cfg}
+    keep_local_backends(plain)
     plain['model'] = _plain_model(cfg['model'])
     plain['default_hooks'] = dict(visualization=dict(type='VisualizationHook', enable=False))
     if cfg.get('test_dataloader'):

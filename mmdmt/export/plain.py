@@ -23,6 +23,9 @@ from mmdmt.registry import MODELS
 
 PathLike = Union[str, Path]
 
+_FETCHING = ('TIMMBackbone', 'TIMMVisionTransformer')  # by default
+_SOURCES = ('file', 'url', 'hf_hub_id')  # of timm's weights
+
 
 class Trained(NamedTuple):
     """A checkpoint of a runner with its config.
@@ -150,14 +153,24 @@ def with_imports(plain: dict, trained: dict, own: str) -> Config:
     return Config(plain)
 
 
+def keep_local_backends(plain: dict) -> None:
+    """Write what is drawn to the work dir alone: not to files or services that training named."""
+    for part in (plain, plain.get('visualizer')):
+        if isinstance(part, dict) and 'vis_backends' in part:
+            part['vis_backends'] = [dict(type='LocalVisBackend')]
+
+
 def forget_pretrained(model: dict) -> None:
     """Do not load initial weights that the checkpoint replaces."""
     for part in dicts_in(model):
         if 'pretrained' in part:
             part['pretrained'] = False if isinstance(part['pretrained'], bool) else None
-        if str(part.get('type')).split('.')[-1] == 'TIMMBackbone':  # it fetches by default
+        if str(part.get('type')).split('.')[-1] in _FETCHING:
             part.update(pretrained=False)
             part.pop('checkpoint_path', None)
+            overlay = part.get('pretrained_cfg_overlay')
+            for key in _SOURCES if isinstance(overlay, dict) else ():
+                overlay.pop(key, None)
         init_cfg = part.get('init_cfg')
         steps = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
         kinds = [str(step.get('type')).split('.')[-1] for step in steps if isinstance(step, dict)]

@@ -16,6 +16,7 @@ from mmdmt.export.plain import (
     dicts_in,
     foreign_types,
     forget_pretrained,
+    keep_local_backends,
     read_trained,
     with_imports,
     write_plain,
@@ -135,6 +136,7 @@ def plain_config(cfg: Config, network: str = '') -> Config:
     cfg = copy.deepcopy(cfg.to_dict())
     plain = {key: cfg[key] for key in _RUNTIME_KEYS if key in cfg}
     plain.update(model=_plain_model(cfg, network), default_hooks=_HOOKS, **_plain_data(cfg))
+    keep_local_backends(plain)
     for part in dicts_in(plain):
         if isinstance(part.get('type'), str):
             part['type'] = _PLAIN_TYPES.get(part['type'], part['type'])

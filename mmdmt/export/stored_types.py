@@ -59,10 +59,16 @@ _RUNNING = (
 )
 # Settings that mmcv, mmseg and mmpretrain look up as they do `type`, and what they do not look up.
 _LIKE_TYPE, _NO_TYPE = ('conv_type', 'norm_layer', 'padding_mode'), ('zeros', 'circular', None)
+_TRANSFORM_TYPE = 'resize_type'  # of mmcv's RandomResize and RandomChoiceResize
 _IMPORTABLE = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)+')
 _READ = re.compile(r'checkpoint|ckpt|pretrained|path|file|url|_dir$', re.I)
 _WRITTEN = ('save_dir', 'output_dir', 'out_dir', 'out_file_path')
-_REMOTE = re.compile(r'://|^(hf[-_]hub|local-dir):')
+_REMOTE = re.compile(r'://|^(hf[-_]hub|local-dir):', re.I)
+_BLANK = re.compile(r'[\x00-\x20]')  # which addresses are read without
+# mmpretrain evaluates the text of a `dtype`.
+_DTYPE = re.compile(r'\w+')
+# Parts whose settings name no data: what looks like a file there is read as code, or written.
+_WITHOUT_DATA = ('model', 'tta_model', 'test_evaluator', 'visualizer', 'vis_backends')
 # Also of lists of images: mmengine unpickles them by their suffix, and its YAML builds objects.
 _CODE = re.compile(r'\.(pkl|pickle|ya?ml|pth?|ckpt|bin|np[yz])$', re.I)
 # mmengine writes values by `repr`, but keys as they are; it fills in what stands in {{ }}.
@@ -164,15 +170,20 @@ def _problem(path: Path, value: Any, scopes: Set[str]) -> str:
     if key == '_scope_' and value not in SCOPES:
         return f'is none of {list(SCOPES)}'
     registries = _REGISTRIES.get(top, ())
-    if key == 'type' or (in_model and key in _LIKE_TYPE and value not in _NO_TYPE):
+    looked_up = in_model and key in _LIKE_TYPE and value not in _NO_TYPE
+    if key in ('type', _TRANSFORM_TYPE) or looked_up:
         return _type_problem(value, registries, scopes)
     if key in _WRITTEN and value is not None:
         return 'names a place to write to'
+    if key == 'sys_path' and value is not None:
+        return 'names a folder to import from'
     if not isinstance(value, str):
         return ''
-    loaded = in_model and value and _READ.search(str(key))
-    if loaded or _REMOTE.search(value) or _CODE.search(value):
-        return 'names an address, or a file that could hold code'
+    if (key == 'dtype' and not _DTYPE.fullmatch(value)) or value == 'pickle':
+        return 'would be run as code, or make data run as code'
+    named = top in _WITHOUT_DATA and value and _READ.search(str(key))
+    if named or _REMOTE.search(_BLANK.sub('', value)) or _CODE.search(value.strip()):
+        return 'names an address, or a file that could hold code or be written over'
     if not in_model:
         return ''
     # Some parts look names up under keys of their own. Names of timm's networks have dots.

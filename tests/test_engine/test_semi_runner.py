@@ -7,7 +7,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from tiny_project import base_config, labeled_only, load_config, make_tree
+from tiny_project import base_config, labeled_only, load_config, make_tree, online
 
 from mmdmt.checkpoint import UntrustedCheckpointError, save_atomically
 from mmdmt.engine.runners import SemiRunner
@@ -88,6 +88,14 @@ def test_a_checkpoint_of_stock_mmengine_is_resumed(tree, tmp_path):
     runner.train()
     assert runner.iter == 3
     assert len(runner.message_hub.get_scalar('train/loss').data[0]) == 3
+
+
+def test_a_run_is_not_resumed_with_another_method(finished, tree, tmp_path):
+    checkpoint = str(finished[0] / 'iter_2.pth')
+    settings = dict(load_from=checkpoint, resume=True)
+    method = online(base_config(tree, tmp_path), 'mmdmt.FixMatch')['model']
+    with pytest.raises(ValueError, match=r'trained with a EncoderDecoder, but .* FixMatch'):
+        build(tree, tmp_path, model=method, **settings).train()
 
 
 @pytest.mark.parametrize('resume', [False, True])

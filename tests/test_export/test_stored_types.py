@@ -20,6 +20,7 @@ from mmdmt.export.stored_types import check_stored_config
 from mmdmt.pseudo.labeler import PseudoLabeler
 from mmdmt.registry import MODELS
 
+EVALUATED = 'uint8 if __import__("os").system("touch hacked") else torch.uint8'
 CODE = dict(type='subprocess.check_output', args='touch hacked', shell=True)
 
 
@@ -99,8 +100,14 @@ def save(cfg, path='bad.pth', model=None):
         ('test_evaluator', [CODE], 'test_evaluator.type='),
         ('test_evaluator', dict(type='CityscapesMetric', output_dir='/home'), 'place to write to'),
         ('test_evaluator', dict(type='DumpResults', out_file_path='.profile'), 'place to write'),
+        ('test_evaluator', dict(type='IoUMetric', collect_dir='/home'), 'collect_dir='),
+        ('test_evaluator', dict(type='mmpretrain.ReportVQA', file_path='.profile'), 'file_path='),
+        ('test_pipeline', [dict(type='RandomResize', resize_type='torch.hub.load')], 'resize_type'),
+        ('test_pipeline', [dict(type='Resize', dtype=EVALUATED)], 'dtype='),
+        ('test_pipeline', [dict(type='LoadBiomedicalData', decode_backend='pickle')], 'backend='),
+        ('test_pipeline', [dict(type='Resize', backend_args=dict(sys_path='.'))], 'sys_path='),
+        ('model.backbone.model_name', 'HF-\nHUB:evil/model', 'an address, or a file'),
         ('visualizer', CODE, 'visualizer.type='),
-        ('vis_backends', [CODE], 'vis_backends.0.type='),
         ('log_processor', CODE, 'log_processor.type='),
         ('env_cfg.any', dict(type='LocalVisBackend'), 'env_cfg.any.type='),
         ('env_cfg.text', '{{_base_.a}} + 1', 'is no plain value'),
@@ -199,6 +206,10 @@ def test_what_is_written_imports_and_loads_nothing_of_the_stored_config(tree, tm
     cfg['custom_imports'] = dict(imports=['evil', 'mmdmt'])
     cfg['model']['pretrained'] = 'http://localhost/evil.pth'
     cfg['model']['backbone']['init_cfg'] = dict(type='mmseg.Pretrained', checkpoint='evil.pth')
+    cfg['vis_backends'] = [CODE]
+    remote = dict(type='WandbVisBackend', init_kwargs=dict(entity='evil'))
+    overwriting = dict(type='LocalVisBackend', config_save_file='/home/evil.py')
+    cfg['visualizer'] = dict(type='SegLocalVisualizer', vis_backends=[remote, overwriting])
     cfg['default_hooks'] = dict(evil=CODE)
     cfg['custom_hooks'] = [CODE]
     cfg['train_dataloader'] = CODE
@@ -209,14 +220,26 @@ def test_what_is_written_imports_and_loads_nothing_of_the_stored_config(tree, tm
     assert 'custom_imports' not in plain and plain.model.backbone.init_cfg is None
 
 
-def test_timm_backbones_fetch_nothing(tree):
+@pytest.mark.parametrize(
+    'backbone',
+    [
+        dict(type='TIMMBackbone', model_name='resnet10t.c3_in1k'),
+        dict(
+            type='mmdmt.TIMMVisionTransformer', model_name='test_vit.r160_in1k', out_indices=(2, 5)
+        ),
+    ],
+)
+def test_timm_backbones_fetch_nothing(tree, backbone):
     cfg = segmentor_config(tree)
-    cfg['model']['backbone'] = dict(type='TIMMBackbone', model_name='resnet10t.c3_in1k')
+    overlay = dict(file='weights.safetensors', input_size=(3, 64, 64))
+    cfg['model']['backbone'] = dict(backbone, pretrained_cfg_overlay=overlay)
     cfg['model']['decode_head'].update(in_channels=64, in_index=1)
     backbone = dict(cfg['model']['backbone'], pretrained=False)
     save(cfg, model=dict(cfg['model'], backbone=backbone))
     exported = export_segmentor('bad.pth', 'out')
-    assert Config.fromfile(exported.config).model.backbone.pretrained is False
+    backbone = Config.fromfile(exported.config).model.backbone
+    assert backbone.pretrained is False
+    assert backbone.pretrained_cfg_overlay == dict(input_size=(3, 64, 64))
 
 
 def test_classifiers_of_own_and_stock_types_are_exported():

@@ -12,6 +12,8 @@ import torch
 from mmengine.config import Config
 from mmseg.apis import inference_model, init_model
 
+from mmdmt.finite import NonFiniteError
+
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / 'tests' / 'data' / 'golden'
 converter = runpy.run_path(str(ROOT / 'tools' / 'model_converters' / 'unimatch_v2.py'))
@@ -142,6 +144,17 @@ def test_files_of_another_layout_are_refused(published, tmp_path):
     with pytest.raises(WeightsMismatchError, match=r"'cityscapes' has 19 classes, the network 21"):
         converted(published, tmp_path, dataset='cityscapes')
     assert not (tmp_path / 'segmentor.pth').exists()
+
+
+def test_weights_that_are_none_or_not_finite_are_refused(published, tmp_path):
+    checkpoint = torch.load(published)
+    with pytest.raises(WeightsMismatchError, match='other things than weights'):
+        converter['published_network'](dict(model_ema=dict(a='b')))
+    checkpoint['model_ema']['module.head.projects.0.bias'][0] = float('nan')
+    torch.save(checkpoint, tmp_path / 'bad.pth')
+    with pytest.raises(NonFiniteError, match=r'bad.pth holds NaN.*decode_head.projects.0.bias'):
+        converted(tmp_path / 'bad.pth', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
 
 
 def test_the_config_is_a_plain_text_that_needs_no_download(published, tmp_path):

@@ -32,6 +32,7 @@ import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.checkpoint import load_checkpoint_file, save_atomically
 from mmdmt.checks import listed
 from mmdmt.files import write_text_atomically
+from mmdmt.finite import refuse_non_finite
 from mmdmt.registry import MODELS
 
 NETWORKS = dict(ema='model_ema', student='model')
@@ -75,12 +76,15 @@ def _before(found: 're.Match') -> int:
 def published_network(checkpoint: Mapping[str, Any], network: str = 'ema') -> Dict[str, Tensor]:
     """State dict of a network of a published checkpoint, without the prefix of its wrapper."""
     key = NETWORKS[network]
-    if not isinstance(checkpoint.get(key), Mapping):
+    values = checkpoint.get(key)
+    if isinstance(values, Mapping) and not all(isinstance(v, Tensor) for v in values.values()):
+        raise WeightsMismatchError(f'{key!r} in the file holds other things than weights')
+    if not isinstance(values, Mapping):
         raise WeightsMismatchError(
             f'there is no {key!r} in the file, which has the keys {sorted(map(str, checkpoint))}; '
             'a published checkpoint of UniMatch V2 has `model` (the student) and `model_ema`'
         )
-    return {re.sub(r'^module\.', '', name): value for name, value in checkpoint[key].items()}
+    return {re.sub(r'^module\.', '', name): value for name, value in values.items()}
 
 
 def model_config(weights: Mapping[str, Tensor]) -> dict:
@@ -187,6 +191,7 @@ def convert_file(
     weights = published_network(checkpoint, network)
     model = model_config(weights)
     converted = convert_unimatch_v2(weights, model)
+    refuse_non_finite(converted, str(source))
     meta = {}
     if dataset:
         classes = get_classes(dataset)

@@ -229,7 +229,7 @@ class SemiRunner(Runner):
         if path is None or is_remote(path):
             return
         loaded = load_checkpoint_file(path, 'cpu', self.trusted_checkpoints, mmap=True)
-        check_resumable(loaded, path)
+        check_resumable(loaded, path, self.cfg.get('model'))
         seed = loaded['meta'].get('seed')
         if seed is None or seed == self.seed:
             return
@@ -275,7 +275,7 @@ class SemiRunner(Runner):
         """Go on from a checkpoint; see mmengine's :meth:`Runner.resume`.
 
         Raises:
-            ValueError: The file holds weights only.
+            ValueError: The file holds weights only, or is of another method.
             CheckpointMismatchError: The weights do not fit, also where ``allow_unmatched`` is set.
         """
         self._resume = True
@@ -300,7 +300,7 @@ class SemiRunner(Runner):
         with safe_loading(self.trusted_checkpoints):
             checkpoint = _load_checkpoint(str(filename), map_location=map_location)
         if self._resume:
-            check_resumable(checkpoint, filename)
+            check_resumable(checkpoint, filename, self.cfg.get('model'))
         refuse_non_finite(checkpoint.get('state_dict', checkpoint), f'checkpoint {filename}')
         # mmengine's `resume` would execute this text, which old versions stored.
         checkpoint.get('meta', {}).pop('config', None)
@@ -310,7 +310,8 @@ class SemiRunner(Runner):
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         exact = strict or self._resume
         allowed = () if exact else self.cfg.get('allow_unmatched', ())
-        load_weights(unwrap(self.model), checkpoint, str(filename), allowed, revise_keys)
+        model = unwrap(self.model)
+        load_weights(model, checkpoint, str(filename), allowed, revise_keys, exact)
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')
         return checkpoint
