@@ -126,6 +126,7 @@ def code_lines(path):
         ('cutmix_seg', 60),
         ('unimatch', 60),
         ('unimatch_v2', 100),
+        ('augseg', 60),
         ('dual_teacher', 150),
         ('cross_teacher', 150),
     ],
