@@ -125,6 +125,7 @@ def code_lines(path):
         ('cps', 60),
         ('cutmix_seg', 60),
         ('unimatch', 60),
+        ('u2pl', 100),
         ('unimatch_v2', 100),
         ('augseg', 60),
         ('dual_teacher', 150),

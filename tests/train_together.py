@@ -31,6 +31,7 @@ CONTRAST = dict(
     start=0.25,
     projection=dict(channels=4),
 )
+QUEUES = dict(anchors_per_class=4, keys_per_class=3, queue_size=8, projection=dict(channels=4))
 ADAPTIVE = dict(type='mmdmt.AdaptiveThreshold', init=0.3, momentum=0.5)
 CUTMIX, CLASSMIX = dict(type='mmdmt.CutMix'), dict(type='mmdmt.ClassMix')
 METHODS = dict(
@@ -42,6 +43,14 @@ METHODS = dict(
     released_dual_teacher=dict(
         type='ReleasedDualTeacher', threshold=0.3, shift_length=1, strong=None
     ),
+    augseg=dict(
+        type='AugSeg',
+        threshold=0.3,
+        strong=dict(type='mmdmt.RandomIntensityAugment'),
+        mix=dict(type='mmdmt.AdaptiveCutMix'),
+        copy_iters=2,
+    ),
+    u2pl=dict(type='U2PL', sup_only=0.25, drop_percent=40, mix=CUTMIX, contrast=QUEUES),
     cross_teacher=dict(type='CrossTeacher', threshold=0.3, mix=CLASSMIX, contrast=CONTRAST),
 )
 #: Shipped configs whose networks and settings of the method are trained as they are.

@@ -14,6 +14,7 @@ env_cfg = dict(
 randomness = dict(seed=0, deterministic=False)
 
 default_hooks = dict(
+    runtime_info=dict(type='mmdmt.DeferredInfoHook'),  # reads losses when they are logged
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),

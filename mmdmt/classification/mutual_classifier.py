@@ -124,9 +124,10 @@ class MutualClassifier(ImageClassifier):
         flags = [value is not None for value in stored]
         stored = [nothing if value is None else value for value in stored]
         # Filled on the host: assigning to a mask of rows would wait for the device.
-        soft_label = torch.from_numpy(np.stack(stored)).to(device)
-        is_pseudo = torch.tensor(flags, device=device)
-        labels = torch.cat([sample.gt_label for sample in data_samples]).to(device)
+        soft_label = torch.from_numpy(np.stack(stored)).to(device, non_blocking=True)
+        is_pseudo = torch.tensor(flags).to(device, non_blocking=True)
+        labels = torch.cat([sample.gt_label for sample in data_samples])
+        labels = labels.to(device, non_blocking=True)
         one_hot = F.one_hot(labels.long(), classes).to(soft_label)
         return torch.where(is_pseudo[:, None], soft_label, one_hot), is_pseudo
 
@@ -157,7 +158,7 @@ class MutualClassifier(ImageClassifier):
             pseudo_disagreement=stats['disagreement'] / pseudo,
             pseudo_student_wins=stats['student_wins'] / pseudo,
             mean_weight=stats['mean_weight'],
-            gamma_ramp=soft_label.new_tensor(ramp),
+            gamma_ramp=soft_label.new_full((), ramp),
         )
 
     def _ramp(self) -> float:

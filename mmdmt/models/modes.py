@@ -1,23 +1,23 @@
 """Training and eval mode, and batch-norm statistics, for the time of a forward pass."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @contextmanager
-def in_mode(network: nn.Module, training: bool) -> Iterator[None]:
+def in_mode(network: nn.Module, training: bool, tracked: bool = False) -> Iterator[None]:
     """Put a network into training or eval mode inside the ``with`` block.
 
     Afterwards every module is in the mode it had. In training mode, running statistics of batch
-    norm stay as they are, see :func:`untracked_statistics`.
+    norm stay as they are, see :func:`untracked_statistics`, unless they are to be ``tracked``.
     """
     modes = [(module, module.training) for module in network.modules()]
     network.train(training)
     try:
-        with untracked_statistics(network):
+        with nullcontext() if tracked else untracked_statistics(network):
             yield
     finally:
         for module, mode in modes:

@@ -14,6 +14,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from mmdmt.models.forward import auxiliary_heads, is_dense_classifier, stack_pixel_data
+from mmdmt.models.supervised import losses_of
 from mmdmt.registry import MODELS
 
 
@@ -154,21 +155,16 @@ def _check_head(name: str, head: nn.Module) -> None:
         )
 
 
-def _losses_of(head: BaseDecodeHead) -> List[nn.Module]:
-    losses = head.loss_decode
-    return list(losses) if isinstance(losses, nn.ModuleList) else [losses]
-
-
 def _loss_weight(head: BaseDecodeHead) -> float:
     """Weight of the cross entropies of a head, or of all its losses if it has none."""
-    losses = _losses_of(head)
+    losses = losses_of(head)
     replaced = [loss for loss in losses if isinstance(loss, CrossEntropyLoss)] or losses
     return sum(getattr(loss, 'loss_weight', 1.0) for loss in replaced)
 
 
 def _replaced_settings(head: BaseDecodeHead) -> List[str]:
     """What a pseudo loss does not do although the config of the head asks for it."""
-    losses = _losses_of(head)
+    losses = losses_of(head)
     names = [type(loss).__name__ for loss in losses]
     found = []
     if len(losses) > 1:

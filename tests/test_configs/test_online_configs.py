@@ -257,3 +257,30 @@ def test_methods_predict_and_augment_as_published(method, preset, predict_on):
         if 'dual-teacher-released' not in name:  # a color jitter of its own
             assert model.strong.preset == preset + '_released' * ('released' in name)
         assert model.predict_on == ('student_l' if 'cross-teacher-released' in name else predict_on)
+
+
+def test_u2pl_has_the_values_of_the_paper():
+    for name in names_of('u2pl'):
+        model = load(name).model
+        mix = dict(type='mmdmt.CutMix', prob=0.5, boxes='half', partner='next')
+        assert model.mix == mix and model.get('strong') is None
+        assert (model.drop_percent, model.normalizer) == (20, 'kept')
+        assert model.sup_only == (0 if 'cityscapes' in name else 1 / 80)
+        found = model.contrast
+        assert (found.weight, found.temperature) == (0.1, 0.5)
+        assert (found.anchors_per_class, found.negatives) == (256, 50)
+        assert model.ema == dict(momentum=0.99, buffers='keep')
+        assert model.predict_on == 'teacher'
+
+
+def test_augseg_has_the_values_of_the_paper():
+    for name in names_of('augseg'):
+        model = load(name).model
+        assert model.mix == dict(type='mmdmt.AdaptiveCutMix')
+        assert model.strong == dict(type='mmdmt.RandomIntensityAugment')
+        assert (model.normalizer, model.predict_on) == ('all', 'teacher')
+        assert (model.sup_weight, model.unsup_weight) == (1, 1)
+        assert model.threshold == (0 if 'cityscapes' in name else 0.95)
+        assert model.ema == dict(momentum=0.999 if 'voc' in name else 0.996)
+        assert model.extra_weak == ('r50_pascal_voc12' in name)
+        assert 'copy_iters' not in model, 'the first pass'

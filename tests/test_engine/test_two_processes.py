@@ -102,6 +102,10 @@ def test_state_that_follows_the_training_has_moved(trained):
     assert state['threshold.value'] != torch.tensor(0.3)
     (state, _), _ = states(trained / 'cross_teacher', 'end')
     assert (state['contrast.banks.l.counts'] == 3).any()
+    (state, _), _ = states(trained / 'u2pl', 'end')
+    # Of both ranks, in three steps after one with labeled images alone.
+    total = state['contrast.queue.total']
+    assert 9 < total.max() <= 2 * 3 * 3
 
 
 def test_sub_models_have_skipped_blocks(trained):

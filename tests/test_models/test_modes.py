@@ -44,3 +44,10 @@ def test_layers_in_eval_mode_keep_using_their_statistics():
     images = torch.randn(4, 3, 8, 8)
     with untracked_statistics(layer):
         torch.testing.assert_close(layer(images), images - 5.0, atol=1e-4, rtol=1e-4)
+
+
+def test_statistics_may_be_tracked():
+    network = nn.Sequential(nn.BatchNorm2d(3)).eval()
+    with in_mode(network, training=True, tracked=True):
+        network(torch.randn(4, 3, 8, 8) + 5)
+    assert (network[0].running_mean > 0.4).all() and not network[0].training

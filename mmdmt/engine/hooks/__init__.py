@@ -2,6 +2,7 @@
 
 from mmdmt.engine.hooks.coupling_hook import CouplingHook
 from mmdmt.engine.hooks.dataset_check_hook import DatasetCheckHook
+from mmdmt.engine.hooks.deferred_info_hook import DeferredInfoHook
 from mmdmt.engine.hooks.finite_hook import FiniteHook
 from mmdmt.engine.hooks.iter_seed_hook import IterSeedHook
 from mmdmt.engine.hooks.method_hook import MethodHook
@@ -13,6 +14,7 @@ from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
 __all__ = [
     'CouplingHook',
     'DatasetCheckHook',
+    'DeferredInfoHook',
     'FiniteHook',
     'IterSeedHook',
     'MethodHook',

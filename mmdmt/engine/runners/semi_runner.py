@@ -32,6 +32,7 @@ from mmdmt.engine.run_settings import check_classes, check_run, dataset_of, metr
 from mmdmt.engine.runners.work_dir import only_run
 from mmdmt.files import atomic_path, is_remote, require_writable
 from mmdmt.finite import refuse_non_finite
+from mmdmt.models.supervised import train_without_waiting
 from mmdmt.registry import RUNNERS
 from mmdmt.weights import checked_pretrained, load_weights
 
@@ -111,9 +112,11 @@ class SemiRunner(Runner):
         super().set_randomness(seed, deterministic=deterministic)
 
     def build_model(self, model: Union[nn.Module, dict]) -> nn.Module:
-        """Build the model; weights it loads meanwhile are loaded safely."""
+        """Build the model, which will train without waiting for a GPU; weights load safely."""
         with safe_loading(self.trusted_checkpoints):
-            return super().build_model(model)
+            model = super().build_model(model)
+        train_without_waiting(model)
+        return model
 
     def _init_model_weights(self) -> None:
         """``init_cfg=dict(type='Pretrained')`` is loaded safely and has to fit, too."""

@@ -51,7 +51,8 @@ def agreement_stats(logits: Tensor, targets: Targets, prefix: str = 'unsup') -> 
     """
     label, confidence, valid = targets
     count = valid.sum().clamp(min=1)
+    predicted = logits.max(dim=1).indices  # on CPUs several times faster than argmax
     return {
-        f'{prefix}_agreement': ((logits.argmax(dim=1) == label) & valid).sum() / count,
+        f'{prefix}_agreement': ((predicted == label) & valid).sum() / count,
         f'{prefix}_confidence': (confidence * valid).sum() / count,
     }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmdmt.checks import build_part, check_range
 from mmdmt.models.forward import is_padded, joint_forward, weighted_losses
 from mmdmt.models.perturbations import Perturb
+from mmdmt.models.supervised import train_without_waiting
 from mmdmt.models.teachers import EMAUpdater
 
 from .networks import NetworksSegmentor, build_segmentor
@@ -117,6 +118,7 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         self.predict_on = default if predict_on is None else predict_on
         self._check_network_name(self.predict_on)
         self._check_classes()
+        train_without_waiting(self)
         # Set by `start_run`: length of the run, and of a pass over each source.
         self.max_iters: Optional[int] = None
         self.pass_iters: List[int] = []

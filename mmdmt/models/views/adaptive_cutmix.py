@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmdmt.checks import check_range
 from mmdmt.models.forward import Targets
+from mmdmt.models.losses.entropy import pixel_entropy
 from mmdmt.registry import MODELS
 
 from .masks import beta_boxes, box_mask
@@ -108,8 +109,6 @@ def reliability(logits: Tensor, valid: Tensor) -> Tensor:
 
     Logits are (N, C, H, W), ``valid`` (N, H, W) bool; an image without valid pixels has 0.
     """
-    log_probs = logits.float().log_softmax(dim=1)
-    probs = log_probs.exp()
-    certain = 1 + (probs * log_probs).sum(dim=1) / math.log(logits.shape[1])
-    score = probs.amax(dim=1) * certain * valid
+    confidence = logits.float().softmax(dim=1).amax(dim=1)
+    score = confidence * (1 - pixel_entropy(logits) / math.log(logits.shape[1])) * valid
     return score.sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)

@@ -10,8 +10,8 @@ from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 from mmengine.structures import BaseDataElement, PixelData
 from mmseg.structures import SegDataSample
-from no_waiting import NoWaiting
 from torch import nn
+from virtual_gpu import NoWaiting
 
 from mmdmt.engine.hooks import FiniteHook, SafeCheckpointHook, finite_hook
 from mmdmt.finite import NonFiniteError

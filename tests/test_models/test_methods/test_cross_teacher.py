@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
-from no_waiting import NoWaiting
 from tiny_models import NUM_CLASSES, tiny_segmentor, unlabeled_samples
 from tiny_models import semi_batch as whole_images
+from virtual_gpu import NoWaiting
 
 from mmdmt.models.forward import dense_logits
 from mmdmt.models.methods import CrossTeacher

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from no_waiting import NoWaiting
+from virtual_gpu import NoWaiting
 
 from mmdmt.models.views import BOXES, box_mask, class_mask
 

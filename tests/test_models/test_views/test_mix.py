@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from no_waiting import NoWaiting
+from virtual_gpu import NoWaiting
 
 from mmdmt.models.forward import Targets
 from mmdmt.models.views import BOXES, PARTNERS, ClassMix, CutMix, Mixing

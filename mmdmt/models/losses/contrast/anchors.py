@@ -3,6 +3,7 @@
 from typing import Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -52,3 +53,9 @@ def gather_pixels(maps: Tensor, index: Tensor) -> Tensor:
     """
     area = maps.shape[2] * maps.shape[3]
     return maps.flatten(2)[index // area, :, index % area]
+
+
+def resize_nearest(maps: Tensor, size: Tuple[int, int]) -> Tensor:
+    """Resize (N, H, W) labels or masks without inventing values."""
+    resized = F.interpolate(maps[:, None].float(), size=tuple(size), mode='nearest')
+    return resized.squeeze(1).to(maps.dtype)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
-import torch.nn.functional as F
 from mmseg.models.segmentors import BaseSegmentor
 from mmseg.models.utils import resize
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from mmdmt.checks import build_part, check_range
 from mmdmt.models.forward import dense_logits
 from mmdmt.models.pair import PEERS
 
-from .anchors import gather_pixels, sample_anchors
+from .anchors import gather_pixels, resize_nearest, sample_anchors
 from .feature_tap import CLASSIFIER, FeatureTap, feature_channels, find_classifier
 from .functional import memory_contrast_loss, peer_contrast_loss
 from .memory_bank import TeacherBank
@@ -181,9 +180,9 @@ class CrossContrast(nn.Module):
     def _high_level(self, side: str, views: Dict[str, View]) -> Tensor:
         """Pull labeled and confident pixels to the bank of their class."""
         view, size = views[side], views[side].feat.shape[2:]
-        sup_label = _nearest(view.sup_label, size)
-        confident = _nearest((view.confidence >= self.threshold) & view.valid, size)
-        label = torch.cat([sup_label, _nearest(view.label, size)])
+        sup_label = resize_nearest(view.sup_label, size)
+        confident = resize_nearest((view.confidence >= self.threshold) & view.valid, size)
+        label = torch.cat([sup_label, resize_nearest(view.label, size)])
         # Labels that are no class, such as 255, are never drawn.
         mask = torch.cat([torch.ones_like(sup_label, dtype=torch.bool), confident])
         index, chosen = sample_anchors(label, mask, self.num_classes, self.anchors_per_class)
@@ -200,7 +199,7 @@ class CrossContrast(nn.Module):
             own = view.logits[count:].float().softmax(dim=1).amax(dim=1)
             probs = _bilinear(views[peer].logits[count:].float().softmax(dim=1), size)
             confidence, label = probs.max(dim=1)
-            mask = _nearest((view.confidence < self.threshold) & view.valid, size)
+            mask = resize_nearest((view.confidence < self.threshold) & view.valid, size)
             mask &= confidence >= self.low.peer_threshold
             if self.low.requires_confident_peer:
                 mask &= confidence > own
@@ -226,7 +225,7 @@ class CrossContrast(nn.Module):
         """Put a teacher's features of normalized labeled images into the bank of its side."""
         with self.tap(teacher) as tap:
             dense_logits(teacher, images)
-        label = _nearest(sup_label, tap.features.shape[2:])
+        label = resize_nearest(sup_label, tap.features.shape[2:])
         self.banks[side].remember(tap.features, tap.logits, label, self.teachers[side])
 
 
@@ -241,12 +240,6 @@ def _projections(channels: Dict[str, int], projection: Optional[dict]) -> nn.Mod
             '`contrast.projection=dict(channels=128)`, or switch contrast off'
         )
     return nn.ModuleDict({side: nn.Identity() for side in channels})
-
-
-def _nearest(maps: Tensor, size: Tuple[int, int]) -> Tensor:
-    """Resize (N, H, W) labels or masks without inventing values."""
-    resized = F.interpolate(maps[:, None].float(), size=tuple(size), mode='nearest')
-    return resized.squeeze(1).to(maps.dtype)
 
 
 def _bilinear(maps: Tensor, size: Tuple[int, int]) -> Tensor:

@@ -1,8 +1,12 @@
-"""Contrastive losses of Cross Teacher Training as pure functions of tensors.
+"""Contrastive losses as pure functions of tensors.
 
-Xiao et al., "Semi-supervised Semantic Segmentation with Cross Teacher Training", Neurocomputing
-508, 2022 (arXiv 2209.01327). Half-precision features are handled in float32. Nothing is read back
-to the host, so nothing waits for the device.
+- CTT: Xiao et al., "Semi-supervised Semantic Segmentation with Cross Teacher Training",
+  Neurocomputing 508, 2022 (arXiv 2209.01327).
+- U2PL: Wang et al., "Semi-Supervised Semantic Segmentation Using Unreliable Pseudo-Labels", CVPR
+  2022 (arXiv 2203.03884).
+
+Half-precision features are handled in float32. Nothing is read back to the host, so nothing waits
+for the device.
 """
 
 import contextlib
@@ -104,6 +108,57 @@ def peer_contrast_loss(
 
     losses = _in_chunks(loss_of, [anchors, peers, classes], bank)
     return _mean_over_classes(losses, classes, chosen, bank)
+
+
+def negatives_contrast_loss(
+    feat: Tensor,
+    positive: Tensor,
+    mask: Tensor,
+    negatives: Tensor,
+    chosen: Tensor,
+    temperature: float = 0.5,
+) -> Tensor:
+    r"""InfoNCE of anchors with one positive and negatives of their own (U2PL).
+
+    The cross entropy of telling the positive :math:`p` of an anchor :math:`f` from its negatives
+    :math:`n`, with :math:`s` the cosine similarity over ``temperature``,
+
+    .. math:: -\log \frac{e^{s(f, p)}}{e^{s(f, p)} + \sum_n e^{s(f, n)}},
+
+    averaged over the anchors of a class, then over the classes that have anchors.
+
+    Args:
+        feat: Features of A possible anchors of each class, (C, A, D).
+        positive: Of each class, (C, D). No gradient flows into it.
+        mask: (C, A) bool, False on rows that are no anchors.
+        negatives: Features that each class is to be told from, (C, P, D). No gradient either.
+        chosen: (C, A, P) bool, True on the negatives of an anchor.
+        temperature: Scale of the similarities.
+
+    Returns:
+        Scalar loss; 0 where there are no anchors.
+    """
+    feat = feat.float() if feat.dtype in (torch.float16, torch.bfloat16) else feat
+    anchors, positive, negatives = (
+        F.normalize(each, dim=-1)
+        for each in (feat, positive.detach().to(feat), negatives.detach().to(feat))
+    )
+    with _full_precision(feat.device.type):
+        pushed = (anchors @ negatives.transpose(1, 2)).masked_fill(~chosen, -math.inf)
+        pulled = (anchors @ positive[:, :, None]).squeeze(2)
+    losses = F.softplus((pushed / temperature).logsumexp(dim=2) - pulled / temperature)
+    return _mean_over_rows(losses, mask).sum() / mask.any(dim=1).sum().clamp(min=1)
+
+
+def class_means(rows: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """Mean (C, D) of the rows (P, D) of each class; 0 for a class without any.
+
+    Labels (P,) outside 0..C-1 belong to none.
+    """
+    members = torch.arange(num_classes, device=label.device)[:, None] == label
+    with _full_precision(rows.device.type):
+        sums = members.float() @ rows.float()
+    return sums / members.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def _anchors(

@@ -1,4 +1,4 @@
-"""Memory bank: pixel features per class."""
+"""Memory of pixel features per class: a bank of the best ones, and queues."""
 
 import math
 from typing import Optional, Tuple
@@ -101,11 +101,7 @@ class ClassMemoryBank(nn.Module):
         """
         self._check(feat, logits, label, per_class)
         scores = self._scores(logits, label.flatten())
-        per_class = min(per_class, self.feats.shape[1])
-        # A fixed number of rows, so that ranks of any image size can exchange them.
-        missing = max(0, per_class - scores.shape[1])
-        pixels, counts = _most_confident(F.pad(scores, (0, missing), value=-math.inf), per_class)
-        pixels = pixels.clamp(max=scores.shape[1] - 1)
+        pixels, counts = _most_confident(scores, min(per_class, self.feats.shape[1]))
         return gather_pixels(feat, pixels.flatten()).unflatten(0, pixels.shape), counts
 
     @torch.no_grad()
@@ -202,15 +198,82 @@ class TeacherBank(ClassMemoryBank):
             self.append(*each)
 
 
+class ClassQueue(nn.Module):
+    """First-in-first-out queues of keys, one for each class, which all ranks of a run share.
+
+    A queue is a ring, so that a step writes no more than what is new, however long it is. Keys are
+    compared by their direction and kept as unit vectors in half precision. State lies in buffers:
+    it is saved and resumed. Source: U2PL, see :class:`.UnreliableContrast`.
+
+    Args:
+        num_classes (int): Number of classes C.
+        size (int): Keys of a class that are kept, K.
+        channels (int): Length of a key, D.
+
+    Attributes:
+        feats (Tensor): (C, K, D).
+        total (Tensor): (C,) long, how many keys of a class have ever come in; the next one goes to
+            row ``total % K``.
+    """
+
+    feats: Tensor
+    total: Tensor
+
+    def __init__(self, num_classes: int, size: int, channels: int) -> None:
+        super().__init__()
+        self.register_buffer('feats', torch.zeros(num_classes, size, channels, dtype=torch.half))
+        self.register_buffer('total', torch.zeros(num_classes, dtype=torch.long))
+
+    @property
+    def filled(self) -> Tensor:
+        """Number of rows (C,) that hold a key."""
+        return self.total.clamp(max=self.feats.shape[1])
+
+    @torch.no_grad()
+    def remember(self, rows: Tensor, mask: Tensor, per_class: int, projection: nn.Module) -> None:
+        """Take in random ones of the rows (P, D') on which a class has a True in ``mask`` (C, P).
+
+        At most ``per_class`` (<= K) for each class and rank, after a projection to D; those of all
+        ranks go in.
+        """
+        scores = torch.rand(len(rows), device=rows.device).masked_fill(~mask, -math.inf)
+        pixels, counts = _most_confident(scores, per_class)
+        keys = F.normalize(projection(rows[pixels]).float(), dim=2).to(self.feats)
+        for each in zip(all_gather(keys), all_gather(counts)):
+            self._append(*each)
+
+    def _append(self, keys: Tensor, counts: Tensor) -> None:
+        """Append the first ``counts`` (C,) of the keys (C, k, D)."""
+        number = torch.arange(keys.shape[1], device=keys.device)
+        index = self._places((self.total[:, None] + number) % self.feats.shape[1])
+        new, rows = (number < counts[:, None]).flatten(), self.feats.flatten(0, 1)
+        keys = torch.where(new[:, None], keys.flatten(0, 1), rows.index_select(0, index))
+        rows.index_copy_(0, index, keys)
+        self.total += counts
+
+    def draw(self, number: int) -> Tensor:
+        """Keys (C, number, D), drawn with replacement; what an empty queue gives means nothing."""
+        drawn = torch.rand(len(self.total), number, device=self.total.device)
+        index = self._places((drawn * self.filled[:, None]).long())
+        return self.feats.flatten(0, 1).index_select(0, index).unflatten(0, drawn.shape)
+
+    def _places(self, rows: Tensor) -> Tensor:
+        """Flat places of rows (C, k) of each class."""
+        classes, size = self.feats.shape[:2]
+        return (rows + size * torch.arange(classes, device=rows.device)[:, None]).flatten()
+
+
 def _most_confident(scores: Tensor, k: int) -> Tuple[Tensor, Tensor]:
-    """Pixels (C, k) of the highest scores, and how many of them (C,) are no -inf.
+    """Pixels (C, k) of the highest scores (C, P), and how many of them (C,) are no -inf.
 
     In descending order where a class has k pixels, otherwise in the order of the image: so does
-    the released code, which sorts only what it has to cut.
+    the released code of CTT, which sorts only what it has to cut. There are always k, so that ranks
+    of any image size can exchange what lies there.
     """
+    last = scores.shape[1] - 1
+    scores = F.pad(scores, (0, max(0, k - scores.shape[1])), value=-math.inf)
     top, pixels = scores.topk(k, dim=1)
     found = top > -math.inf
     counts = found.sum(dim=1)
-    last = scores.shape[1] - 1
-    in_order = pixels.masked_fill(~found, last + 1).sort(dim=1).values.clamp(max=last)
-    return torch.where((counts == k)[:, None], pixels, in_order), counts
+    in_order = pixels.masked_fill(~found, last + 1).sort(dim=1).values
+    return torch.where((counts == k)[:, None], pixels, in_order).clamp(max=last), counts

@@ -3,8 +3,8 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-from no_waiting import NoWaiting
 from torch import nn
+from virtual_gpu import NoWaiting
 
 from mmdmt.models.losses.contrast import functional as L
 from mmdmt.models.losses.contrast.cross_contrast import (
