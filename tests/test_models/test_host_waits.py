@@ -19,6 +19,7 @@ from mmdmt.registry import MODELS
 STRONG = dict(type='mmdmt.StrongAugment')
 CUTMIX, CLASSMIX = dict(type='mmdmt.CutMix'), dict(type='mmdmt.ClassMix')
 RANDOM = dict(type='mmdmt.RandomIntensityAugment')
+PREVIOUS = dict(every=1, device='model')
 ADAPTIVE_CUTMIX = dict(type='mmdmt.AdaptiveCutMix')
 CONTRAST = dict(bank=dict(size=4, threshold=0.0), threshold=0.5, anchors_per_class=8)
 RELEASED_CONTRAST = dict(CONTRAST, projection=dict(channels=5))
@@ -35,6 +36,9 @@ METHODS = {
     'dual_teacher_released': dict(type='ReleasedDualTeacher', shift_length=1),
     'augseg': dict(type='AugSeg', strong=RANDOM, mix=ADAPTIVE_CUTMIX),
     'augseg_extra_weak': dict(type='AugSeg', extra_weak=True, mix=ADAPTIVE_CUTMIX),
+    'prevmatch_fixmatch': dict(type='FixMatch', previous=PREVIOUS, mix=CUTMIX),
+    'prevmatch': dict(type='UniMatch', previous=PREVIOUS, mix=CUTMIX),
+    'prevmatch_v2': dict(type='UniMatchV2', previous=PREVIOUS, mix=CUTMIX),
     'u2pl': dict(type='U2PL', mix=CUTMIX, contrast=QUEUES),
     'u2pl_start': dict(type='U2PL', sup_only=0.02, contrast=QUEUES),
     'cross_teacher': dict(type='CrossTeacher', strong=STRONG, mix=CLASSMIX, contrast=CONTRAST),
