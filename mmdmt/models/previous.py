@@ -20,8 +20,8 @@ class PreviousStudents(nn.Module):
     """The last copies of a student, some of which label together in each step (PrevMatch).
 
     Shin et al., "Revisiting and Maximizing Temporal Knowledge in Semi-supervised Semantic
-    Segmentation", 2024. Of the copies, 1 to ``max_labelers`` are chosen; their logits, in eval mode,
-    are added with random weights that sum to 1, from a flat Dirichlet distribution.
+    Segmentation", 2024. Of the copies, 1 to ``max_labelers`` are chosen; their logits, in eval
+    mode, are added with random weights that sum to 1, from a flat Dirichlet distribution.
 
     A copy is one row with the parameters and floating-point buffers of the student, which is put
     into the student for a pass: no second network is held. Rows are no buffers, so that they stay
@@ -29,9 +29,9 @@ class PreviousStudents(nn.Module):
     are. What is drawn is the same on all ranks.
 
     Args:
-        every (int | str): Iterations between two copies; 'epoch', those of a pass over the unlabeled
-            images; or 'best', a copy whenever a validation is the best so far (as published, which
-            lets validation labels choose). Defaults to 'epoch'.
+        every (int | str): Iterations between two copies; 'epoch', those of a pass over the
+            unlabeled images; or 'best', a copy whenever a validation is the best so far (as
+            published, which lets validation labels choose). Defaults to 'epoch'.
         keep (int): Largest number of copies; the oldest goes first. Defaults to 8.
         max_labelers (int): Largest number that labels in a step. Defaults to 3.
         skip (int): Iterations at the start of the run without copies. Defaults to 0.

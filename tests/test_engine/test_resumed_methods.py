@@ -13,16 +13,14 @@ MAX_ITERS = 6
 CUTMIX = dict(type='mmdmt.CutMix')
 METHODS = dict(
     augseg=dict(
-        method='mmdmt.AugSeg',
+        kind='mmdmt.AugSeg',
         strong=dict(type='mmdmt.RandomIntensityAugment'),
         mix=dict(type='mmdmt.AdaptiveCutMix'),
         threshold=0.2,
     ),
-    prevmatch=dict(
-        method='mmdmt.UniMatch', strong=None, mix=CUTMIX, previous=dict(every=2, keep=2)
-    ),
+    prevmatch=dict(kind='mmdmt.UniMatch', strong=None, mix=CUTMIX, previous=dict(every=2, keep=2)),
     prevmatch_best=dict(
-        method='mmdmt.FixMatch', strong=None, mix=CUTMIX, previous=dict(every='best')
+        kind='mmdmt.FixMatch', strong=None, mix=CUTMIX, previous=dict(every='best')
     ),
 )
 
