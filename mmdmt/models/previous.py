@@ -57,19 +57,15 @@ class PreviousStudents(nn.Module):
         super().__init__()
         if every not in ('epoch', 'best'):
             check_count("previous.every, if not 'epoch' or 'best',", every, 1)
-        for name, value, least in (
-            ('keep', keep, 1),
-            ('max_labelers', max_labelers, 1),
-            ('skip', skip, 0),
-        ):
-            check_count(f'previous.{name}', value, least)
+        check_count('previous.keep', keep, 1)
+        check_count('previous.max_labelers', max_labelers, 1)
+        check_count('previous.skip', skip, 0)
         check_range('previous.threshold', threshold, 0, 1)
         check_choice('previous.device', device, DEVICES)
         self.every, self.keep, self.max_labelers, self.skip = every, keep, max_labelers, skip
         self.threshold, self.metric, self.device = threshold, metric, device
-        self.copies = torch.zeros(
-            0, 0, device='cpu'
-        )  # (n, numbers of the student), the oldest first
+        # (n, numbers of the student), the oldest first.
+        self.copies = torch.zeros(0, 0, device='cpu')
         self.best = float('-inf')
 
     def __len__(self) -> int:
@@ -128,9 +124,8 @@ class PreviousStudents(nn.Module):
     def draw(self, step: int) -> Tuple[List[int], List[float]]:
         """Indices of the copies that label, and their weights: lists of the same length."""
         generator = torch.Generator(device='cpu').manual_seed(step)
-        count = int(
-            torch.randint(1, self.max_labelers + 1, (1,), generator=generator, device='cpu')
-        )
+        limit = self.max_labelers + 1
+        count = int(torch.randint(1, limit, (1,), generator=generator, device='cpu'))
         chosen = torch.randperm(len(self), generator=generator, device='cpu')[:count].tolist()
         # Exponential numbers over their sum have a flat Dirichlet distribution.
         shares = torch.empty(len(chosen), device='cpu').exponential_(generator=generator)
@@ -149,26 +144,19 @@ class PreviousStudents(nn.Module):
         }
         return functional_call(_Dense(student), state, (images,))
 
-    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: dict, prefix: str, *_: Any) -> None:
         destination[f'{prefix}copies'] = self.copies
         # Before the first validation there is no best; checkpoints have to be finite.
         found = [self.best] if self.best > float('-inf') else []
         destination[f'{prefix}best'] = torch.tensor(found, dtype=torch.float64)
 
     def _load_from_state_dict(
-        self,
-        state_dict: dict,
-        prefix: str,
-        local_metadata: dict,
-        strict: bool,
-        missing_keys: List[str],
-        unexpected_keys: List[str],
-        error_msgs: List[str],
+        self, state_dict: dict, prefix: str, _metadata: dict, _strict: bool, missing: list, *_: Any
     ) -> None:
         """Take over the copies of a checkpoint, however many it has."""
         for name in ('copies', 'best'):
             if f'{prefix}{name}' not in state_dict:
-                missing_keys.append(f'{prefix}{name}')
+                missing.append(f'{prefix}{name}')
                 return
         self.copies = state_dict[f'{prefix}copies'].detach().clone()[-self.keep :]
         self.best = max([float('-inf'), *state_dict[f'{prefix}best'].tolist()])

@@ -1,8 +1,7 @@
 """UniMatch."""
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Dict, Tuple, Union
+from typing import Any, Dict
 
 import torch
 from torch import Tensor
@@ -84,14 +83,7 @@ class UniMatch(WeakToStrong):
             losses = self.add_previous(losses, sum(terms.values()))
         return dict(losses, **stats)
 
-    def _terms(
-        self,
-        strong: Sequence[Tensor],
-        mixed: Sequence[Targets],
-        dropped: Tensor,
-        weak: Targets,
-        threshold: Union[float, Tensor],
-    ) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
+    def _terms(self, strong: tuple, mixed: tuple, dropped: Tensor, weak: Targets, threshold: Any):
         """Losses with their shares, and statistics, for targets of strong and weak views."""
         loss, stats = mean_over_views(strong, mixed, threshold, self.normalizer)
         terms = dict(unsup_loss=loss * (1 - self.feature_share))

@@ -178,7 +178,7 @@ class RandomIntensityAugment(nn.Module):
             for chosen, share in zip(draws.chosen.t().tolist(), draws.share.unbind(1)):
                 for index in sorted(set(chosen) - {-1}):
                     rows = [row for row, each in enumerate(chosen) if each == index]
-                    out = self._apply(index, rows, share, out, weight)
+                    out = self._operate(index, rows, share, out, weight)
         return out if valid is None else torch.where(valid[:, None], out, images)
 
     def draw(self, num_images: int) -> IntensityDraws:
@@ -190,7 +190,7 @@ class RandomIntensityAugment(nn.Module):
         skipped = torch.arange(most, device='cpu') >= count
         return IntensityDraws(chosen.masked_fill(skipped, -1), uniform[:, 1 + most :])
 
-    def _apply(
+    def _operate(
         self, index: int, rows: List[int], share: Tensor, images: Tensor, weight: Tensor
     ) -> Tensor:
         """Images of which some rows have gone through one operation."""
