@@ -78,12 +78,19 @@ _VARIETIES: Dict[str, List[Tuple[Range, Range, Range]]] = {
 }
 
 
-def paint_scene(rng: np.random.Generator, size: Tuple[int, int]) -> Tuple[np.ndarray, np.ndarray]:
+#: What the same landscapes may look like.
+STYLES = ('day', 'dusk')
+
+
+def paint_scene(
+    rng: np.random.Generator, size: Tuple[int, int], style: str = 'day'
+) -> Tuple[np.ndarray, np.ndarray]:
     """Paint one landscape.
 
     Args:
         rng: Source of everything random in the scene.
         size: Height and width in pixels.
+        style: One of ``STYLES``. Classes, shapes and varieties are the same in both.
 
     Returns:
         The image, (H, W, 3) uint8 RGB, and the class of each pixel, (H, W) uint8.
@@ -96,7 +103,8 @@ def paint_scene(rng: np.random.Generator, size: Tuple[int, int]) -> Tuple[np.nda
         _paint_mountains(canvas, rng, light, horizon)
     _paint_ground(canvas, rng, light, horizon)
     _paint_things(canvas, rng, light, horizon)
-    return _develop(canvas.rgb, rng, light), canvas.label
+    image = _develop(canvas.rgb, rng, light)
+    return image if style == 'day' else _at_dusk(image, rng), canvas.label
 
 
 class Light(NamedTuple):
@@ -499,6 +507,18 @@ def _develop(rgb: np.ndarray, rng: np.random.Generator, light: Light) -> np.ndar
     rgb = _blur(rgb, rng.uniform(0.0, 0.5))
     rgb = np.clip(rgb, 0, 1) ** rng.uniform(0.75, 1.3)
     rgb = rgb + rng.normal(0, rng.uniform(0.005, 0.03), rgb.shape)
+    return (np.clip(rgb, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _at_dusk(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Little, violet light with a warm glow from one side, and the noise of a long exposure."""
+    height, width = image.shape[:2]
+    rgb = (image / 255) ** rng.uniform(1.1, 1.4)
+    rgb = rgb * rng.uniform(0.45, 0.7) * np.array([0.85, 0.75, 1.15])
+    glow = np.abs(np.arange(width) / width - rng.integers(0, 2))[None, :, None]
+    low = (np.arange(height) / height)[:, None, None]
+    rgb = rgb + rng.uniform(0.05, 0.2) * glow**2 * (1 - low) * np.array([1.0, 0.5, 0.2])
+    rgb = rgb + rng.normal(0, 0.02, rgb.shape)
     return (np.clip(rgb, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 

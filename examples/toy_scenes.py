@@ -15,6 +15,9 @@ to the network is special::
       splits/{train,val,test}.txt        ids of all images of a part
       manifest.json                      what the tree was made from
 
+``--style dusk`` paints other scenes of the same kind in another light, as the target of a domain
+shift.
+
 The unlabeled training images have masks too: training never reads them, but the quality of
 pseudo-labels can be measured and the all-labels upper bound trained.
 """
@@ -30,7 +33,7 @@ from typing import Any, Dict, List, Tuple, Union
 import numpy as np
 from mmengine.logging import print_log
 from PIL import Image
-from toy_scene_painter import paint_scene
+from toy_scene_painter import STYLES, paint_scene
 from tqdm import tqdm
 
 PARTS = ('train', 'val', 'test')
@@ -48,6 +51,7 @@ def generate(
     seed: int = 0,
     size: Tuple[int, int] = (96, 128),
     progress: bool = True,
+    style: str = 'day',
 ) -> Path:
     """Write the dataset, or leave it alone where it already lies there complete.
 
@@ -63,6 +67,7 @@ def generate(
         seed: Seed of everything random.
         size: Height and width in pixels.
         progress: Whether to show a progress bar.
+        style: ``'day'`` or ``'dusk'``. The scenes of two styles are different draws.
 
     Returns:
         ``root`` as a path.
@@ -81,6 +86,8 @@ def generate(
         seed=seed,
         size=list(size),
     )
+    if style != 'day':  # the manifests of trees that are there stay valid
+        settings['style'] = style
     _check(root, settings)
     if is_complete(root, settings):
         print_log(f'{root}: {sum(counts.values())} scenes are there already', 'current')
@@ -100,7 +107,7 @@ def generate(
 
 
 def render(
-    seed: int, part: str, number: int, size: Tuple[int, int] = (96, 128)
+    seed: int, part: str, number: int, size: Tuple[int, int] = (96, 128), style: str = 'day'
 ) -> Tuple[np.ndarray, np.ndarray]:
     """Paint scene ``number`` of a part, as it is before JPEG compression.
 
@@ -109,11 +116,14 @@ def render(
         part: ``'train'``, ``'val'`` or ``'test'``.
         number: Number of the scene in its part.
         size: Height and width in pixels.
+        style: ``'day'`` or ``'dusk'``.
 
     Returns:
         The (H, W, 3) uint8 RGB image and the (H, W) uint8 mask.
     """
-    return paint_scene(np.random.default_rng([seed, PARTS.index(part), number]), size)
+    seeds = [seed, PARTS.index(part), number]
+    seeds += [STYLES.index(style)] if style != 'day' else []
+    return paint_scene(np.random.default_rng(seeds), size, style)
 
 
 def is_complete(root: Union[str, Path], settings: Dict[str, Any]) -> bool:
@@ -134,6 +144,8 @@ def _check(root: Path, settings: Dict[str, Any]) -> None:
     num_train, num_labeled = settings['counts']['train'], settings['num_labeled']
     if not 1 <= num_labeled <= num_train:
         raise ValueError(f'num_labeled={num_labeled}: choose between 1 and num_train={num_train}.')
+    if settings.get('style', 'day') not in STYLES:
+        raise ValueError(f'style={settings["style"]!r}: choose one of {STYLES}.')
     is_ours = _read_manifest(root).get('generator') == _GENERATOR
     is_free = not root.exists() or (root.is_dir() and not any(root.iterdir()))
     if not (is_ours or is_free):
@@ -160,7 +172,8 @@ def _write_images(root: Path, settings: Dict[str, Any], progress: bool) -> None:
     for part, number in tqdm(
         jobs, 'Painting scenes', unit='image', mininterval=1, disable=not progress
     ):
-        image, mask = render(settings['seed'], part, number, tuple(settings['size']))
+        size, style = tuple(settings['size']), settings.get('style', 'day')
+        image, mask = render(settings['seed'], part, number, size, style)
         Image.fromarray(image).save(root / 'img' / part / f'{number:04d}.jpg', quality=92)
         Image.fromarray(mask).save(root / 'ann' / part / f'{number:04d}.png')
 
@@ -189,8 +202,9 @@ def main() -> None:
     parser.add_argument('root', help='folder to write')
     parser.add_argument('--seed', type=int, default=0, help='other scenes, other labels')
     parser.add_argument('--labeled', type=int, default=24, help='number of labeled scenes')
+    parser.add_argument('--style', choices=STYLES, default='day', help='light of the scenes')
     args = parser.parse_args()
-    print(generate(args.root, seed=args.seed, num_labeled=args.labeled))
+    print(generate(args.root, seed=args.seed, num_labeled=args.labeled, style=args.style))
 
 
 if __name__ == '__main__':

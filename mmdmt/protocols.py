@@ -72,6 +72,7 @@ PROTOCOLS: Dict[str, EvaluationProtocol] = {
     'cityscapes_half': EvaluationProtocol(CITYSCAPES, (1024, 512), scale_labels=True),
     'cityscapes_half_input': EvaluationProtocol(CITYSCAPES, (1024, 512)),
     'ade20k': EvaluationProtocol('ADE20KDataset', (2048, 512), keep_ratio=True),
+    'ade20k_whole': EvaluationProtocol('ADE20KDataset'),
 }
 
 

@@ -8,6 +8,7 @@ from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
+from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
@@ -21,6 +22,7 @@ DATA_SAMPLERS = Registry(
 )
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, locations=['mmdmt.datasets'])
 MODELS = Registry('model', parent=MMENGINE_MODELS, locations=['mmdmt.models'])
+METRICS = Registry('metric', parent=MMENGINE_METRICS, locations=['mmdmt.evaluation'])
 OPTIM_WRAPPERS = Registry(
     'optim wrapper', parent=MMENGINE_OPTIM_WRAPPERS, locations=['mmdmt.engine']
 )

@@ -37,6 +37,11 @@ CUTMIX, CLASSMIX = dict(type='mmdmt.CutMix'), dict(type='mmdmt.ClassMix')
 METHODS = dict(
     mean_teacher=dict(type='MeanTeacher', threshold=0.3, mix=CUTMIX),
     fixmatch=dict(type='FixMatch', threshold=0.3),
+    unimatch=dict(type='UniMatch', threshold=ADAPTIVE, mix=CUTMIX),
+    unimatch_v2=dict(type='UniMatchV2', threshold=0.3, mix=dict(CUTMIX, partner='flip')),
+    cps=dict(type='CPS'),
+    cps_cutmix=dict(type='CPS', mix=dict(CUTMIX, prob=1.0, boxes='french', count=3)),
+    cutmix_seg=dict(type='CutMixSeg', threshold=0.3),
     fixmatch_teacher=dict(type='FixMatch', labeler='teacher', threshold=ADAPTIVE, mix=CUTMIX),
     dual_teacher=dict(type='DualTeacher', **DUAL),
     dual_teacher_1=dict(type='DualTeacher', num_teachers=1, restart=True, **DUAL),

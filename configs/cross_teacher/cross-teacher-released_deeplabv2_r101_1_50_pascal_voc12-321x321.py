@@ -1,6 +1,7 @@
 # What the released code of Cross Teacher Training sets for PASCAL VOC 2012, 212 labels (the lists of
-# 1/50 here hold 211): 160000 steps of 10 + 10 images, scaled by 0.5 to 1.6, without flips and mixing.
-# As it is released it stops with an error there, since its code for mixing expects a mask.
+# 1/50 here hold 211): 160000 steps of 10 + 10 images, scaled by 0.5 to 1.6 of their own size, without
+# flips and mixing. As it is released it stops with an error there, since its code for mixing expects a
+# mask.
 _base_ = [
     '../_base_/models/deeplabv2_r101-d8.py',
     '../_base_/datasets/pascal_voc12_aug.py',
@@ -17,8 +18,14 @@ batch_size = 20
 resize_ratio = (0.5, 1.6)
 max_iters = 160000
 train_cfg = dict(val_interval=16000)
+# As written: the setting above goes there too.
+rescale = dict(type='mmdmt.RandomRescale', ratio_range=_base_.resize_ratio)
+settings = dict(
+    image_size=dict(default=_base_.image_size, fixed='images are scaled from their own size here')
+)
 for dataset in _base_.train_dataloader.dataset.datasets:
-    dataset.pipeline = [step for step in dataset.pipeline if step.type != 'RandomFlip']
+    steps = [step for step in dataset.pipeline if step.type != 'RandomFlip']
+    dataset.pipeline = [rescale if step.type == 'RandomResize' else step for step in steps]
 train_dataloader = dict(dataset=dict(datasets=_base_.train_dataloader.dataset.datasets))
 optim_wrapper = _base_.released_optimizer
 segmentor = _base_.model

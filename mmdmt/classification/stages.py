@@ -44,6 +44,7 @@ class ClassificationStageConfigBuilder(StageConfigBuilder):
     model_types = ('mmdmt.MutualClassifier', 'MutualClassifier')
     default_metric = 'accuracy/top1'
     labeler = 'mmdmt.SoftLabeler'
+    ranker = None
     store = 'soft_labels.npz'
     check_name = staticmethod(str)  # any: they are lines of one file
 

@@ -12,6 +12,7 @@ from mmdmt.datasets.transforms.image_size import (
 )
 from mmdmt.datasets.transforms.load_pseudo_labels import LoadPseudoLabels
 from mmdmt.datasets.transforms.pack_semi_inputs import PackSemiInputs
+from mmdmt.datasets.transforms.strong_pseudo_augment import StrongPseudoAugment
 from mmdmt.datasets.unlabeled_dataset import UnlabeledDataset
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     'ScoreAtImageSize',
     'SeededIndex',
     'SemiDataset',
+    'StrongPseudoAugment',
     'UnlabeledDataset',
 ]

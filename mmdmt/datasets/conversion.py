@@ -2,7 +2,7 @@
 
 import contextlib
 import multiprocessing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Callable, NamedTuple, Union
 
@@ -11,6 +11,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from mmdmt.files import atomic_path, remove_stale_temporaries
+
+#: Training ids, 0 to 18, of the ids that Cityscapes has in its files. GTA5 has the same ids.
+CITYSCAPES_TRAIN_IDS = {
+    number: train_id
+    for train_id, number in enumerate(
+        (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+    )
+}
+
+#: End of the labels that a converter writes beside the original ones.
+TRAIN_IDS = '_labelTrainIds.png'
 
 
 class ConversionError(RuntimeError):
@@ -90,6 +101,45 @@ def read_ids(path: Union[str, Path]) -> np.ndarray:
         if image.mode not in ('L', 'P'):
             raise ConversionError(f'{path} has the mode {image.mode}, class ids need L or P')
         return np.array(image, dtype=np.uint8)
+
+
+def map_ids(ids: np.ndarray, classes: Mapping[int, int]) -> np.ndarray:
+    """Give every id of an unsigned array its class, uint8; 255 where it has none."""
+    out = np.full(ids.shape, 255, dtype=np.uint8)
+    for number, class_id in classes.items():
+        out[ids == number] = class_id
+    return out
+
+
+def image_size(path: Union[str, Path]) -> tuple[int, int]:
+    """Width and height of an image, from its header."""
+    with Image.open(path) as image:
+        return image.size
+
+
+def paired(images: Path, labels: Path, suffix: str = '.png') -> list[str]:
+    """Names (relative path without suffix) of the labels of a folder, which all have an image.
+
+    Args:
+        images (Path): Folder of the images, ``<name><suffix>``.
+        labels (Path): Folder of the labels. Those that a converter wrote beside them
+            (``*_labelTrainIds.png``) are left out.
+        suffix (str): Of both.
+
+    Raises:
+        ConversionError: If a folder or an image is missing, or there is no label.
+    """
+    require_folder(images, 'the images')
+    files = sorted(require_folder(labels, 'the labels').glob(f'*{suffix}'))
+    names = [file.name[: -len(suffix)] for file in files if not file.name.endswith(TRAIN_IDS)]
+    if not names:
+        raise ConversionError(f'{labels} has no file *{suffix}')
+    missing = [name for name in names if not (images / f'{name}{suffix}').is_file()]
+    if missing:
+        raise ConversionError(
+            f'{len(missing)} labeled images are not in {images}, first {missing[0]}{suffix}'
+        )
+    return names
 
 
 def require_folder(path: Union[str, Path], what: str) -> Path:

@@ -27,6 +27,8 @@ class UnlabeledDataset(BaseSegDataset):
             default that is ``data_root`` itself.
         name_prefix (str): Put before every name. Tells images of the same name in several folders
             apart. Defaults to ''.
+        only (str): Text file of names, with their prefix, one a line: the others are left out.
+            Defaults to '', all images.
         **kwargs: Of mmseg's ``BaseSegDataset``: ``data_root``, ``pipeline``, ``metainfo``, ...
 
     Raises:
@@ -41,10 +43,12 @@ class UnlabeledDataset(BaseSegDataset):
         img_suffix: Union[str, Sequence[str]] = '.jpg',
         data_prefix: Optional[dict] = None,
         name_prefix: str = '',
+        only: str = '',
         **kwargs: Any,
     ) -> None:
         self.img_suffixes = (img_suffix,) if isinstance(img_suffix, str) else tuple(img_suffix)
         self.name_prefix = name_prefix
+        self.only = only
         data_prefix = dict(data_prefix or {})
         data_prefix.setdefault('img_path', '')
         if 'seg_map_path' in data_prefix:
@@ -62,6 +66,10 @@ class UnlabeledDataset(BaseSegDataset):
             raise FileNotFoundError(f'the image folder {folder} does not exist')
         files = list(self._listed(folder) if self.ann_file else self._found(folder))
         self._check_names(folder, [name for name, _ in files])
+        if self.only:
+            chosen = set(fileio.list_from_file(self.only))
+            files = [row for row in files if self.name_prefix + row[0] in chosen]
+            self.serialize_data &= bool(files)  # mmengine cannot serialize an empty dataset
         return [
             dict(
                 img_path=fileio.join_path(folder, file, backend_args=self.backend_args),

@@ -62,8 +62,8 @@ def metric_names(evaluator: Any, key: str) -> Optional[List[str]]:
     known = True
     for part in parts:
         kind = str(part.get('type')).split('.')[-1] if isinstance(part, Mapping) else ''
-        if kind == 'IoUMetric':
-            found = _iou_names(part.get('iou_metrics', ['mIoU']), key)
+        if kind in ('IoUMetric', 'IoUOfClasses'):
+            found = [*_iou_names(part.get('iou_metrics', ['mIoU']), key), *part.get('also', ())]
         elif kind == 'Accuracy' and 'thrs' not in part:  # of mmpretrain
             topk = part.get('topk', 1)
             found = [f'top{k}' for k in ([topk] if isinstance(topk, int) else topk)]

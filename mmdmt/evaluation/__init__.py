@@ -1,1 +1,5 @@
-"""Pictures of inputs and predictions, and how good pseudo-labels are."""
+"""Pictures of inputs and predictions, how good pseudo-labels are, and scores over some classes."""
+
+from mmdmt.evaluation.iou_of_classes import IoUOfClasses
+
+__all__ = ['IoUOfClasses']

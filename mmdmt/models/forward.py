@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from mmdmt.models.modes import untracked_statistics
 from mmdmt.models.perturbations import Perturb, perturbed_features
 
+#: Over which images batch norms of a student take their statistics.
+BATCH_STATISTICS = ('joint', 'separate', 'domain')
+
 
 class Targets(NamedTuple):
     """What is to be learned on the pixels of unlabeled images.
@@ -118,7 +121,7 @@ def joint_forward(
     sup_samples: List[SegDataSample],
     unsup: Tensor,
     with_sup: bool = False,
-    one_pass: bool = True,
+    batch_statistics: str = 'joint',
     perturb: Optional[Perturb] = None,
 ) -> Tuple[Dict[str, Tensor], Tensor]:
     """Loss on labeled images and logits on unlabeled ones, in one forward where possible.
@@ -129,7 +132,9 @@ def joint_forward(
         sup_samples (list[SegDataSample]): Their ground truth.
         unsup (Tensor): Unlabeled images of the same size, (N_u, 3, H, W).
         with_sup (bool): Whether logits of the labeled images are wanted too, before the others.
-        one_pass (bool): False: two passes always, each with batch statistics of its own.
+        batch_statistics (str): ``'joint'``: one pass where possible. ``'separate'``: a pass for
+            each kind of images, with batch statistics of its own. ``'domain'``: the same, and only
+            unlabeled images move the running statistics, which are then those of their domain.
         perturb (callable, optional): What happens to the list of feature maps (N_u, C, H, W) of
             the unlabeled images before they enter the decode head. There is a logit map for each
             image that it makes of them.
@@ -143,12 +148,14 @@ def joint_forward(
         others = perturb([each[-len(unsup) :] for each in maps])
         return [torch.cat([each[: -len(unsup)], other]) for each, other in zip(maps, others)]
 
-    joint = one_pass and has_joint_forward(segmentor) and sup.shape[2:] == unsup.shape[2:]
-    if not joint:
-        images = torch.cat([sup, unsup]) if with_sup else unsup
-        losses = segmentor.loss(sup, sup_samples)
+    same_size = sup.shape[2:] == unsup.shape[2:]
+    if batch_statistics != 'joint' or not has_joint_forward(segmentor) or not same_size:
+        own = batch_statistics == 'domain'
+        with untracked_statistics(segmentor) if own else nullcontext():
+            losses = segmentor.loss(sup, sup_samples)
+            sup_logits = [dense_logits(segmentor, sup)] if with_sup else []
         with perturbed_features(segmentor, change) if perturb else nullcontext():
-            return losses, dense_logits(segmentor, images)
+            return losses, torch.cat([*sup_logits, dense_logits(segmentor, unsup)])
     count = len(sup)
     feats = segmentor.extract_feat(torch.cat([sup, unsup]))
     feats = change(feats) if perturb else feats

@@ -3,6 +3,7 @@
 from mmdmt.pseudo.base_labeler import BaseLabeler
 from mmdmt.pseudo.codec import DamagedMapError, PseudoLabelError
 from mmdmt.pseudo.labeler import PseudoLabeler
+from mmdmt.pseudo.reliability import ReliabilityRanker
 from mmdmt.pseudo.store import PseudoLabelStore, StoreIncompleteError, StoreMismatchError
 from mmdmt.pseudo.thresholds import ClassBalancedThreshold, apply_thresholds, ratio_rule_thresholds
 
@@ -13,6 +14,7 @@ __all__ = [
     'PseudoLabelError',
     'PseudoLabelStore',
     'PseudoLabeler',
+    'ReliabilityRanker',
     'StoreIncompleteError',
     'StoreMismatchError',
     'apply_thresholds',

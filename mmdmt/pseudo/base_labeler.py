@@ -86,7 +86,7 @@ class BaseLabeler(metaclass=ABCMeta):
         meta = dict(checkpoint=identity, ratio=ratio, **self.settings(model, names))
 
         def load() -> None:
-            load_weights(model, _finite_weights(checkpoint, trusted), checkpoint)
+            load_weights(model, finite_weights(checkpoint, trusted), checkpoint)
 
         return self.label(names, meta, partial(self._predict, model, dataset, load))
 
@@ -128,20 +128,27 @@ class BaseLabeler(metaclass=ABCMeta):
             return
         load()
         model.to(get_device()).eval()
-        loader = DataLoader(
-            _Images(dataset, indices),
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            collate_fn=pseudo_collate,
-        )
         progress, remaining = Progress(len(indices)), iter(indices)
-        for batch in loader:
+        for batch in image_batches(dataset, indices, self.batch_size, self.num_workers):
             probs = self.predict_batch(model, batch)
             yield from ((next(remaining), prob) for prob in probs)
             progress.step(len(probs))
 
 
-def _finite_weights(checkpoint: str, trusted: Sequence[str]) -> Dict[str, Tensor]:
+def image_batches(
+    dataset: Any, indices: Sequence[int], batch_size: int, num_workers: int
+) -> DataLoader:
+    """Batches of some images of a dataset, in order; the errors of its workers name the image."""
+    return DataLoader(
+        _Images(dataset, indices),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=pseudo_collate,
+    )
+
+
+def finite_weights(checkpoint: str, trusted: Sequence[str]) -> Dict[str, Tensor]:
+    """Weights of a checkpoint for labeling; a ``NonFiniteError`` if one is NaN or infinite."""
     content = load_checkpoint_file(checkpoint, trusted=trusted)
     weights = content.get('state_dict', content)
     refuse_non_finite(weights, f'checkpoint {checkpoint}, which should label images,')
@@ -156,8 +163,8 @@ def own_share(items: Iterable) -> List[Any]:
 class Progress:
     """Logs the progress of a pass about ten times, with the time that is left."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.began = total, 0, time.time()
+    def __init__(self, total: int, what: str = 'Labels') -> None:
+        self.total, self.done, self.began, self.what = total, 0, time.time(), what
         self.every = max(1, total // 10)
 
     def step(self, count: int) -> None:
@@ -165,7 +172,7 @@ class Progress:
         before, self.done = self.done, self.done + count
         if self.done // self.every > before // self.every and is_main_process():
             left = (time.time() - self.began) / self.done * (self.total - self.done)
-            print_log(f'Labels [{self.done}/{self.total}], {left:.0f} s left', logger='current')
+            print_log(f'{self.what} [{self.done}/{self.total}], {left:.0f} s left', 'current')
 
 
 class _Images(Dataset):

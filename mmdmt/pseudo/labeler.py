@@ -1,7 +1,7 @@
 """Labels a folder of images with a trained segmentor and stores the result."""
 
 import shutil
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 import torch
 from mmengine.dist import all_gather_object, get_rank
@@ -50,6 +50,8 @@ class PseudoLabeler(BaseLabeler):
     Args:
         store (str): Folder of the :class:`~mmdmt.pseudo.PseudoLabelStore`.
         model, dataset, num_workers: See :class:`BaseLabeler`.
+        labels_before (str, optional): Finished store, whose maps are taken over: only images that
+            are not in it are labeled.
         batch_size (int): Images per forward. Images of different sizes are predicted one by one.
         pixel_stride (int): Thresholds use every n-th pixel.
         bins (int, optional): Bins of a constant-memory histogram; exact ranks by default.
@@ -68,6 +70,7 @@ class PseudoLabeler(BaseLabeler):
         store: str,
         model: dict,
         dataset: dict,
+        labels_before: Optional[str] = None,
         *,
         batch_size: int = 1,
         num_workers: int = 2,
@@ -93,6 +96,7 @@ class PseudoLabeler(BaseLabeler):
                 f'rule={rule!r} and balance={balance!r}, or the threshold'
             )
         self.store = PseudoLabelStore(store)
+        self.labels_before = PseudoLabelStore(labels_before) if labels_before else None
         self.pixel_stride, self.bins = pixel_stride, bins
         self.rule, self.balance, self.threshold = rule, balance, threshold
         self.amp, self.tta = amp, tta
@@ -100,7 +104,10 @@ class PseudoLabeler(BaseLabeler):
     def settings(self, model: nn.Module, names: List[str]) -> Dict[str, Any]:
         """What decides labels and thresholds."""
         keys = ('pixel_stride', 'bins', 'rule', 'balance', 'threshold', 'amp', 'tta')
-        return dict({key: getattr(self, key) for key in keys}, num_classes=model.num_classes)
+        settings = dict({key: getattr(self, key) for key in keys}, num_classes=model.num_classes)
+        if self.labels_before:
+            settings['labels_before'] = self.labels_before.manifest['checkpoint']
+        return settings
 
     def predict_batch(self, model: nn.Module, batch: Dict[str, list]) -> List[Tensor]:
         """Class probabilities (C, H, W) of each image."""
@@ -181,7 +188,7 @@ class PseudoLabeler(BaseLabeler):
         finished = self._finished(store, names, meta)
         if finished is not None:
             return finished
-        missing = set(store.missing(own_share(names)))
+        missing = self._take_over(store, set(store.missing(own_share(names))))
         for index, prob in predict([i for i, name in enumerate(names) if name in missing]):
             label, confidence = choose(prob)
             store.put(names[index], label.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy())
@@ -189,6 +196,15 @@ class PseudoLabeler(BaseLabeler):
             thresholds = self._thresholds(store, own_share(names), meta)
         counts = sum(all_gather_object(store.measure(own_share(names), thresholds)))
         return from_main(lambda: store.finish(names, thresholds, counts))
+
+    def _take_over(self, store: PseudoLabelStore, missing: Set[str]) -> Set[str]:
+        """Copy the maps of images that are labeled already; the other images."""
+        if self.labels_before is None:
+            return missing
+        known = missing & set(self.labels_before.manifest['files'])
+        for name in sorted(known):
+            store.put(name, *self.labels_before.get(name))
+        return missing - known
 
     def _thresholds(self, store: PseudoLabelStore, own: List[str], meta: Dict[str, Any]) -> Tensor:
         """(C,) thresholds from the maps of all ranks."""

@@ -86,7 +86,7 @@ def test_labels_come_from_the_average_of_the_round_before(finished):
     work_dir, entries = finished
     for stage, teacher, selected in (
         ('stage_1_a', 'stage_0_a', 10),
-        ('stage_2_a', 'stage_1_a', 22),
+        ('stage_2_a', 'stage_1_a', 24),  # at a ratio of 1 all
     ):
         stored = SoftLabelStore(work_dir / stage / 'soft_labels.npz').read()
         assert stored.manifest['checkpoint']['bytes'] == entries[teacher]['checkpoint_bytes']
@@ -164,6 +164,15 @@ def test_damaged_soft_labels_are_made_again(finished, tree, tmp_path):
     name = entries['stage_2_a']['checkpoint']
     assert_same(content(tmp_path / name)['state_dict'], content(work_dir / name)['state_dict'])
     assert again['stage_2_a']['metrics'] == entries['stage_2_a']['metrics']
+
+
+def test_metrics_of_each_class_may_be_asked_for(tree, tmp_path):
+    cfg = mutual_classification(classification_config(tree, tmp_path), ratios=[], round={})
+    by_class = dict(type='SingleLabelMetric', items=('recall',), average=None)
+    cfg['val_evaluator'] = [dict(type='Accuracy', topk=(1,)), by_class]
+    entries = RUNNERS.build(load_config(cfg, tmp_path / 'chain.py', RUNTIME)).train()
+    assert set(entries['stage_0_a']['metrics']) == {'accuracy/top1'}
+    assert 'recall_classwise: [' in next((tmp_path / 'stage_0_a').rglob('*.log')).read_text()
 
 
 def test_a_chain_learns_from_unlabeled_images(tmp_path):

@@ -50,7 +50,7 @@ def test_a_finished_file_is_used_and_another_ratio_or_network_is_labeled_anew(
     written = maker.store.path.stat().st_mtime_ns
     assert maker.run(checkpoint, 0.5) == first
     assert maker.store.path.stat().st_mtime_ns == written
-    assert maker.run(checkpoint, 1.0)['num_selected'] == 22
+    assert maker.run(checkpoint, 1.0)['num_selected'] == 24
     content = torch.load(checkpoint, weights_only=True)
     content['state_dict']['head.fc.bias'] += 1
     torch.save(content, tmp_path / 'other.pth')

@@ -23,14 +23,11 @@ NAMES = [name for folder in FOLDERS for name in names_of(folder)]
 CLASSIFIERS = names_of('dmt_classification')
 SEGMENTORS = [name for name in NAMES if name not in CLASSIFIERS]
 SUPERVISED = names_of('supervised')
-ONLINE = [
-    n for f in ('mean_teacher', 'fixmatch', 'dual_teacher', 'cross_teacher') for n in names_of(f)
-]
 SCHEDULES = sorted(path.name for path in (CONFIGS / '_base_' / 'schedules').glob('*.py'))
 NAME = re.compile(
-    r'(?P<method>[a-z0-9-]+_)?(?P<head>deeplabv2|deeplabv3plus|segformer|upernet|fcn'
+    r'(?P<method>[a-z0-9-]+_)?(?P<head>deeplabv2|deeplabv3plus|segformer|upernet|fcn|dpt'
     r'|deeplabv3plus-segformer)_(?P<backbone>[^_]+?)(_(?P<labels>\d+_\d+|\d+))?'
-    r'_(?P<dataset>pascal_voc12|cityscapes|ade20k|coco81|camvid|msrc21|folder|toy-scenes)'
+    r'_(?P<dataset>pascal_voc12|(gta5-|synthia-)?cityscapes|kvasir-seg|ade20k|coco81|camvid|msrc21|folder|toy-scenes|toy-shift)'
     r'-(?P<height>\d+)x(?P<width>\d+)'
 )
 HEADS = {
@@ -39,6 +36,7 @@ HEADS = {
     'segformer': 'SegformerHead',
     'upernet': 'UPerHead',
     'fcn': 'FCNHead',
+    'dpt': 'mmdmt.DPTHead',
 }
 # Divisors that were published as such: 1 label in 105.82.
 LIST_FOLDERS = {'1_106': '1_105.82', '1_30': '1_29.75'}
@@ -64,8 +62,23 @@ LONGER = {
         'supervised/fcn_unet_toy-scenes-96x96',
         'supervised/segformer_mit-b1_cityscapes-1024x1024',
         'supervised/segformer_mit-b1_pascal_voc12-512x512',
+        'supervised/adam_deeplabv2_r101_pascal_voc12-321x321',
+        'supervised/deeplabv3plus_r50_cityscapes-800x800',
+        'supervised/deeplabv3plus_r50_pascal_voc12-512x512',
+        'supervised/ohem_deeplabv3plus_r50_cityscapes-801x801',
+        'supervised/dpt_dinov3-small_pascal_voc12-512x512',
+        *(
+            f'supervised/dpt_dinov2-small_{data}'
+            for data in (
+                'ade20k-518x518',
+                'cityscapes-798x798',
+                'coco81-518x518',
+                'pascal_voc12-518x518',
+            )
+        ),
         'dmt_classification/supervised_wrn-16-1_4000_cifar10-16x16',
     ],
+    'generated scenes in two folders': ['supervised/fcn_unet_toy-shift-96x96'],
     'another size of the network, with its weights': [
         f'dual_teacher/dual-teacher_segformer_mit-b{size}_1_16_ade20k-512x512'
         for size in (0, 2, 3, 4, 5)
@@ -83,6 +96,7 @@ LONGER = {
         'dual_teacher/dual-teacher_segformer_mit-b1_1_16_ade20k-512x512',
         'dmt_classification/dmt_wrn-28-2_1000_cifar10-32x32',
         'dmt_classification/dmt_wrn-28-2_4000_cifar10-32x32',
+        'st/st_deeplabv3plus_r50_1_8_cityscapes-721x721',
     ],
     'released code, difference by difference': [
         'cross_teacher/cross-teacher-released_deeplabv2_r101_1_50_pascal_voc12-321x321',
@@ -102,6 +116,7 @@ LONGER = {
         'dmt/dmt_deeplabv3plus_mobilenetv2_folder-512x512',
         f'dmt/dmt_{CPU}',
         'dmt/dmt_fcn_unet_toy-scenes-96x96',
+        'dmt/dmt_fcn_unet_toy-shift-96x96',
         'dmt_classification/dmt_wrn-16-1_4000_cifar10-16x16',
         'dmt_classification/dmt_wrn-28-2_labeled_folder-64x64',
     ],
@@ -257,6 +272,11 @@ def test_config_is_what_its_name_says(name):
             depth = re.match(r'r(\d+)', backbone)[1]
             assert network.backbone.depth == int(depth)
             assert f'resnet{depth}' in network.backbone.init_cfg.checkpoint
+        if backbone.startswith('dinov'):
+            plain = read(f'_base_/models/dpt_{backbone}').model
+            assert network.backbone.to_dict() == plain.backbone.to_dict()
+            for key in ('in_channels', 'channels', 'project_channels', 'patch_size'):
+                assert network.decode_head[key] == plain.decode_head[key]
         if backbone.startswith('mit-'):
             plain = read(f'_base_/models/segformer_{backbone}').model
             assert network.backbone.to_dict() == plain.backbone.to_dict()
@@ -338,6 +358,10 @@ def test_every_setting_goes_everywhere(name):
         source_ratio=[1, 2],
         max_iters=5,
     )
+    # A labeled source of another dataset has some settings of its own.
+    own = dict(labeled_root='/d', labeled_image_size=(62, 34))
+    own.update(labeled_img_suffix='.x', labeled_seg_map_suffix='.y')
+    options.update({key: value for key, value in own.items() if key in cfg})
     members = (cfg.get('mutual') or {}).get('members', [])
     for index, member in enumerate(members):
         if 'labeled_list' in member:

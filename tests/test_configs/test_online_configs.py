@@ -143,11 +143,15 @@ def test_released_cross_teacher_has_every_released_value(data, steps, batch, cro
     for dataset in cfg.train_dataloader.dataset.datasets:
         kinds = {step.type: step for step in dataset.pipeline}
         assert 'RandomFlip' not in kinds and tuple(kinds['RandomCrop'].crop_size) == crop
-        assert tuple(kinds['RandomResize'].ratio_range) == scaling
         if 'city' in data:  # halved when they are loaded
             assert kinds['mmdmt.LoadImageAtSize'].scale == (1024, 512)
+            assert tuple(kinds['RandomResize'].ratio_range) == scaling
+        else:  # from their own size: a small image is not enlarged first
+            assert tuple(kinds['mmdmt.RandomRescale'].ratio_range) == scaling
+            assert 'RandomResize' not in kinds
     assert (model.mix and model.mix.partner) == mix and model.strong.preset == 'ctt_released'
-    assert (model.mix_first, model.shared_mix, model.one_pass) == (True, False, False)
+    assert (model.mix_first, model.shared_mix) == (True, False)
+    assert model.batch_statistics == 'separate'
     assert model.contrast is None and model.ema == dict(momentum=0.99, mode='train', buffers='keep')
     assert cfg.val_cfg.networks == cfg.test_cfg.networks == ['student_l', 'student_r']
     scored = cfg.val_dataloader.dataset.pipeline

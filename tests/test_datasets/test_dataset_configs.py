@@ -98,6 +98,9 @@ LAYOUTS = {
         ('val2017', 'masks81/val2017'),
         lists='splits/1_32/fold_0',
     ),
+    'kvasir_seg': Layout(
+        2, ('images', 'masks_png'), ('images', 'masks_png'), val_list='val.txt', ids=range(2)
+    ),
     'folder': Layout(
         2, same('train', 'images', 'masks'), same('val', 'images', 'masks'), lists='splits'
     ),

@@ -109,3 +109,11 @@ def test_is_built_by_name(root):
         type='mmdmt.UnlabeledDataset', data_root=str(root), data_prefix=dict(img_path='img')
     )
     assert isinstance(DATASETS.build(config), UnlabeledDataset)
+
+
+def test_only_the_chosen_images_are_taken(root):
+    (root / 'only.txt').write_text('x/city/d\nx/elsewhere\n')
+    options = dict(img_suffix='_left.png', name_prefix='x/', only=str(root / 'only.txt'))
+    assert [info['name'] for info in infos(make(root, **options))] == ['x/city/d']
+    options['name_prefix'] = 'y/'  # of a source of several folders, one may have none
+    assert len(make(root, **options)) == 0

@@ -98,8 +98,9 @@ def test_ranks_train_the_same_networks_with_exchanged_statistics(trained, name):
 
 
 def test_state_that_follows_the_training_has_moved(trained):
-    (state, _), _ = states(trained / 'fixmatch_teacher', 'end')
-    assert state['threshold.value'] != torch.tensor(0.3)
+    for name in ('fixmatch_teacher', 'unimatch'):
+        (state, _), _ = states(trained / name, 'end')
+        assert state['threshold.value'] != torch.tensor(0.3)
     (state, _), _ = states(trained / 'cross_teacher', 'end')
     assert (state['contrast.banks.l.counts'] == 3).any()
     (state, _), _ = states(trained / 'u2pl', 'end')

@@ -68,6 +68,25 @@ def test_a_scene_depends_on_seed_part_and_number_only(tmp_path):
     assert len({scene.tobytes() for scene in scenes}) == 4
 
 
+def test_dusk_is_darker_and_shows_other_scenes_of_the_same_classes(root):
+    day, dusk = (
+        [render(0, 'train', number, style=style) for number in range(6)]
+        for style in ('day', 'dusk')
+    )
+    darker = [np.mean([image.mean() for image, _ in scenes]) for scenes in (day, dusk)]
+    assert darker[1] < 0.7 * darker[0]
+    assert not any(np.array_equal(a, b) for (_, a), (_, b) in zip(day, dusk))
+    seen = [{*np.unique([mask for _, mask in scenes])} for scenes in (day, dusk)]
+    assert seen[0] == seen[1] == {*range(len(CLASSES))}
+    generate(root, **SMALL)
+    before = _content(root)
+    generate(root, **SMALL, style='dusk')
+    assert _content(root)['img/val/0000.jpg'] != before['img/val/0000.jpg']
+    assert json.loads((root / 'manifest.json').read_text())['style'] == 'dusk'
+    with pytest.raises(ValueError, match=r'style=.night.: choose one of'):
+        generate(root, **SMALL, style='night')
+
+
 def test_scenes_are_the_ones_of_this_version():
     """Fails when the same seed gives other scenes: then raise ``_VERSION``, so that old trees
     are made again."""

@@ -118,3 +118,18 @@ def test_heads_that_branch_on_training_give_dense_logits_in_training_mode():
     assert norm.num_batches_tracked == 1, 'layers inside are trained'
     losses, unsup = joint_forward(model, images, labeled_samples(torch.zeros(2, 64, 64)), images)
     assert unsup.shape == logits.shape and any('loss' in key for key in losses)
+
+
+def test_with_statistics_of_a_domain_logits_of_labeled_images_collect_nothing():
+    segmentor = build_segmentor(tiny_segmentor(dropout=0)).train()
+    reference = build_segmentor(tiny_segmentor(dropout=0)).train()
+    reference.load_state_dict(segmentor.state_dict())
+    sup, samples, unsup = batch()
+    _, logits = joint_forward(
+        segmentor, sup + 5, samples, unsup, with_sup=True, batch_statistics='domain'
+    )
+    alone = dense_logits(reference, unsup)
+    assert len(logits) == 5
+    torch.testing.assert_close(logits[2:], alone)
+    for key, value in reference.state_dict().items():
+        torch.testing.assert_close(segmentor.state_dict()[key], value)

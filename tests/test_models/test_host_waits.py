@@ -31,6 +31,11 @@ METHODS = {
     'mean_teacher_adaptive': dict(type='MeanTeacher', threshold=ADAPTIVE),
     'fixmatch': dict(type='FixMatch', strong=STRONG, mix=CUTMIX),
     'fixmatch_teacher': dict(type='FixMatch', labeler='teacher', strong=STRONG),
+    'unimatch': dict(type='UniMatch', strong=STRONG, mix=CUTMIX),
+    'unimatch_v2': dict(type='UniMatchV2', strong=STRONG, mix=CUTMIX),
+    'cps': dict(type='CPS'),
+    'cps_cutmix': dict(type='CPS', mix=dict(CUTMIX, boxes='french', count=3)),
+    'cutmix_seg': dict(type='CutMixSeg', strong=STRONG),
     'dual_teacher': dict(type='DualTeacher', shift_length=1, strong=STRONG),
     'dual_teacher_1': dict(type='DualTeacher', shift_length=1, num_teachers=1, strong=STRONG),
     'dual_teacher_released': dict(type='ReleasedDualTeacher', shift_length=1),
@@ -64,6 +69,8 @@ NETWORK_LEAVES = (
     'supervised/segformer_mit-b0_ade20k-512x512',
     'supervised/upernet_mmpretrain-convnext-tiny_folder-512x512',
     'supervised/fcn_unet_toy-scenes-96x96',
+    'supervised/ohem_deeplabv3plus_r50_cityscapes-801x801',
+    'supervised/dpt_dinov2-small_pascal_voc12-518x518',
 )
 LOSSES = ('DynamicMutualLoss', 'DynamicSelfLoss', 'OnlinePseudoLoss')
 

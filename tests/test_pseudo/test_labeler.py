@@ -306,3 +306,55 @@ def test_images_of_different_sizes_in_one_batch(setting, tmp_path):
 def test_settings_that_cannot_be_meant_are_refused(setting, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         labeled_with(setting, tmp_path / 'store', **change)
+
+
+def test_ten_views_are_summed_and_every_pixel_gets_its_best_class(setting, tmp_path):
+    """Labels of ST: five scales, both orientations, no threshold."""
+    arguments, checkpoint, model = setting
+    scales = (0.5, 0.75, 1.0, 1.5, 2.0)
+    settings = dict(tta=dict(flip=True, scales=list(scales)), threshold=0.0)
+    labeler = PseudoLabeler(str(tmp_path / 'store'), **arguments, **settings)
+    assert labeler.run(checkpoint, 1.0)['kept_share'] == 1
+    sample = DATASETS.build(arguments['dataset'])[2]
+    total = torch.zeros(4, *sample['inputs'].shape[1:])
+    processor = model.data_preprocessor
+    for scale in scales:
+        size = [round(side * scale) for side in total.shape[1:]]
+        for flip in (False, True):
+            view = torch.nn.functional.interpolate(
+                sample['inputs'][None].float(), size, mode='bilinear', antialias=True
+            )
+            view = view.flip(-1) if flip else view
+            image = (view[:, [2, 1, 0]] - processor.mean) / processor.std
+            with torch.no_grad():
+                logits = model.encode_decode(image, [dict(img_shape=tuple(size))])
+            logits = logits.flip(-1) if flip else logits
+            logits = torch.nn.functional.interpolate(logits, total.shape[1:], mode='bilinear')
+            total += logits[0].softmax(dim=0)
+    label, confidence = labeler.store.get_thresholded('unlabeled_2')
+    assert (torch.from_numpy(label).long() == total.argmax(dim=0)).float().mean() > 0.999
+    np.testing.assert_allclose(confidence, total.amax(dim=0) / 10, atol=2e-3)
+
+
+def test_labels_of_before_are_taken_over_and_only_others_are_made(setting, tmp_path, monkeypatch):
+    arguments, checkpoint, model = setting
+    (tmp_path / 'only.txt').write_text('unlabeled_4\nunlabeled_1\n')
+    part = dict(arguments['dataset'], only=str(tmp_path / 'only.txt'))
+    before = PseudoLabeler(str(tmp_path / 'before'), **dict(arguments, dataset=part))
+    assert before.run(checkpoint, 1.0)['files'] == ['unlabeled_1', 'unlabeled_4']
+    model.decode_head.conv_seg.weight.data.neg_()
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'other.pth')
+    steps = []
+    monkeypatch.setattr(Progress, 'step', lambda self, count: steps.append(count))
+    stores = []
+    for folder, options in (('plain', {}), ('both', dict(labels_before=str(tmp_path / 'before')))):
+        labeler = PseudoLabeler(str(tmp_path / folder), **arguments, **options)
+        labeler.run(str(tmp_path / 'other.pth'), 1.0)
+        stores.append(labeler.store)
+    assert sum(steps) == 6 + 4
+    for index in range(6):
+        name = f'unlabeled_{index}'
+        origin = before.store if index in (1, 4) else stores[0]
+        for got, expected in zip(stores[1].get(name), origin.get(name)):
+            assert np.array_equal(got, expected)
+    assert stores[1].manifest['labels_before'] == before.store.manifest['checkpoint']

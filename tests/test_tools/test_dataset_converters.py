@@ -6,6 +6,7 @@ import sys
 from itertools import chain
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -27,6 +28,7 @@ def load(name):
 
 
 voc_aug, cityscapes, camvid, coco81 = map(load, ['voc_aug', 'cityscapes', 'camvid', 'coco81'])
+gta5, synthia, kvasir_seg = map(load, ['gta5', 'synthia', 'kvasir_seg'])
 
 
 def write(path, pixels, palette=False):
@@ -326,3 +328,119 @@ def test_coco_refuses_what_it_does_not_know(tmp_path):
         coco81.main([str(tmp_path / 'instances.json'), str(tmp_path)])
     with pytest.raises(SystemExit, match=r'none\.json does not exist'):
         coco81.main([str(tmp_path / 'none.json'), str(tmp_path)])
+
+
+# ---------------------------------------------------------------- GTA5
+
+
+@pytest.fixture
+def gta(tmp_path):
+    for name in ('00001', '00002', '00003'):
+        write(tmp_path / 'images' / f'{name}.png', np.zeros((2, 3, 3)))
+        write(tmp_path / 'labels' / f'{name}.png', [[7, 33, 0], [11, 34, 25]], palette=True)
+    write(tmp_path / 'labels' / '00002.png', [[7, 33], [11, 34]], palette=True)
+    return tmp_path
+
+
+def test_gta5_has_the_ids_of_cityscapes_and_leaves_out_pairs_of_two_sizes(gta, capsys):
+    gta5.main([str(gta)])
+    assert (gta / 'train.txt').read_text() == '00001\n00003\n'
+    assert read(gta / 'labels/00003_labelTrainIds.png').tolist() == [[0, 18, 255], [2, 255, 12]]
+    assert not (gta / 'labels/00002_labelTrainIds.png').exists()
+    assert 'images/00002.png is 3x2, its label 2x2' in capsys.readouterr().out
+    gta5.main([str(gta)])  # what it wrote are no labels
+    assert (gta / 'train.txt').read_text() == '00001\n00003\n'
+
+
+def test_gta5_refuses_other_ids_and_missing_images(gta):
+    write(gta / 'labels/00001.png', [[7, 77, 0], [7, 7, 7]])
+    with pytest.raises(SystemExit, match=r'00001\.png has the ids \[77\]'):
+        gta5.main([str(gta)])
+    (gta / 'images/00003.png').unlink()
+    with pytest.raises(SystemExit, match=r'1 labeled images are not in .*images, first 00003\.png'):
+        gta5.main([str(gta)])
+    with pytest.raises(SystemExit, match=r'images is not a folder; the images should be there'):
+        gta5.main([str(gta / 'images')])
+
+
+# ---------------------------------------------------------------- SYNTHIA
+
+# By the class table of SYNTHIA-RAND-CITYSCAPES, ids to training ids of Cityscapes.
+SYNTHIA_IDS = {
+    3: 0, 4: 1, 2: 2, 21: 3, 5: 4, 7: 5, 15: 6, 9: 7, 6: 8, 16: 9, 1: 10, 10: 11, 17: 12, 8: 13,
+    18: 14, 19: 15, 20: 16, 12: 17, 11: 18, 0: 255, 13: 255, 14: 255, 22: 255,
+}  # fmt: skip
+
+
+def write_synthia(root, ids):
+    write(root / 'RGB/0000000.png', np.zeros((1, len(ids), 3)))
+    label = np.zeros((1, len(ids), 3), np.uint16)  # OpenCV writes the last channel first
+    label[..., 2], label[..., 1] = ids, 513  # instances, which have more than 8 bits
+    (root / 'GT/LABELS').mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(root / 'GT/LABELS/0000000.png'), label)
+
+
+def test_synthia_classes_are_those_of_cityscapes(tmp_path):
+    write_synthia(tmp_path, list(SYNTHIA_IDS))
+    synthia.main([str(tmp_path)])
+    found = read(tmp_path / 'GT/LABELS/0000000_labelTrainIds.png')
+    assert found.tolist() == [list(SYNTHIA_IDS.values())]
+    assert (tmp_path / 'train.txt').read_text() == '0000000\n'
+
+
+def test_synthia_ids_are_read_with_16_bits(tmp_path):
+    write_synthia(tmp_path, [3, 256 + 3])  # the same in the lower 8 bits
+    with pytest.raises(SystemExit, match=r'0000000\.png has the ids \[259\]'):
+        synthia.main([str(tmp_path)])
+    write(tmp_path / 'GT/LABELS/0000000.png', np.zeros((1, 2, 3)))
+    with pytest.raises(SystemExit, match=r'0000000\.png is uint8 of shape \(1, 2, 3\)'):
+        synthia.main([str(tmp_path)])
+
+
+# ---------------------------------------------------------------- Kvasir-SEG
+
+
+@pytest.fixture
+def kvasir(tmp_path):
+    for number in range(25):
+        mask = np.zeros((16, 24, 3))
+        mask[:, : 8 + 8 * (number % 2)] = 255
+        for folder in ('images', 'masks'):
+            path = tmp_path / folder / f'cju{number:02}.jpg'
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(mask.astype(np.uint8)).save(path, quality=40)
+    return tmp_path
+
+
+def test_kvasir_masks_are_0_and_1_and_validation_images_are_drawn(kvasir):
+    kvasir_seg.main([str(kvasir)])
+    expected = np.zeros((16, 24), int)
+    expected[:, :16] = 1
+    assert read(kvasir / 'masks_png/cju01.png').tolist() == expected.tolist()
+    train, val = ((kvasir / f'{part}.txt').read_text().split() for part in ('train', 'val'))
+    assert len(val) == 3 and sorted(train + val) == [f'cju{number:02}' for number in range(25)]
+    kvasir_seg.main([str(kvasir)])
+    assert (kvasir / 'val.txt').read_text().split() == val
+
+
+def test_kvasir_takes_the_published_lists(kvasir):
+    lists = kvasir / 'published'
+    lists.mkdir()
+    (lists / 'train.txt').write_text('cju03\ncju01.jpg\n')
+    (lists / 'val.txt').write_text('cju07\n')
+    arguments = [str(kvasir), '--lists', str(lists)]
+    kvasir_seg.main(arguments)
+    assert (kvasir / 'train.txt').read_text() == 'cju03\ncju01\n'
+    assert (kvasir / 'val.txt').read_text() == 'cju07\n'
+    (lists / 'val.txt').write_text('cju03\n')
+    with pytest.raises(SystemExit, match=r'cju03 in train\.txt and in val\.txt'):
+        kvasir_seg.main(arguments)
+    (lists / 'val.txt').write_text('other\n')
+    with pytest.raises(SystemExit, match=r'val\.txt lists 1 names without a mask, first other'):
+        kvasir_seg.main(arguments)
+
+
+def test_kvasir_refuses_what_is_no_mask(kvasir):
+    write(kvasir / 'masks/cju04.jpg', np.full((16, 24, 3), 120))
+    with pytest.raises(SystemExit, match=r'cju04\.jpg: 100% of the pixels are neither'):
+        kvasir_seg.main([str(kvasir)])

@@ -13,7 +13,8 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from tiny_models import tiny_segmentor
-from tiny_project import SIZE, base_config, environment, make_tree, mean_teacher
+from tiny_project import SIZE, base_config, environment, make_tree, mean_teacher, online
+from train_together import METHODS
 
 from mmdmt.checkpoint import UntrustedCheckpointError, save_atomically
 from mmdmt.export.plain import foreign_types
@@ -265,6 +266,31 @@ def test_networks_of_a_pair_have_configs_of_their_own(tree, tmp_path):
         name = 'teacher_l' if network == 'auto' else network
         for key, value in getattr(model, name).state_dict().items():
             assert torch.equal(weights[key], value)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_every_network_of_a_method_is_exported_and_predicts(tree, tmp_path, method):
+    settings = dict(METHODS[method])
+    cfg = base_config(tree, 'unused')
+    cfg['model']['decode_head']['loss_decode'] = dict(type='mmdmt.OhemCrossEntropy', min_kept=9)
+    cfg = online(cfg, f'mmdmt.{settings.pop("type")}', **settings)
+    cfg = Config(dict(cfg, default_scope='mmseg', custom_imports=dict(imports=['mmdmt'])))
+    model = randomize(MODELS.build(cfg.model.copy()))
+    for index, name in enumerate(model.network_names):
+        model.network(name).decode_head.conv_seg.bias.data[index] += 1
+    checkpoint = save(cfg, tmp_path / 'a.pth', model)
+    batch = torch.randint(0, 256, (1, 3, SIZE, SIZE), dtype=torch.uint8)
+    found = []
+    for name in model.network_names:
+        exported = export_segmentor(checkpoint, tmp_path / name, network=name)
+        assert exported.foreign_types == []
+        plain = MODELS.build(Config.fromfile(exported.config).model)
+        load_checkpoint(plain, str(exported.checkpoint), strict=True)
+        with model.predicting_on(name):
+            expected = logits_of(model, model, batch)
+        assert torch.equal(logits_of(plain, plain, batch), expected)
+        assert not any(torch.equal(expected, other) for other in found)
+        found.append(expected)
 
 
 def test_networks_that_export_finds_no_config_of_are_named():

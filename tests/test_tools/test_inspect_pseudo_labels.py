@@ -79,6 +79,21 @@ def test_numbers(run, capsys):
     assert 'kept pixels: accuracy' in text and '0.93 - 1.00' in text
 
 
+def test_masks_of_another_dataset_with_the_same_names_are_no_truth(run, tmp_path):
+    stage, tree, _ = run
+    (tree / 'img').rename(tmp_path / 'cities')  # but the labeled images stay in the tree
+    (tree / 'img').mkdir()
+    for path in (tmp_path / 'cities').glob('labeled_*'):
+        path.rename(tree / 'img' / path.name)
+    config = stage / 'config.py'
+    source = "train_dataloader['dataset']['datasets'][1]"
+    prefix = dict(img_path=str(tmp_path / 'cities'))
+    config.write_text(f"{config.read_text()}\n{source}['data_prefix'] = {prefix!r}\n")
+    store = str(stage / 'pseudo_labels')
+    assert inspect.main([store])['num_true_pixels'] == 0
+    assert inspect.main([store, '--mask-dir', str(tree / 'ann')])['num_true_pixels'] > 0
+
+
 def test_the_best_and_the_worst_images_are_shown(run):
     stage, tree, _ = run
     cfg = Config.fromfile(stage / 'config.py')

@@ -149,3 +149,4 @@ def test_the_config_is_a_plain_text_that_needs_no_download(published, tmp_path):
     cfg = Config.fromfile(tmp_path / 'segmentor.py')
     assert cfg.model.backbone.pretrained is False
     assert cfg.model.type == 'EncoderDecoder'
+    assert cfg.test_pipeline[0].imdecode_backend == 'pillow'  # as everywhere

@@ -83,7 +83,8 @@ class LabelSource:
 
     Args:
         cfg: Config whose ``train_dataloader.dataset`` has a labeled and an unlabeled source.
-        mask_dir: Folder of the masks; default that of the labeled source.
+        mask_dir: Folder of the masks; default that of the labeled source, for images that lie in
+            its image folder. Those of another dataset may have the same names.
         mask_suffix: End of their names; default that of the labeled source.
 
     Raises:
@@ -105,8 +106,16 @@ class LabelSource:
         self.image_paths = {info['name']: info['img_path'] for info in infos}
         # As the images were loaded for labeling: the first transform decides on the size.
         self.load_image = Compose([_first_step(sources[1])])
-        self.mask_dir = mask_dir or self.labeled.data_prefix.get('seg_map_path') or ''
+        self.mask_dir = mask_dir or self._own_masks()
         self.mask_suffix = mask_suffix or self.labeled.seg_map_suffix
+
+    def _own_masks(self) -> str:
+        """The mask folder of the labeled source; '' where no image to label is of this source."""
+        prefix = self.labeled.data_prefix
+        folder = osp.join(osp.realpath(prefix.get('img_path') or ''), '')
+        folders = {osp.dirname(path) for path in self.image_paths.values()}
+        own = any(osp.join(osp.realpath(path), '').startswith(folder) for path in folders)
+        return (prefix.get('seg_map_path') or '') if own else ''
 
     @property
     def metainfo(self) -> Dict[str, Any]:

@@ -17,11 +17,17 @@ from typing import Optional
 
 import numpy as np
 
-from mmdmt.datasets.conversion import ConversionError, Job, convert_all, read_ids, require_folder
+from mmdmt.datasets.conversion import (
+    CITYSCAPES_TRAIN_IDS,
+    ConversionError,
+    Job,
+    convert_all,
+    map_ids,
+    read_ids,
+    require_folder,
+)
 from mmdmt.datasets.splits.files import write_list
 
-# Ids of the 19 classes, in the order of their training ids.
-TRAIN_CLASSES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 LICENSE_PLATE = 255  # -1 in the definition
 NUM_IDS = 34
 SPLITS = ('train', 'val')
@@ -43,9 +49,7 @@ def train_ids(path: Path) -> np.ndarray:
     unknown = sorted(set(np.unique(ids).tolist()) - {*range(NUM_IDS), LICENSE_PLATE})
     if unknown:
         raise ConversionError(f'{path} has the ids {unknown}; Cityscapes has 0 to {NUM_IDS - 1}')
-    table = np.full(256, 255, dtype=np.uint8)
-    table[list(TRAIN_CLASSES)] = np.arange(len(TRAIN_CLASSES))
-    return table[ids]
+    return map_ids(ids, CITYSCAPES_TRAIN_IDS)
 
 
 def plan(root: Path, split: str) -> dict[str, Job]:

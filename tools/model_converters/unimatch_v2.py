@@ -168,13 +168,13 @@ def _problems(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple]) -> Lis
 
 def segmentor_config(model: dict) -> Config:
     """Config file of a segmentor: what mmseg needs to test and to predict."""
-    pipeline = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
+    load = dict(type='LoadImageFromFile', imdecode_backend='pillow')
     return Config(
         dict(
             default_scope='mmseg',
             custom_imports=dict(imports=['mmdmt'], allow_failed_imports=False),
             model=model,
-            test_pipeline=pipeline,
+            test_pipeline=[load, dict(type='PackSegInputs')],
         )
     )
 

@@ -8,7 +8,7 @@ method = dict(
     mix=dict(partner='next'),
     mix_first=True,
     shared_mix=False,
-    one_pass=False,
+    batch_statistics='separate',
     contrast=None,
     ema=dict(mode='train', buffers='keep'),
     predict_on='student_l',

@@ -4,10 +4,11 @@
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(
-        type='SegDataPreProcessor',
+        type='mmdmt.PaddingPreprocessor',
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
+        padding='mean',
         pad_val=0,
         seg_pad_val=255,
     ),

@@ -212,8 +212,8 @@ def _build(
     """Build a dataset without its pipeline, which could load anything."""
     # mmengine cannot serialize an empty dataset; here it must be found empty instead.
     config = dict(copy.deepcopy(config), pipeline=[], serialize_data=False, lazy_init=False)
-    if 'soft_labels' in config:
-        config['soft_labels'] = ''  # of classification; not made yet
+    for key in {'soft_labels', 'only'} & set(config):
+        config[key] = ''  # of classification, of reliable images; not made yet
     with tempfile.TemporaryDirectory() as folder:
         if listed and listed.problems:
             # A dataset may refuse a faulty list, which would hide what else is wrong.

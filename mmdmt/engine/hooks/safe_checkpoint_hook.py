@@ -1,6 +1,7 @@
 """Checkpoint hook that a kill at any moment cannot rob of the last good checkpoint."""
 
 import os.path as osp
+from collections.abc import Sequence
 from typing import Any, Union
 
 import numpy as np
@@ -18,7 +19,7 @@ from mmdmt.registry import HOOKS
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's :class:`CheckpointHook` with a safe order of events; same arguments.
+    """mmengine's :class:`CheckpointHook` with a safe order of events; one argument more.
 
     - An old checkpoint is removed only after the new one is completely on disk (mmengine removes
       it before, so that a kill in between leaves nothing with ``max_keep_ckpts=1``).
@@ -32,7 +33,19 @@ class SafeCheckpointHook(CheckpointHook):
       norm are averaged over the ranks, those of teachers and of mmengine's ``EMAHook`` too. Between
       two validations or checkpoints each rank has statistics of its own. Otherwise an interrupted
       run would differ from one that was not, and only the images of rank 0 would count.
+
+    Args:
+        milestones (Sequence[int]): Iterations after which a checkpoint is made besides, and kept.
+        *args, **kwargs: Of mmengine's hook.
     """
+
+    def __init__(self, *args: Any, milestones: Sequence[int] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.milestones = set(milestones)
+
+    def every_n_train_iters(self, runner: Runner, n: int, start: int = 0) -> bool:
+        """Whether a checkpoint is due."""
+        return runner.iter + 1 in self.milestones or super().every_n_train_iters(runner, n, start)
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Let all ranks validate the same network; ``EMAHook`` has put its average in."""
@@ -81,7 +94,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _remember(self, runner: Runner, step: int) -> list[int]:
         """Note the checkpoint of ``step`` and return the steps that are kept no longer."""
-        if self.max_keep_ckpts <= 0:
+        if self.max_keep_ckpts <= 0 or step in self.milestones:
             return []
         kept = [old for old in self.keep_ckpt_ids if old != step]
         outdated = kept[: max(0, len(kept) + 1 - self.max_keep_ckpts)]

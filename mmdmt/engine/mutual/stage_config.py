@@ -11,10 +11,12 @@ from mmengine.registry import DefaultScope
 
 from mmdmt.checks import check_choice, check_count, check_range, refuse_unknown_keys
 from mmdmt.config import resolve_config, schedulers_of
+from mmdmt.datasets.unlabeled_dataset import UnlabeledDataset
 from mmdmt.engine.mutual.ensemble import ensemble_kinds
 from mmdmt.engine.mutual.plan import SELECT_RULES, MutualPlan, Stage
+from mmdmt.pseudo.reliability import RELIABLE
 from mmdmt.pseudo.store import check_name
-from mmdmt.registry import TASK_UTILS, TRANSFORMS
+from mmdmt.registry import DATASETS, TASK_UTILS, TRANSFORMS
 
 # fmt: off
 MUTUAL_KEYS = {
@@ -22,6 +24,7 @@ MUTUAL_KEYS = {
     'labeling', 'ensemble',
 }
 STAGE_KEYS = {'max_iters', 'lr', 'batch_size', 'source_ratio', 'from_scratch', 'cfg_options'}
+ROUND_KEYS = STAGE_KEYS | {'images', 'augment'}
 # What decides the outcome of a stage, and what of it belongs to the machine.
 COMPARED_KEYS = (
     'model', 'train_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'randomness',
@@ -29,9 +32,11 @@ COMPARED_KEYS = (
 )
 VOLATILE_KEYS = {
     'num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor', 'data_root', 'store',
-    'store_dir', 'soft_labels', 'val_interval', 'work_dir',
+    'store_dir', 'soft_labels', 'val_interval', 'work_dir', 'only', 'labels_before',
 }
 # fmt: on
+#: Which unlabeled images a round uses: all, or the more reliable half (ST++).
+IMAGES = ('all', 'reliable')
 DEFAULT_LOSS = dict(type='mmdmt.DynamicMutualLoss', gamma1=5.0, gamma2=5.0)
 
 
@@ -48,6 +53,7 @@ class StageConfigBuilder:
     model_types = ('EncoderDecoder', 'mmseg.EncoderDecoder')
     default_metric = 'mIoU'
     labeler = 'mmdmt.PseudoLabeler'
+    ranker: Optional[str] = 'mmdmt.ReliabilityRanker'
     store = 'pseudo_labels'
     check_name = staticmethod(check_name)  # of an image, before labels are stored under it
 
@@ -66,7 +72,8 @@ class StageConfigBuilder:
     def _check_values(self) -> None:
         for key in ('supervised', 'round'):
             settings = self.mutual.get(key, {})
-            refuse_unknown_keys(f'mutual.{key}', settings, STAGE_KEYS)
+            known = ROUND_KEYS if key == 'round' else STAGE_KEYS
+            refuse_unknown_keys(f'mutual.{key}', settings, known)
             check_range(f'mutual.{key}.lr', settings.get('lr', 0), 0)
             check_count(f'mutual.{key}.batch_size', settings.get('batch_size', 1), 1)
         options = {k: v for k, v in self.mutual.get('labeling', {}).items() if k != 'pipeline'}
@@ -105,11 +112,16 @@ class StageConfigBuilder:
                 f'`mutual.select` is a list of {len(rules)} rules: it needs {rounds + 1}, one for '
                 'round 0 and one for each of `mutual.ratios`'
             )
-        lengths = self.mutual.get('round', {}).get('max_iters')
-        if isinstance(lengths, (list, tuple)) and len(lengths) != rounds:
-            raise ValueError(
-                f'`mutual.round.max_iters` has {len(lengths)} numbers for {rounds} ratios'
-            )
+        for key, what in (('max_iters', 'numbers'), ('images', 'words')):
+            values = self.mutual.get('round', {}).get(key)
+            if isinstance(values, (list, tuple)) and len(values) != rounds:
+                raise ValueError(
+                    f'`mutual.round.{key}` has {len(values)} {what} for {rounds} ratios'
+                )
+        for stage in self.plan.stages:
+            check_choice('mutual.round.images', self._images_of(stage.round), IMAGES)
+            if self._images_of(stage.round) == 'reliable' and self.ranker is None:
+                raise ValueError("`mutual.round.images='reliable'` is for segmentation")
 
     def select_of(self, stage: Stage) -> str:
         """The rule by which the checkpoint of a stage is chosen, one of ``SELECT_RULES``."""
@@ -179,9 +191,16 @@ class StageConfigBuilder:
     def _settings(self, stage: Stage) -> Dict[str, Any]:
         """A copy, since merging takes ``_delete_`` out of what later stages need too."""
         settings = copy.deepcopy(self.mutual.get('round' if stage.round else 'supervised', {}))
-        if stage.round and isinstance(settings.get('max_iters'), (list, tuple)):
-            settings['max_iters'] = settings['max_iters'][stage.round - 1]
+        for key in ('max_iters', 'images'):
+            if stage.round and isinstance(settings.get(key), (list, tuple)):
+                settings[key] = settings[key][stage.round - 1]
         return settings
+
+    def _images_of(self, round_number: int) -> str:
+        """Which images a round uses, one of ``IMAGES``; 'all' also before and after the chain."""
+        if not 0 < round_number <= len(self.plan.ratios):
+            return 'all'
+        return self._settings(Stage(round_number, '')).get('images', 'all')
 
     def _set_start(self, cfg: Config, stage: Stage, from_scratch: bool) -> None:
         """Set the weights a stage starts from, and what the ledger compares of them."""
@@ -193,6 +212,8 @@ class StageConfigBuilder:
             cfg.chain.initial_checkpoint = osp.basename(first) if first else None
         if stage.round:
             cfg.chain.labeled_by = stage.labeled_by
+        if self._images_of(stage.round) == 'reliable':
+            cfg.chain.images = 'reliable'
 
     def _set_hooks(self, cfg: Config, stage: Stage, teacher_checkpoint: Optional[str]) -> None:
         """Set default hooks, which a child config that sets `custom_hooks` keeps."""
@@ -204,6 +225,10 @@ class StageConfigBuilder:
                 checkpoint=teacher_checkpoint,
                 ratio=stage.ratio,
             )
+        if self._images_of(stage.round) == 'reliable':
+            hooks.pseudo_labels.ranker = self._ranker(cfg, stage)
+        if self._images_of(stage.round + 1) == 'reliable':
+            hooks.checkpoint.milestones = _thirds(stage, cfg)[:-1]
         check = hooks.get('dataset_check')
         if check and check.get('cache', True) is True:  # one cache for the whole chain
             check.cache = osp.join(osp.dirname(cfg.work_dir), 'dataset_check.json')
@@ -218,6 +243,8 @@ class StageConfigBuilder:
         if stage.round:
             for part in _parts(unlabeled):
                 self._read_labels(part, f'{cfg.work_dir}/{self.store}')
+                part.pipeline[-1:-1] = copy.deepcopy(settings.get('augment', []))
+                self._choose_images(part, cfg, stage)
         else:
             loader.dataset.datasets, loader.sampler.source_ratio = [labeled], [1]
             if member.get('labeled_list'):
@@ -242,8 +269,40 @@ class StageConfigBuilder:
         dataset = copy.deepcopy(self.cfg.train_dataloader.dataset.datasets[1])
         for part in _parts(dataset):
             part['pipeline'] = _without_annotations(pipeline, scope)
+            self._choose_images(part, cfg, stage)
         own = dict(type=self.labeler, store=f'{cfg.work_dir}/{self.store}', model=teacher.model)
+        before = [self._images_of(stage.round - back) for back in (0, 1)]
+        if before == ['all', 'reliable']:  # the reliable images keep their labels
+            folder = osp.join(osp.dirname(cfg.work_dir), stage.previous)
+            own['labels_before'] = f'{folder}/{self.store}'
         return dict(own, dataset=dataset, **options)
+
+    def _choose_images(self, part: dict, cfg: Config, stage: Stage) -> None:
+        """Leave out of an unlabeled source what its round does not use."""
+        if self._images_of(stage.round) != 'reliable':
+            return
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmseg'):
+            kind = DATASETS.get(part['type'])
+        if not (isinstance(kind, type) and issubclass(kind, UnlabeledDataset)):
+            raise ValueError(
+                "`mutual.round.images='reliable'` needs unlabeled images by a "
+                f'mmdmt.UnlabeledDataset, got {part["type"]!r}'
+            )
+        part['only'] = f'{cfg.work_dir}/{RELIABLE}'
+
+    def _ranker(self, cfg: Config, stage: Stage) -> Dict[str, Any]:
+        """What ranks all unlabeled images for a stage, by the checkpoints of its labeler."""
+        labeler = self._labeler(cfg, stage)
+        for part in _parts(labeler['dataset']):
+            del part['only']
+        keys = {'model', 'dataset', 'batch_size', 'num_workers', 'amp'} & set(labeler)
+        teacher = Stage(stage.round - 1, stage.teacher)
+        folder = osp.join(osp.dirname(cfg.work_dir), teacher.name)
+        paths = [
+            f'{folder}/iter_{step}.pth' for step in _thirds(teacher, self.build(teacher, folder))
+        ]
+        own = {key: labeler[key] for key in sorted(keys)}
+        return dict(type=self.ranker, out=cfg.work_dir, checkpoints=paths, **own)
 
     def _read_labels(self, source: ConfigDict, store: str) -> None:
         """Let an unlabeled source give the labels of a store."""
@@ -269,6 +328,17 @@ def _set_schedule(cfg: Config, max_iters: Optional[int], lr: Optional[float]) ->
     for scheduler in schedulers_of(cfg):
         if scheduler.get('end') == old:
             scheduler['end'] = max_iters
+
+
+def _thirds(stage: Stage, cfg: Config) -> List[int]:
+    """Iterations at the end of each third of a stage."""
+    length = cfg.train_cfg.max_iters
+    if length < 3:
+        raise ValueError(
+            f'{stage.name} has `max_iters`={length}: the reliability of images needs checkpoints '
+            'at one and two thirds of it, so at least 3'
+        )
+    return [round(length / 3), round(2 * length / 3), length]
 
 
 def _test_pipeline(cfg: Config) -> List[dict]:

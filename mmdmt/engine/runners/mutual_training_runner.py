@@ -10,6 +10,7 @@ import time
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 from uuid import uuid4
 
+import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
@@ -42,7 +43,16 @@ class ValidationResults(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: Optional[Dict[str, float]] = None) -> None:
         """Take the metrics."""
-        self.metrics = {key: float(value) for key, value in (metrics or {}).items()}
+        self.metrics = _numbers(metrics or {})
+
+
+def _numbers(metrics: Dict[str, Any]) -> Dict[str, float]:
+    """The metrics that are numbers, for the ledger: a value for each class is a list."""
+    return {
+        key: float(value)
+        for key, value in metrics.items()
+        if hasattr(value, '__float__') and np.ndim(value) == 0
+    }
 
 
 @RUNNERS.register_module()
@@ -70,7 +80,9 @@ class MutualTrainingRunner:
       DMT's code; 'best_so_far', the best over all rounds so far, as DST-CBC's code.
     - ``supervised``, ``round`` (dict): ``max_iters``, ``lr``, ``batch_size``, ``source_ratio``
       ([labeled, pseudo] images in a batch), ``from_scratch`` and ``cfg_options`` of round 0 and of
-      the later ones.
+      the later ones. Of ``round`` also ``images`` ('all' or 'reliable', or a list with one for each
+      round: the half of the images on which checkpoints of the labeling stage agree most) and
+      ``augment`` (transforms of pseudo-labeled images, before the packing step), as in ST++.
     - ``pseudo_loss`` (dict): default ``mmdmt.DynamicMutualLoss`` with gammas 5.
     - ``labeling`` (dict): the keyword-only arguments of :class:`~mmdmt.pseudo.PseudoLabeler`, and
       ``pipeline``, by default the test pipeline of the member that labels.
@@ -289,8 +301,7 @@ class MutualTrainingRunner:
             runner = self._build_runner(cfg)
             runner.load_checkpoint(path, strict=True)
             metrics = runner.val() if cfg.get('val_dataloader') else {}
-            metrics = {key: float(value) for key, value in metrics.items()}
-            self._finish(name, path, metrics, {}, began)
+            self._finish(name, path, _numbers(metrics), {}, began)
         self._log(f'Stages with {name}:', table=True)
 
     def _begin_ensemble(self, name: str, kind: str, path: str, held: contextlib.ExitStack) -> bool:

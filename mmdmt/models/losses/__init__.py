@@ -2,6 +2,7 @@
 
 from .dynamic_mutual import DynamicMutualLoss
 from .dynamic_self import DynamicSelfLoss
+from .ohem import OhemCrossEntropy
 from .online_pseudo import OnlinePseudoLoss
 
-__all__ = ['DynamicMutualLoss', 'DynamicSelfLoss', 'OnlinePseudoLoss']
+__all__ = ['DynamicMutualLoss', 'DynamicSelfLoss', 'OhemCrossEntropy', 'OnlinePseudoLoss']

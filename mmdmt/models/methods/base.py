@@ -10,8 +10,8 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 import torch
 from torch import Tensor, nn
 
-from mmdmt.checks import build_part, check_range
-from mmdmt.models.forward import is_padded, joint_forward, weighted_losses
+from mmdmt.checks import build_part, check_choice, check_range
+from mmdmt.models.forward import BATCH_STATISTICS, is_padded, joint_forward, weighted_losses
 from mmdmt.models.perturbations import Perturb
 from mmdmt.models.supervised import train_without_waiting
 from mmdmt.models.teachers import EMAUpdater
@@ -55,8 +55,10 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         rampup_iters (int): Iterations over which the weight of the unsupervised losses rises
             linearly from 0. Defaults to 0.
         ema (dict, optional): Arguments of :class:`~mmdmt.models.teachers.EMAUpdater`.
-        one_pass (bool): Whether labeled and unlabeled images pass through a student together where
-            its decode head allows it, so that batch norms see both. Defaults to True.
+        batch_statistics (str): What batch norms of a student see. 'joint' (default): labeled and
+            unlabeled images together, in one pass where the decode head allows it. 'separate': each
+            by themselves. 'domain': each by themselves, and the running statistics, by which
+            teachers label and networks predict, are those of the unlabeled images alone.
         seeds (Sequence[int], optional): Seed of the initial weights of each student. Defaults to
             the run's random numbers, which differ between students.
         data_preprocessor (dict, optional): For students that have none.
@@ -81,7 +83,7 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         unsup_weight: float = 1.0,
         rampup_iters: int = 0,
         ema: Optional[dict] = None,
-        one_pass: bool = True,
+        batch_statistics: str = 'joint',
         seeds: Optional[Sequence[int]] = None,
         data_preprocessor: Optional[dict] = None,
         init_cfg: Optional[dict] = None,
@@ -102,7 +104,8 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
             check_range(name, value, 0)
             setattr(self, name, value)
         self.ema = build_part('ema', EMAUpdater, ema)
-        self.one_pass = one_pass
+        check_choice('batch_statistics', batch_statistics, BATCH_STATISTICS)
+        self.batch_statistics = batch_statistics
         self.student_names = list(students)
         self.student_of = dict(teachers or {})
         if seeds and len(seeds) != len(students):
@@ -118,6 +121,7 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         self.predict_on = default if predict_on is None else predict_on
         self._check_network_name(self.predict_on)
         self._check_classes()
+        self._check_recomputing()
         train_without_waiting(self)
         # Set by `start_run`: length of the run, and of a pass over each source.
         self.max_iters: Optional[int] = None
@@ -166,12 +170,12 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
 
         Returned are weighted supervised losses and logits (N, C, H, W) of the normalized images
         ``view`` (N, 3, H, W), ``with_sup`` those of the labeled images before them. All of it is
-        one forward pass with ``one_pass`` where the decode head allows it; ``perturb`` changes the
-        feature maps of the view, see :func:`.joint_forward`.
+        one forward pass with joint ``batch_statistics`` where the decode head allows it;
+        ``perturb`` changes the feature maps of the view, see :func:`.joint_forward`.
         """
         network, sup = self.network(name), inputs['sup']
         found, logits = joint_forward(
-            network, sup, data_samples['sup'], view, with_sup, self.one_pass, perturb
+            network, sup, data_samples['sup'], view, with_sup, self.batch_statistics, perturb
         )
         return self._supervised(name, found), logits
 
@@ -276,6 +280,16 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
             raise ValueError(
                 '`segmentor.decode_head.out_channels` is 1: set num_classes=2, out_channels=2, '
                 'because pseudo-labels take their confidence from a softmax over the classes'
+            )
+
+    def _check_recomputing(self) -> None:
+        """Refuse layers that run again in the backward pass, when statistics are moved anyway."""
+        recomputing = [name for name, m in self.named_modules() if getattr(m, 'with_cp', False)]
+        if self.batch_statistics == 'domain' and recomputing:
+            raise ValueError(
+                f"`batch_statistics` is 'domain', but `{recomputing[0]}` has with_cp=True, so that "
+                'labeled images would move the running statistics in the backward pass: set '
+                "with_cp=False, or 'separate'"
             )
 
     # ------------------------------------------------------------------ checkpoints

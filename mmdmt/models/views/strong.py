@@ -38,6 +38,8 @@ STRONG_PRESETS: Dict[str, dict] = {
     'dual_teacher': dict(_UNIMATCH, jitter_prob=1.0, blur_prob=0.0),
     # Dual Teacher, seg_core/augmentations.py: after CutMix.
     'dual_teacher_cutmix': _AFTER_MIXING,
+    # CutMix-Seg (BMVC 2020), the student's unlabeled images.
+    'cutmix_seg': dict(_UNIMATCH, color_jitter=(0.4, 0.4, 0.4, 0.1), blur_prob=0.0),
     # Cross Teacher Training (Neurocomputing 2022); the second as its released code computes it.
     'ctt': _AFTER_MIXING,
     'ctt_released': dict(_AFTER_MIXING, jitter_style='hsv', per_batch=True),

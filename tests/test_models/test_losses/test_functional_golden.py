@@ -8,6 +8,7 @@ import torch
 
 from mmdmt.models.losses import functional as L
 from mmdmt.models.losses.contrast import functional as C
+from mmdmt.registry import MODELS
 
 GOLDEN = Path(__file__).resolve().parents[2] / 'data' / 'golden'
 SEG_FILES = ['seg_loss_0', 'seg_loss_1', 'seg_loss_2']
@@ -137,6 +138,20 @@ def test_ohem_cross_entropy(name):
     logits = data['logits'].requires_grad_()
     for min_kept in data['min_kept'].tolist():
         loss = L.ohem_cross_entropy(logits, data['label'], data['thresh'].item(), min_kept)
+        check(loss, logits, data[f'loss_{min_kept}'], data[f'grad_{min_kept}'])
+
+
+@pytest.mark.parametrize('name', ['ohem_0', 'ohem_1'])
+@pytest.mark.parametrize('per_image', [False, True])
+def test_ohem_as_the_loss_of_a_head(name, per_image):
+    """Golden numbers of pixels are those of the batch; each image has its share of them."""
+    data = load(name)
+    logits = data['logits'].requires_grad_()
+    images = len(logits) if per_image else 1
+    for min_kept in (kept for kept in data['min_kept'].tolist() if kept % images == 0):
+        cfg = dict(min_kept=min_kept // images, thresh=data['thresh'].item(), per_image=per_image)
+        loss = MODELS.build(dict(type='mmdmt.OhemCrossEntropy', loss_weight=2.0, **cfg))
+        loss = loss(logits, data['label'], weight=None, ignore_index=255) / 2
         check(loss, logits, data[f'loss_{min_kept}'], data[f'grad_{min_kept}'])
 
 

@@ -56,8 +56,20 @@ def test_online_module_leaves_padding_out(data):
         (dict(type='mmdmt.DynamicMutualLoss', conflict='drop'), "'drop'"),
         (dict(type='mmdmt.DynamicSelfLoss', gamma=-1), '`gamma` must be .* got -1'),
         (dict(type='mmdmt.OnlinePseudoLoss', threshold=90), '90'),
+        (dict(type='mmdmt.OhemCrossEntropy', thresh=1.5), '`thresh` must be in .* got 1.5'),
+        (
+            dict(type='mmdmt.OhemCrossEntropy', min_kept=-1),
+            '`min_kept` must be an integer .* got -1',
+        ),
+        (dict(type='mmdmt.OhemCrossEntropy', min_kept=0.7), '`min_kept` must be an integer'),
     ],
 )
 def test_bad_settings_are_refused_when_the_model_is_built(cfg, match):
     with pytest.raises(ValueError, match=match):
         MODELS.build(cfg)
+
+
+def test_ohem_refuses_weights_of_pixels(data):
+    logits, label, confidence, _ = data
+    with pytest.raises(ValueError, match='set no `sampler`'):
+        MODELS.build(dict(type='mmdmt.OhemCrossEntropy'))(logits, label, weight=confidence)

@@ -40,15 +40,48 @@ def test_teacher_gets_no_gradient_and_no_optimizer_state():
     assert all(p.grad is not None for p in model.student.parameters())
 
 
-@pytest.mark.parametrize(('one_pass', 'expected'), [(True, [5]), (False, [3, 2])])
-def test_labeled_and_unlabeled_images_pass_together_or_by_themselves(one_pass, expected):
+@pytest.mark.parametrize(
+    ('batch_statistics', 'expected'),
+    [('joint', [5]), ('separate', [3, 2]), ('domain', [3, 2])],
+)
+def test_labeled_and_unlabeled_images_pass_together_or_by_themselves(batch_statistics, expected):
     """Batch norms see both kinds of images together, or each alone, as in some released code."""
-    model = build(one_pass=one_pass, threshold=0.0).train()
+    model = build(batch_statistics=batch_statistics, threshold=0.0).train()
     passes = []
     model.student.backbone.register_forward_hook(lambda _, args, __: passes.append(len(args[0])))
     inputs, samples = semi_batch(num_labeled=3, num_unlabeled=2)
     losses = model.loss(inputs, samples)
     assert passes == expected and losses['unsup_loss'] > 0
+
+
+@pytest.mark.parametrize('batch_statistics', ['separate', 'domain'])
+def test_running_statistics_are_those_of_the_domain(batch_statistics):
+    """Of the first batch norm, against the features it normalizes."""
+    model = build(batch_statistics=batch_statistics, threshold=0.0, ema=dict(momentum=0.5)).train()
+    layer, seen = model.student.backbone.bn1, []
+    layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().mean((0, 2, 3))))
+    inputs, samples = semi_batch(num_labeled=3, num_unlabeled=2)
+    inputs['sup'] = inputs['sup'] + 5  # another domain
+    losses = model(inputs, samples, mode='loss')
+    sum(value for key, value in losses.items() if 'loss' in key).backward()
+    moved = [seen[1]] if batch_statistics == 'domain' else seen
+    expected = torch.zeros_like(layer.running_mean)
+    for mean in moved:
+        expected = expected + layer.momentum * (mean - expected)
+    torch.testing.assert_close(layer.running_mean, expected)
+    assert layer.track_running_stats and layer.num_batches_tracked == len(moved)
+    assert not torch.allclose(*seen)
+    model.after_step()  # the teacher, which labels in eval mode, follows
+    torch.testing.assert_close(model.teacher.backbone.bn1.running_mean, expected)
+    assert layer.weight.grad.abs().sum() > 0  # of both domains: scale and shift are shared
+
+
+def test_layers_that_run_again_in_the_backward_pass_are_refused_with_domain_statistics():
+    segmentor = tiny_segmentor()
+    segmentor['backbone']['with_cp'] = True
+    with pytest.raises(ValueError, match=r"'domain', but `student\.backbone.*with_cp=False"):
+        MeanTeacher(segmentor, batch_statistics='domain')
+    MeanTeacher(segmentor, batch_statistics='separate')
 
 
 def test_init_weights_makes_the_teacher_a_copy():

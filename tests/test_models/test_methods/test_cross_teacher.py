@@ -244,7 +244,7 @@ RELEASED = dict(
     strong=dict(type='mmdmt.StrongAugment', preset='ctt_released'),
     shared_mix=False,
     mix_first=True,
-    one_pass=False,
+    batch_statistics='separate',
     ema=dict(momentum=0.99, buffers='keep', mode='train'),
     contrast=None,
 )

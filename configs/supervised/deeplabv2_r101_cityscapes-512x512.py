@@ -1,0 +1,12 @@
+_base_ = [
+    '../_base_/models/deeplabv2_r101-d8.py',
+    '../_base_/datasets/cityscapes_target.py',
+    '../_base_/schedules/schedule_40k_sgd.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    decode_head=dict(num_classes=_base_.num_classes),
+)
+optim_wrapper = dict(optimizer=dict(lr=0.004))

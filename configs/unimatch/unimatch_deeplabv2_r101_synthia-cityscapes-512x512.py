@@ -1,0 +1,7 @@
+_base_ = [
+    '../supervised/deeplabv2_r101_synthia-cityscapes-512x512.py',
+    '../_base_/methods/unimatch.py',
+]
+
+source_ratio = [1, 1]
+model = dict(_delete_=True, segmentor=_base_.model, **_base_.method)

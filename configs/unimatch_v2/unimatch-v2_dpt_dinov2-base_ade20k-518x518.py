@@ -1,0 +1,5 @@
+_base_ = './unimatch-v2_dpt_dinov2-small_ade20k-518x518.py'
+
+encoder = dict(model_name='vit_base_patch14_dinov2.lvd142m')
+head = dict(in_channels=768, channels=128, project_channels=(96, 192, 384, 768))
+model = dict(segmentor=dict(backbone=encoder, decode_head=head))
