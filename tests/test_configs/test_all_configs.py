@@ -177,8 +177,9 @@ def build_once(model_text, scope):
 
 
 def test_configs_are_few():
-    # A network and a dataset make a config, labels are an option: a dozen methods need not more.
-    assert len(list(CONFIGS.rglob('*.py'))) <= 260
+    # A network and a dataset make a config, labels are an option: fifteen methods, two domain
+    # shifts and the published networks need not more.
+    assert len(list(CONFIGS.rglob('*.py'))) <= 310
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -45,10 +45,6 @@ METHODS = dict(
     mean_teacher=mean_teacher,
     fixmatch=lambda cfg: online(cfg, 'mmdmt.FixMatch'),
     fixmatch_teacher=lambda cfg: online(cfg, 'mmdmt.FixMatch', labeler='teacher'),
-    unimatch=lambda cfg: online(cfg, 'mmdmt.UniMatch'),
-    unimatch_v2=lambda cfg: online(cfg, 'mmdmt.UniMatchV2'),
-    cps=lambda cfg: online(cfg, 'mmdmt.CPS'),
-    cutmix_seg=lambda cfg: online(cfg, 'mmdmt.CutMixSeg'),
     u2pl=lambda cfg: online(cfg, 'mmdmt.U2PL'),
     dual_teacher=lambda cfg: online(cfg, 'mmdmt.DualTeacher', shift_length=2),
     released_dual_teacher=lambda cfg: online(
