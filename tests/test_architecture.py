@@ -127,6 +127,7 @@ def code_lines(path):
         ('unimatch', 60),
         ('u2pl', 100),
         ('unimatch_v2', 100),
+        ('augseg', 60),
         ('dual_teacher', 150),
         ('cross_teacher', 150),
     ],

@@ -48,6 +48,19 @@ METHODS = dict(
     released_dual_teacher=dict(
         type='ReleasedDualTeacher', threshold=0.3, shift_length=1, strong=None
     ),
+    augseg=dict(
+        type='AugSeg',
+        threshold=0.3,
+        strong=dict(type='mmdmt.RandomIntensityAugment'),
+        mix=dict(type='mmdmt.AdaptiveCutMix'),
+        copy_iters=2,
+    ),
+    prevmatch=dict(
+        type='UniMatch',
+        threshold=0.3,
+        previous=dict(every=1, keep=2, threshold=0.3),
+        mix=CUTMIX,
+    ),
     u2pl=dict(type='U2PL', sup_only=0.25, drop_percent=40, mix=CUTMIX, contrast=QUEUES),
     cross_teacher=dict(type='CrossTeacher', threshold=0.3, mix=CLASSMIX, contrast=CONTRAST),
 )

@@ -275,3 +275,29 @@ def test_u2pl_has_the_values_of_the_paper():
         assert (found.anchors_per_class, found.negatives) == (256, 50)
         assert model.ema == dict(momentum=0.99, buffers='keep')
         assert model.predict_on == 'teacher'
+
+
+def test_augseg_has_the_values_of_the_paper():
+    for name in names_of('augseg'):
+        model = load(name).model
+        assert model.mix == dict(type='mmdmt.AdaptiveCutMix')
+        assert model.strong == dict(type='mmdmt.RandomIntensityAugment')
+        assert (model.normalizer, model.predict_on) == ('all', 'teacher')
+        assert (model.sup_weight, model.unsup_weight) == (1, 1)
+        assert model.threshold == (0 if 'cityscapes' in name else 0.95)
+        assert model.ema == dict(momentum=0.999 if 'voc' in name else 0.996)
+        assert model.extra_weak == ('r50_pascal_voc12' in name)
+        assert 'copy_iters' not in model, 'the first pass'
+
+
+def test_prevmatch_is_unimatch_with_the_published_copies():
+    for name in names_of('prevmatch'):
+        model = load(name).model
+        everywhere = 'cityscapes' in name
+        assert (model.type, model.mix) == ('mmdmt.UniMatch', dict(type='mmdmt.CutMix'))
+        assert model.threshold == (0 if everywhere else 0.95)
+        assert (model.feature_dropout, model.feature_share) == (0.5, 0.5)
+        found = model.previous
+        assert found.threshold == (0 if everywhere else 0.9)
+        assert (found.every, found.keep, found.max_labelers) == ('epoch', 8, 3)
+        assert (found.skip, found.device) == (0, 'cpu')

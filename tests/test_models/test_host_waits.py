@@ -18,6 +18,9 @@ from mmdmt.registry import MODELS
 
 STRONG = dict(type='mmdmt.StrongAugment')
 CUTMIX, CLASSMIX = dict(type='mmdmt.CutMix'), dict(type='mmdmt.ClassMix')
+RANDOM = dict(type='mmdmt.RandomIntensityAugment')
+PREVIOUS = dict(every=1, device='model')
+ADAPTIVE_CUTMIX = dict(type='mmdmt.AdaptiveCutMix')
 CONTRAST = dict(bank=dict(size=4, threshold=0.0), threshold=0.5, anchors_per_class=8)
 RELEASED_CONTRAST = dict(CONTRAST, projection=dict(channels=5))
 QUEUES = dict(anchors_per_class=8, queue_size=32, keys_per_class=8)
@@ -36,6 +39,11 @@ METHODS = {
     'dual_teacher': dict(type='DualTeacher', shift_length=1, strong=STRONG),
     'dual_teacher_1': dict(type='DualTeacher', shift_length=1, num_teachers=1, strong=STRONG),
     'dual_teacher_released': dict(type='ReleasedDualTeacher', shift_length=1),
+    'augseg': dict(type='AugSeg', strong=RANDOM, mix=ADAPTIVE_CUTMIX),
+    'augseg_extra_weak': dict(type='AugSeg', extra_weak=True, mix=ADAPTIVE_CUTMIX),
+    'prevmatch_fixmatch': dict(type='FixMatch', previous=PREVIOUS, mix=CUTMIX),
+    'prevmatch': dict(type='UniMatch', previous=PREVIOUS, mix=CUTMIX),
+    'prevmatch_v2': dict(type='UniMatchV2', previous=PREVIOUS, mix=CUTMIX),
     'u2pl': dict(type='U2PL', mix=CUTMIX, contrast=QUEUES),
     'u2pl_start': dict(type='U2PL', sup_only=0.02, contrast=QUEUES),
     'cross_teacher': dict(type='CrossTeacher', strong=STRONG, mix=CLASSMIX, contrast=CONTRAST),

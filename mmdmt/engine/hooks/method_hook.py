@@ -1,6 +1,6 @@
 """What the models of online methods need from a run."""
 
-from typing import Any
+from typing import Any, Dict, Optional
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -51,6 +51,12 @@ class MethodHook(Hook):
         stepped = (batch_idx + 1) % _accumulative_counts(runner) == 0
         if hasattr(model, 'after_step') and (stepped or last):
             model.after_step()
+
+    def after_val_epoch(self, runner: Runner, metrics: Optional[Dict[str, Any]] = None) -> None:
+        """Give a model that asks for it the metrics of a validation during training."""
+        model = unwrap(runner.model)
+        if hasattr(model, 'after_validation') and getattr(model, 'max_iters', None):
+            model.after_validation(metrics or {})
 
 
 def _accumulative_counts(runner: Runner) -> int:

@@ -1,5 +1,6 @@
 """Online methods, one file each."""
 
+from .augseg import AugSeg
 from .base import SemiSegmentor
 from .cps import CPS
 from .cross_teacher import CrossTeacher
@@ -16,6 +17,7 @@ from .weak_to_strong import WeakToStrong
 __all__ = [
     'CPS',
     'U2PL',
+    'AugSeg',
     'CrossTeacher',
     'CutMixSeg',
     'DualTeacher',

@@ -32,6 +32,8 @@ class FixMatch(WeakToStrong):
         **common: Settings of :class:`.WeakToStrong`.
     """
 
+    takes_previous = True
+
     def __init__(
         self,
         segmentor: dict,
@@ -56,7 +58,13 @@ class FixMatch(WeakToStrong):
             with in_mode(self.student, training=False):
                 targets = pseudo_label(self.student, images, valid)
         threshold = self.threshold(targets)
-        view, targets = self.mixed_view(inputs, data_samples, targets)
+        previous = self.previous_targets(inputs)
+        view, targets, earlier = self.mixed_view(inputs, data_samples, targets, None, previous)
         losses, logits = self.forward_student('student', inputs, data_samples, view)
         loss, stats = consistency_loss(logits, targets, threshold, self.normalizer)
-        return dict(losses, unsup_loss=loss * self.unsup_scale(), **stats)
+        losses['unsup_loss'] = loss * self.unsup_scale()
+        if earlier:
+            threshold = self.previous.threshold
+            loss, _ = consistency_loss(logits, earlier, threshold, self.normalizer)
+            losses = self.add_previous(losses, loss)
+        return dict(losses, **stats)

@@ -32,7 +32,7 @@ class MeanTeacher(WeakToStrong):
         """Supervised loss, and cross entropy with the teacher's labels on the strong view."""
         targets = pseudo_label(self.teacher, inputs['unsup_weak'], inputs['unsup_valid'])
         threshold = self.threshold(targets)
-        view, targets = self.mixed_view(inputs, data_samples, targets)
+        view, targets, _ = self.mixed_view(inputs, data_samples, targets)
         losses, logits = self.forward_student('student', inputs, data_samples, view)
         loss, stats = consistency_loss(logits, targets, threshold, self.normalizer)
         return dict(losses, unsup_loss=loss * self.unsup_scale(), **stats)

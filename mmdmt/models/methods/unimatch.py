@@ -1,13 +1,13 @@
 """UniMatch."""
 
 from functools import partial
-from typing import Dict
+from typing import Any, Dict
 
 import torch
 from torch import Tensor
 
 from mmdmt.checks import check_range
-from mmdmt.models.forward import dense_logits, hard_labels, pseudo_label
+from mmdmt.models.forward import Targets, dense_logits, hard_labels, pseudo_label
 from mmdmt.models.losses.consistency import consistency_loss, mean_over_views
 from mmdmt.models.modes import in_mode
 from mmdmt.models.perturbations import with_channel_dropout
@@ -41,6 +41,8 @@ class UniMatch(WeakToStrong):
         **common: Settings of :class:`.WeakToStrong`.
     """
 
+    takes_previous = True
+
     def __init__(
         self,
         segmentor: dict,
@@ -69,14 +71,23 @@ class UniMatch(WeakToStrong):
         )
         own = hard_labels(logits[: len(images)], valid)
         threshold = self.threshold(own)
-        pairs = [self.mixed_view(inputs, data_samples, own, pasted) for _ in range(2)]
-        views, targets = zip(*pairs)
+        previous = self.previous_targets(inputs)
+        parts = [self.mixed_view(inputs, data_samples, own, pasted, previous) for _ in range(2)]
+        views, targets, earlier = zip(*parts)
         strong = dense_logits(self.student, torch.cat(views)).chunk(2)
-        loss, stats = mean_over_views(strong, targets, threshold, self.normalizer)
-        scale = self.unsup_scale()
-        losses['unsup_loss'] = loss * (1 - self.feature_share) * scale
-        if self.feature_share:
-            dropped = logits[len(images) :]
-            loss, _ = consistency_loss(dropped, own, threshold, self.normalizer)
-            losses['unsup_feature_loss'] = loss * self.feature_share * scale
+        dropped = logits[len(images) :]
+        terms, stats = self._terms(strong, targets, dropped, own, threshold)
+        losses.update({name: term * self.unsup_scale() for name, term in terms.items()})
+        if previous:
+            terms, _ = self._terms(strong, earlier, dropped, previous, self.previous.threshold)
+            losses = self.add_previous(losses, sum(terms.values()))
         return dict(losses, **stats)
+
+    def _terms(self, strong: tuple, mixed: tuple, dropped: Tensor, weak: Targets, threshold: Any):
+        """Losses with their shares, and statistics, for targets of strong and weak views."""
+        loss, stats = mean_over_views(strong, mixed, threshold, self.normalizer)
+        terms = dict(unsup_loss=loss * (1 - self.feature_share))
+        if self.feature_share:
+            loss, _ = consistency_loss(dropped, weak, threshold, self.normalizer)
+            terms['unsup_feature_loss'] = loss * self.feature_share
+        return terms, stats

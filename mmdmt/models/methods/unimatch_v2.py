@@ -35,6 +35,8 @@ class UniMatchV2(WeakToStrong):
         **common: Settings of :class:`.WeakToStrong`.
     """
 
+    takes_previous = True
+
     def __init__(
         self,
         segmentor: dict,
@@ -53,11 +55,17 @@ class UniMatchV2(WeakToStrong):
         """Supervised loss, and cross entropy with the teacher's labels on two strong views."""
         own = pseudo_label(self.teacher, inputs['unsup_weak'], inputs['unsup_valid'])
         threshold = self.threshold(own)
-        pairs = [self.mixed_view(inputs, data_samples, own) for _ in range(2)]
-        views, targets = zip(*pairs)
+        previous = self.previous_targets(inputs)
+        parts = [self.mixed_view(inputs, data_samples, own, None, previous) for _ in range(2)]
+        views, targets, earlier = zip(*parts)
         drop = partial(complementary_dropout, keep_clean=self.clean_share)
         losses, logits = self.forward_student(
             'student', inputs, data_samples, torch.cat(views), perturb=drop
         )
         loss, stats = mean_over_views(logits.chunk(2), targets, threshold, self.normalizer)
-        return dict(losses, unsup_loss=loss * self.unsup_scale(), **stats)
+        losses['unsup_loss'] = loss * self.unsup_scale()
+        if previous:
+            threshold = self.previous.threshold
+            loss, _ = mean_over_views(logits.chunk(2), earlier, threshold, self.normalizer)
+            losses = self.add_previous(losses, loss)
+        return dict(losses, **stats)

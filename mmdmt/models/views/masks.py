@@ -107,14 +107,14 @@ def area_boxes(
     return _anywhere(sides, size, uniform[:, 1:])[:, None]
 
 
-def beta_boxes(num_images: int, size: Size, beta: float = 4.0) -> Tensor:
+def beta_boxes(num_images: int, size: Size, alpha: float = 4.0, beta: float = 4.0) -> Tensor:
     """Boxes of Dual Teacher (NeurIPS 2023) and AugSeg (CVPR 2023): sides from a Beta distribution.
 
-    Sides of ``sqrt(1 - l)`` of the image's, l from Beta(``beta``, ``beta``), center from [1/8, 1)
-    of each side, clipped. Returns (N, 1, 4).
+    Sides of ``sqrt(1 - l)`` of the image's, with one l for the batch, from Beta(``alpha``,
+    ``beta``); center from [1/8, 1) of each side for each image, clipped. Returns (N, 1, 4).
     """
-    share = torch.distributions.Beta(beta, beta).sample((num_images, 1))
-    return _around_centers((1 - share).sqrt(), size, low=8)
+    drawn = (1 - torch.distributions.Beta(alpha, beta).sample((1,))).sqrt()
+    return _around_centers(drawn.expand(num_images)[:, None], size, low=8)
 
 
 def share_boxes(num_images: int, size: Size, share: Sequence[float] = (0.1, 0.9)) -> Tensor:

@@ -32,13 +32,14 @@ class Mixing(NamedTuple):
         Raises:
             ValueError: If a tensor does not fit the mask.
         """
-        return tuple(self._mix(tensor, tensor) for tensor in tensors)
+        return tuple(self.between(tensor, tensor) for tensor in tensors)
 
     def targets(self, own: Targets, others: Targets) -> Targets:
         """Targets of the mixed images, where pixels of the partner have those of ``others``."""
-        return Targets(*map(self._mix, own, others))
+        return Targets(*map(self.between, own, others))
 
-    def _mix(self, tensor: Tensor, other: Tensor) -> Tensor:
+    def between(self, tensor: Tensor, other: Tensor) -> Tensor:
+        """``tensor`` (N, H, W) or (N, C, H, W) with the partner's pixels taken from ``other``."""
         shape = tuple(self.mask.shape)
         if tensor.ndim not in (3, 4) or (tensor.shape[0], *tensor.shape[-2:]) != shape:
             raise ValueError(

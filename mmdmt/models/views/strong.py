@@ -126,13 +126,13 @@ class StrongAugment(nn.Module):
         Pixels that are not ``valid`` (N, H, W), the padding, come back unchanged and have no
         influence on the others. ValueErrors name images and masks of another kind.
         """
-        _check_images(images, valid)
+        check_images(images, valid)
         draws = self.draw(len(images))
         # Runners call the data preprocessor under autocast, which would blur in half precision.
         with torch.autocast(images.device.type, enabled=False):
             out = _where(draws.jitter, self._jitter, images, draws.factors, draws.order, valid)
             out = _where(draws.gray, lambda out: grayscale_to_rgb(rgb_to_grayscale(out)), out)
-            out = _where(draws.blur, _blur, out, draws.sigma, self.blur_kernel, valid)
+            out = _where(draws.blur, blur, out, draws.sigma, self.blur_kernel, valid)
         out = out.clamp(0, 1)
         return out if valid is None else torch.where(valid[:, None], out, images)
 
@@ -170,7 +170,7 @@ class StrongAugment(nn.Module):
         else:
             operations = [
                 lambda images: adjust_brightness_accumulative(images, brightness),
-                lambda images: _adjust_contrast(images, contrast, valid),
+                lambda images: adjust_contrast(images, contrast, valid),
                 lambda images: adjust_saturation_with_gray_subtraction(images, saturation),
             ]
         operations.append(lambda images: adjust_hue(images, hue * (2 * math.pi)))
@@ -188,15 +188,16 @@ def _per_image(factor: Tensor) -> Tensor:
     return factor.view(-1, 1, 1, 1)
 
 
-def _check_images(images: Tensor, valid: Optional[Tensor]) -> None:
+def check_images(images: Tensor, valid: Optional[Tensor], name: str = 'StrongAugment') -> None:
+    """Refuse what is no float image (N, 3, H, W) or no bool mask (N, H, W) of it."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(
-            'StrongAugment needs float images (N, 3, H, W) in [0, 1], got '
+            f'{name} needs float images (N, 3, H, W) in [0, 1], got '
             f'{images.dtype} {tuple(images.shape)}'
         )
     if valid is not None and (valid.dtype != torch.bool or valid.shape != images[:, 0].shape):
         raise ValueError(
-            f'StrongAugment needs a bool valid mask {tuple(images[:, 0].shape)}, got '
+            f'{name} needs a bool valid mask {tuple(images[:, 0].shape)}, got '
             f'{valid.dtype} {tuple(valid.shape)}'
         )
 
@@ -209,7 +210,7 @@ def _where(chosen: Tensor, operation, images: Tensor, *args) -> Tensor:
     return torch.where(mask, operation(images, *args), images)
 
 
-def _adjust_contrast(images: Tensor, factor: Tensor, valid: Optional[Tensor]) -> Tensor:
+def adjust_contrast(images: Tensor, factor: Tensor, valid: Optional[Tensor]) -> Tensor:
     """Blend with the mean luminance; kornia's would count the padding into that mean."""
     luminance = rgb_to_grayscale(images)
     weight = torch.ones_like(luminance) if valid is None else valid[:, None].to(luminance.dtype)
@@ -218,7 +219,11 @@ def _adjust_contrast(images: Tensor, factor: Tensor, valid: Optional[Tensor]) ->
     return torch.lerp(mean, images, _per_image(factor)).clamp(0, 1)
 
 
-def _blur(images: Tensor, sigma: Tensor, kernel: int, valid: Optional[Tensor]) -> Tensor:
+def blur(images: Tensor, sigma: Tensor, kernel: int, valid: Optional[Tensor]) -> Tensor:
+    """Gaussian blur of images (N, 3, H, W) over their valid pixels (N, H, W).
+
+    ``sigma`` (N,), in pixels, is on the CPU; ``kernel`` is the odd side of the window.
+    """
     # Sigma stays on the CPU: kornia checks that it is positive, which would wait for a GPU.
     sigma = sigma[:, None].expand(-1, 2)
     if valid is None:

@@ -74,17 +74,25 @@ def test_an_area_that_fits_nowhere_is_refused():
         BOXES['area'](4, (10, 10), area=(0.9, 0.9), aspect=(3.0, 3.3))
 
 
-def test_beta_boxes_follow_the_published_formula():
-    top, left, bottom, right = boxes_of('beta', 4000, (160, 320))
-    free = (top > 0) & (left > 0) & (bottom < 160) & (right < 320)
-    share = (bottom - top)[free] / 160
-    torch.testing.assert_close(share, (right - left)[free] / 320, atol=0.02, rtol=0)
-    assert 0.9 < (bottom - top).max() / 160 <= 1
+def test_beta_boxes_have_one_share_for_the_batch():
+    """sqrt(1 - l) of both sides, l from a Beta distribution."""
+    for options, mean in ((dict(), 0.5), (dict(alpha=8.0, beta=2.0), 0.8)):
+        drawn = []
+        for seed in range(400):
+            top, left, bottom, right = boxes_of('beta', 64, (160, 320), seed, **options)
+            free = (top > 0) & (left > 0) & (bottom < 160) & (right < 320)
+            height, width = (bottom - top)[free], (right - left)[free]
+            if free.any():
+                assert len(set(height.tolist())) == len(set(width.tolist())) == 1
+                assert height[0].item() / 160 == pytest.approx(width[0].item() / 320, abs=0.02)
+            # The box that is clipped least; all of a very large share are clipped.
+            drawn.append(1 - (max((bottom - top).tolist()) / 160) ** 2)
+        assert sum(drawn) / len(drawn) == pytest.approx(mean, abs=0.04)
 
 
 def test_beta_boxes_are_centered_beyond_an_eighth_of_each_side():
     # So large a parameter leaves no spread: l = 1/2, sides of 113 and 226.
-    top, _, bottom, right = boxes_of('beta', 4000, (160, 320), beta=1e7)
+    top, _, bottom, right = boxes_of('beta', 4000, (160, 320), alpha=1e7, beta=1e7)
     assert bottom.min() == 160 // 8 + 113 // 2
     assert right.min() == 320 // 8 + 226 // 2
     assert top.max() == 159 - 113 // 2
