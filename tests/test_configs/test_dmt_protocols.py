@@ -160,7 +160,10 @@ def test_as_many_checkpoints_to_choose_from_as_published(name):
         assert stage.train_cfg.val_interval == expected, stage_name
 
 
-PUBLISHED = [name for name in DMT if 'deeplabv2' in name]
+# The configs between datasets repeat no released script.
+PUBLISHED = [
+    name for name in DMT if 'deeplabv2' in name and 'gta5' not in name and 'synthia' not in name
+]
 
 
 @pytest.mark.parametrize('name', PUBLISHED)

@@ -84,9 +84,13 @@ def _check_initial_weights(model: nn.Module, cfg: Config) -> None:
 def check_names(builder: StageConfigBuilder) -> None:
     """Check that labels can be stored under the name of each unlabeled image.
 
+    A chain without rounds labels nothing and reads no list of them.
+
     Raises:
         ValueError: With the name and its list.
     """
+    if not builder.plan.ratios:
+        return
     cfg = builder.cfg
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
         source = copy.deepcopy(cfg.train_dataloader.dataset.datasets[1])
