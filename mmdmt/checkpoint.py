@@ -79,7 +79,8 @@ def _load(
     try:
         _extend_allow_list()
         mmap = mmap and zipfile.is_zipfile(path)
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        # A string, because torch before 2.2 maps no other path.
+        return torch.load(str(path), map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
     except Exception as error:  # a damaged pickle fails in many ways

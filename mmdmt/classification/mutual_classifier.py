@@ -12,7 +12,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 
 from mmdmt.models.losses.functional import mixup_loss, mixup_weights, sigmoid_ramp
-from mmdmt.models.modes import untracked_statistics
+from mmdmt.models.modes import untracked_statistics, without_gradient
 from mmdmt.registry import MODELS
 
 
@@ -145,7 +145,7 @@ class MutualClassifier(ImageClassifier):
         weighted = self.gamma1 or self.gamma2
         if weighted or self.update_bn_twice:
             keep = contextlib.nullcontext() if self.update_bn_twice else untracked_statistics(self)
-            with torch.no_grad(), keep:
+            with without_gradient(), keep:
                 logits = self._logits(inputs)
         if not weighted:
             return soft_label.new_ones(len(soft_label)), {}

@@ -12,7 +12,7 @@ from mmseg.structures import SegDataSample
 from mmseg.utils import add_prefix
 from torch import Tensor, nn
 
-from mmdmt.models.modes import untracked_statistics
+from mmdmt.models.modes import untracked_statistics, without_gradient
 from mmdmt.models.perturbations import Perturb, perturbed_features
 
 #: Over which images batch norms of a student take their statistics.
@@ -67,7 +67,7 @@ def dense_logits(segmentor: BaseSegmentor, images: Tensor) -> Tensor:
             part.training = True
 
 
-@torch.no_grad()
+@without_gradient()
 def pseudo_label(segmentor: BaseSegmentor, images: Tensor, valid: Tensor) -> Targets:
     """:func:`hard_labels` of a network, in the mode it is in, for images (N, 3, H, W).
 

@@ -1,8 +1,9 @@
-"""Training and eval mode, and batch-norm statistics, for the time of a forward pass."""
+"""Modes, batch-norm statistics and gradients, for the time of a forward pass."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -42,3 +43,15 @@ def untracked_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.track_running_stats = True
+
+
+@contextmanager
+def without_gradient() -> Iterator[None]:
+    """No gradients inside the ``with`` block, nor any lost behind it; also a decorator.
+
+    Under autocast, torch 2.1 keeps the half-precision weights that a pass without gradients made
+    for the next pass, from which no gradient then reaches the weights. They are forgotten here.
+    """
+    with torch.no_grad():
+        yield
+    torch.clear_autocast_cache()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmdmt.checks import build_part, check_range
 from mmdmt.models.forward import dense_logits
+from mmdmt.models.modes import without_gradient
 from mmdmt.models.pair import PEERS
 
 from .anchors import gather_pixels, resize_nearest, sample_anchors
@@ -195,7 +196,7 @@ class CrossContrast(nn.Module):
         """Pull the other pixels to the peer's feature of the same pixel."""
         view, peer = views[side], PEERS[side]
         count, size = len(view.sup_label), view.feat.shape[2:]
-        with torch.no_grad():
+        with without_gradient():
             own = view.logits[count:].float().softmax(dim=1).amax(dim=1)
             probs = _bilinear(views[peer].logits[count:].float().softmax(dim=1), size)
             confidence, label = probs.max(dim=1)
