@@ -27,6 +27,7 @@ from mmdmt.files import atomic_path
 
 MapLocation = Union[str, torch.device, Callable, None]
 
+_SIGNS = re.compile(r'(?:[-+~]\s*|not\s+){50}')
 _CHECKPOINT_NAME = re.compile(r'(?:iter|epoch)_(\d+)\.pth')
 
 
@@ -339,6 +340,8 @@ def read_stored_config(text: str) -> Config:
         ValueError: The text holds anything but ``name = value`` with plain values.
     """
     try:
+        if _SIGNS.search(text):  # Python 3.9 would crash
+            raise ValueError('too many signs in a row')
         return Config(dict(_assignment(statement) for statement in ast.parse(text).body))
     except (SyntaxError, ValueError, TypeError, KeyError, MemoryError, RecursionError) as error:
         raise ValueError(
