@@ -2,10 +2,11 @@
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Dict, List, NamedTuple, Set, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Set, Tuple, Union
 
+import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
@@ -19,6 +20,33 @@ _AUXILIARY = 'auxiliary_head'  # mmseg's name of one or a list
 
 class CheckpointMismatchError(RuntimeError):
     """Weights do not fit a model, and nobody has said that they may differ."""
+
+
+class WeightsMismatchError(ValueError):
+    """A file to convert does not have the layout that it should have."""
+
+
+def layout_problems(weights: Mapping[str, Any], shapes: Mapping[str, torch.Size]) -> List[str]:
+    """Lines that name weights that are missing, unknown or of another shape; empty if none is.
+
+    ``weights`` are those of a file to convert, under the names of ``shapes``, which are expected.
+    Counters of batch norm may be missing.
+    """
+    missing = [name for name in shapes if name not in weights]
+    found = {
+        'missing': [name for name in missing if not name.endswith('num_batches_tracked')],
+        'unknown': [str(name) for name in weights if name not in shapes],
+        'of another shape': [
+            f'{name} {_described(weights[name])} instead of {tuple(shape)}'
+            for name, shape in shapes.items()
+            if name in weights and getattr(weights[name], 'shape', None) != shape
+        ],
+    }
+    return [f'  {len(names)} {kind}: {listed(names, 20)}' for kind, names in found.items() if names]
+
+
+def _described(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 class Loading(NamedTuple):

@@ -19,7 +19,7 @@ the classifier as ``layer5.conv2d_list.<i>.{weight,bias}``.
 import argparse
 import sys
 from collections.abc import Mapping
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Optional
 
 import torch
 from mmengine.config import Config
@@ -28,22 +28,16 @@ from torch import Tensor
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.checkpoint import load_checkpoint_file, save_atomically
-from mmdmt.checks import listed
 from mmdmt.files import shipped_dir
 from mmdmt.finite import refuse_non_finite
 from mmdmt.registry import MODELS
+from mmdmt.weights import WeightsMismatchError, layout_problems
 
 CLASSIFIER = 'layer5.conv2d_list.'
 #: What training with data parallelism or over several scales put before every name.
 WRAPPERS = ('module.', 'Scale.')
 #: How the COCO weights want their images: Caffe's.
 PREPROCESSING = dict(mean=[104.008, 116.669, 122.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)
-
-_MAX_LISTED = 20
-
-
-class WeightsMismatchError(ValueError):
-    """A file does not have the layout that it should have."""
 
 
 def deeplabv2_config() -> dict:
@@ -74,7 +68,7 @@ def convert_advsemiseg(
     """
     weights = _unwrap(weights)
     expected = _expected_shapes(model or deeplabv2_config(), _num_classes(weights))
-    problems = _compare(weights, {_source_name(name): expected[name] for name in expected})
+    problems = layout_problems(weights, {_source_name(name): expected[name] for name in expected})
     if problems:
         raise WeightsMismatchError(
             'these are not DeepLabV2 weights in the layout of AdvSemiSeg:\n' + '\n'.join(problems)
@@ -116,29 +110,6 @@ def _source_name(name: str) -> str:
     if name.startswith('decode_head.conv_seg.'):
         return CLASSIFIER + name[len('decode_head.conv_seg.') :]
     return name[len('backbone.') :]
-
-
-def _compare(weights: Mapping[str, Any], expected: Mapping[str, torch.Size]) -> List[str]:
-    """Lines that name what does not fit; empty if everything does."""
-    missing = [name for name in expected if name not in weights]
-    found = {
-        'missing': [name for name in missing if not name.endswith('num_batches_tracked')],
-        'unknown': [str(name) for name in weights if name not in expected],
-        'of another shape': [
-            f'{name} {_described(weights[name])} instead of {tuple(shape)}'
-            for name, shape in expected.items()
-            if name in weights and getattr(weights[name], 'shape', None) != shape
-        ],
-    }
-    return [
-        f'  {len(names)} {kind}: {listed(names, _MAX_LISTED)}'
-        for kind, names in found.items()
-        if names
-    ]
-
-
-def _described(value: Any) -> Any:
-    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def parse_args() -> argparse.Namespace:

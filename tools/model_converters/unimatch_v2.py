@@ -20,7 +20,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Optional
 
 import torch
 from mmengine.config import Config
@@ -30,10 +30,10 @@ from torch import Tensor
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.checkpoint import load_checkpoint_file, save_atomically
-from mmdmt.checks import listed
 from mmdmt.files import write_text_atomically
 from mmdmt.finite import refuse_non_finite
 from mmdmt.registry import MODELS
+from mmdmt.weights import WeightsMismatchError, layout_problems
 
 NETWORKS = dict(ema='model_ema', student='model')
 #: By the width of the tokens: name in timm, blocks taken, channels of the head.
@@ -63,10 +63,6 @@ RENAMED = (
 )
 #: Weights that no published network uses: the mask token, and a unit without anything to add.
 UNUSED = (r'^backbone\.mask_token$', r'^head\.scratch\.refinenet4\.resConfUnit1\.')
-
-
-class WeightsMismatchError(ValueError):
-    """A file does not have the layout that it should have."""
 
 
 def _before(found: 're.Match') -> int:
@@ -147,8 +143,8 @@ def convert_unimatch_v2(weights: Mapping[str, Tensor], model: dict) -> Dict[str,
     }
     with torch.device('meta'), DefaultScope.overwrite_default_scope('mmseg'):
         plain = {key: value for key, value in model.items() if key != 'data_preprocessor'}
-        shapes = {key: tuple(each.shape) for key, each in MODELS.build(plain).state_dict().items()}
-    problems = _problems(converted, shapes)
+        shapes = {key: each.shape for key, each in MODELS.build(plain).state_dict().items()}
+    problems = layout_problems(converted, shapes)
     if problems:
         raise WeightsMismatchError('\n'.join(problems))
     return converted
@@ -158,16 +154,6 @@ def _our_name(name: str) -> str:
     for pattern, ours in RENAMED:
         name = re.sub(pattern, ours, name)
     return name
-
-
-def _problems(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple]) -> List[str]:
-    other = [key for key in weights if key in shapes and tuple(weights[key].shape) != shapes[key]]
-    found = {
-        'missing': [key for key in shapes if key not in weights],
-        'unknown': [key for key in weights if key not in shapes],
-        'of another shape': [f'{key} {tuple(weights[key].shape)}' for key in other],
-    }
-    return [f'  {len(names)} {kind}: {listed(names, 20)}' for kind, names in found.items() if names]
 
 
 def segmentor_config(model: dict) -> Config:
