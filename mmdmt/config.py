@@ -110,6 +110,29 @@ def resolve_config(cfg: Config) -> Config:
     return cfg
 
 
+def note_settings(cfg: Config, noted: Dict[str, List[str]]) -> None:
+    """Give a config that notes no settings those that it has places for.
+
+    Args:
+        cfg (Config): Gets ``settings`` and, at its top, the value of each.
+        noted (dict[str, list[str]]): Paths of the places by the name of the setting. The value is
+            that of the first place on the first path; places with another value keep theirs.
+    """
+    places = [place for place in _walk(cfg) if place.names[0] != ('settings',)]
+    cfg.settings = {}
+    for name, sets in noted.items():
+        found = (
+            place.value
+            for path in (each.split('.') for each in sets)
+            for place in places
+            if place.value is not None and _leads(path, place.names)
+        )
+        value = next(found, None)
+        if value is not None:
+            cfg[name] = copy.deepcopy(value)
+            cfg.settings[name] = dict(default=copy.deepcopy(value), sets=list(sets))
+
+
 def merge_options(cfg: Config, options: Dict[str, Any]) -> None:
     """Merge ``--cfg-options`` into a config that was not resolved yet.
 
