@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 
 from mmdmt.checks import meant
-from mmdmt.config import KEPT_KEYS, merge_options, note_settings, resolve_config, schedulers_of
+from mmdmt.config import merge_options, note_settings, resolve_config, schedulers_of
 from mmdmt.datasets.derivation import (
     Images,
     choose_labeled,
@@ -31,7 +31,7 @@ from mmdmt.datasets.derivation import (
 from mmdmt.datasets.splits.files import read_list
 from mmdmt.files import shipped_dir
 from mmdmt.models.forward import is_dense_classifier
-from mmdmt.registry import MODELS
+from mmdmt.registry import MODELS, class_of
 
 SUPERVISED = 'supervised'
 #: Other names of methods, beside those with '-' for '_'.
@@ -186,6 +186,7 @@ def _noted() -> Dict[str, list]:
     """Places of all settings, by name."""
     noted = Config.fromfile(shipped_dir('configs') / '_base_' / 'settings.py').settings
     sets = {name: list(setting['sets']) for name, setting in noted.items()}
+    sets['crop_size'].append('train_dataloader.**.Pad.size')  # of mmseg's configs for VOC
     return dict(sets, max_iters=['train_cfg.max_iters', 'param_scheduler.**.end'])
 
 
@@ -248,7 +249,7 @@ def _refuse_offline(model: dict, heads: Dict[str, dict]) -> None:
             'heads give one dense map of logits each: take an online method, such as mean_teacher'
         )
     for key, head in heads.items():
-        kind = MODELS.get(head['type']) if isinstance(head['type'], str) else head['type']
+        kind = class_of(MODELS, head['type'])
         if isinstance(kind, type) and not is_dense_classifier(kind):
             raise ValueError(
                 f'`model.{key}` is a {_kind(head)}, which has a loss or a prediction of its own: '
@@ -513,7 +514,8 @@ def _set_lengths(cfg: Config) -> None:
     first = total // (1 + 2 * rounds) if scratch else total // 4
     lengths = dict(supervised=first, round=(total - first) // max(rounds, 1))
     for part, length in lengths.items():
-        mutual.setdefault(part, ConfigDict()).setdefault('max_iters', max(length, 1))
+        # Three is the least of which the reliability of images can be told.
+        mutual.setdefault(part, ConfigDict()).setdefault('max_iters', max(length, 3))
     _log(
         f'the {total} steps become {mutual.supervised.max_iters} on the labels and '
         f'{mutual.round.max_iters} in each of {rounds} rounds (mutual.supervised.max_iters, '

@@ -8,14 +8,15 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 from mmdmt.checks import listed
 from mmdmt.datasets.folders import IMAGE_SUFFIXES, find_images
 from mmdmt.datasets.splits.files import read_list, write_list
-from mmdmt.registry import DATASETS, TRANSFORMS
+from mmdmt.registry import DATASETS, TRANSFORMS, class_of
 
 # By the name of a transform or of a class that it inherits from.
 _KEPT = {
-    'LoadImageFromFile', 'LoadImageFromNDArray', 'LoadImageFromNpyFile', 'LoadSingleRSImageFromFile',
+    'LoadImageFromFile', 'LoadImageFromNDArray', 'LoadImageFromNpyFile',
+    'LoadSingleRSImageFromFile',
     'Resize', 'RandomResize', 'RandomChoiceResize', 'ResizeToMultiple', 'ResizeShortestEdge',
     'CenterCrop', 'RandomFlip', 'RandomRotate', 'RandomRotFlip', 'RGB2Gray', 'CLAHE', 'Albu',
-    'RandomRescale', 'PadToCrop', 'LoadImageAtSize', 'PackSemiInputs',
+    'RandomRescale', 'PadToCrop', 'LoadImageAtSize', 'LoadBands', 'PackSemiInputs',
 }  # fmt: skip
 _COLORS = {'PhotoMetricDistortion', 'AdjustGamma', 'RandomGrayscale', 'RandomCutOut'}
 _LABELS = {'LoadAnnotations', 'GenerateEdge', 'SegRescale'}
@@ -89,7 +90,7 @@ def _packed(step: dict) -> dict:
 
 def _names_of(step: dict) -> set:
     """Names of the class of a transform and of what it inherits from."""
-    kind = step['type'] if isinstance(step['type'], type) else TRANSFORMS.get(step['type'])
+    kind = class_of(TRANSFORMS, step['type'])
     if not isinstance(kind, type):
         return {str(step['type']).split('.')[-1]}
     return {each.__name__ for each in kind.__mro__}
