@@ -10,6 +10,7 @@ from mmdmt.datasets.transforms.image_size import (
     RandomRescale,
     ScoreAtImageSize,
 )
+from mmdmt.datasets.transforms.load_masks import LoadMasks
 from mmdmt.datasets.transforms.load_pseudo_labels import LoadPseudoLabels
 from mmdmt.datasets.transforms.pack_semi_inputs import PackSemiInputs
 from mmdmt.datasets.transforms.strong_pseudo_augment import StrongPseudoAugment
@@ -18,6 +19,7 @@ from mmdmt.datasets.unlabeled_dataset import UnlabeledDataset
 __all__ = [
     'LoadAnnotationsAtImageSize',
     'LoadImageAtSize',
+    'LoadMasks',
     'LoadPseudoLabels',
     'MultiSourceSampler',
     'PackSemiInputs',

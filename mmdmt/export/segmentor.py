@@ -140,6 +140,9 @@ def plain_config(cfg: Config, network: str = '') -> Config:
     for part in dicts_in(plain):
         if isinstance(part.get('type'), str):
             part['type'] = _PLAIN_TYPES.get(part['type'], part['type'])
+        if part.get('type') == 'mmdmt.LoadMasks' and not part.get('mask_values'):
+            part.pop('mask_values', None)
+            part['type'] = 'LoadAnnotations'
     return with_imports(plain, cfg, 'mmdmt')
 
 
@@ -168,8 +171,12 @@ def _plain_model(cfg: dict, network: str) -> dict:
     forget_pretrained(model)
     for part in dicts_in(model):
         loss = part.get('loss_decode')
-        if isinstance(loss, dict) and str(loss.get('type')).startswith('mmdmt.'):
-            part['loss_decode'] = dict(type='CrossEntropyLoss', avg_non_ignore=True)
+        losses = loss if isinstance(loss, (list, tuple)) else [loss or {}]
+        if any(str(each.get('type')).startswith('mmdmt.') for each in losses):
+            sigmoid = part.get('out_channels') == 1
+            part['loss_decode'] = dict(
+                type='CrossEntropyLoss', avg_non_ignore=True, use_sigmoid=sigmoid
+            )
     return model
 
 

@@ -10,6 +10,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from mmdmt.checks import refuse_unknown_keys
+from mmdmt.models.forward import class_probabilities
 
 Batch = Dict[str, list]
 
@@ -87,4 +88,4 @@ def _predict(model: BaseSegmentor, batch: Batch, amp: bool) -> List[Tensor]:
     data = model.data_preprocessor(batch, False)
     with torch.autocast(data['inputs'].device.type, enabled=amp):
         samples = model.predict(data['inputs'], data['data_samples'])
-    return [sample.seg_logits.data.float().softmax(dim=0) for sample in samples]
+    return [class_probabilities(sample) for sample in samples]

@@ -24,10 +24,11 @@ import numpy as np
 from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmseg.datasets.transforms import LoadAnnotations
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.config import resolve_config
+from mmdmt.datasets import LoadMasks
+from mmdmt.datasets.checks.sources import mask_values_of
 from mmdmt.evaluation.pseudo_label_quality import PseudoLabelQuality, quality_table
 from mmdmt.evaluation.visualization import (
     class_legend,
@@ -100,6 +101,8 @@ class LabelSource:
                 f'{cfg.filename}: `train_dataloader.dataset` must be a mmdmt.SemiDataset of a '
                 f'labeled and an unlabeled source, it has {len(sources)}'
             )
+        self.load_mask = LoadMasks()
+        self.load_mask.mask_values = mask_values_of(sources[0])
         self.labeled = DATASETS.build(dict(sources[0], pipeline=[], lazy_init=True))
         unlabeled = DATASETS.build(sources[1])
         infos = (unlabeled.get_data_info(index) for index in range(len(unlabeled)))
@@ -138,7 +141,7 @@ class LabelSource:
             reduce_zero_label=self.labeled.reduce_zero_label,
             label_map=self.labeled.label_map,
         )
-        mask = LoadAnnotations()(info)['gt_seg_map']
+        mask = self.load_mask(info)['gt_seg_map']
         if mask.shape != tuple(size):  # labels of a protocol at reduced size
             mask = cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
         return mask

@@ -16,6 +16,7 @@ from mmengine.logging import print_log
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
+from mmdmt.datasets.mask_values import MaskValues, pack_colors, read_mask
 from mmdmt.files import write_text_atomically
 
 Item = TypeVar('Item')
@@ -92,16 +93,18 @@ class LabelRules:
         ignore_index (int): Id of pixels without a class. Defaults to 255.
         reduce_zero_label (bool): Raw 0 means ignored, raw 1 is class 0. Defaults to False.
         label_map (Mapping[int, int], optional): Renumbering, after ``reduce_zero_label``.
+        values (MaskValues, optional): What raw ids mean, before anything else.
     """
 
     num_classes: Optional[int]
     ignore_index: int = 255
     reduce_zero_label: bool = False
     label_map: Optional[Mapping[int, int]] = None
+    values: Optional[MaskValues] = None
 
     def to_class(self, raw: int) -> int:
-        """Turn a raw id into a class id the way mmseg's ``LoadAnnotations`` does."""
-        label = raw
+        """Turn a raw id into a class id as ``LoadMasks`` does; -1 if ``values`` do not list it."""
+        label = raw if self.values is None else self.values.ids.get(raw, -1)
         if self.reduce_zero_label:
             label = 255 if raw in (0, 255) else raw - 1
         return label if self.label_map is None else self.label_map.get(label, label)
@@ -112,7 +115,13 @@ class LabelRules:
         The loader keeps 8 bits of an id: one that needs more is illegal whatever the classes are.
         """
         legal = {*range(256 if self.num_classes is None else self.num_classes), self.ignore_index}
-        return [raw for raw in raw_ids if not 0 <= raw <= 255 or self.to_class(raw) not in legal]
+        fits = (lambda raw: True) if self.values else (lambda raw: 0 <= raw <= 255)
+        return [raw for raw in raw_ids if not fits(raw) or self.to_class(raw) not in legal]
+
+    @property
+    def kind(self) -> str:
+        """As which kind of file :class:`FactCache` reads such masks."""
+        return 'color' if self.values is not None and self.values.colors else 'mask'
 
 
 def image_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
@@ -147,11 +156,23 @@ def mask_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
     Raises:
         MaskModeError: If it has more than one channel, or real numbers.
     """
+    if str(path).endswith('.npy'):
+        mask = read_mask(str(path))
+        ids = _unique_ids(mask) if decode else None
+        return FileFacts(mask.shape[1], mask.shape[0], f'NPY {mask.dtype}', ids=ids)
     with Image.open(path) as mask:
         if len(mask.getbands()) != 1 or mask.mode == 'F':
             raise MaskModeError(f'mode {mask.mode} is not one channel of class ids')
         facts = FileFacts(*mask.size, _mode(mask))
         return replace(facts, ids=_unique_ids(np.asarray(mask))) if decode else facts
+
+
+def color_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
+    """As :func:`mask_facts` of a mask whose colors are its ids, as of ``pack_colors``."""
+    if not decode:
+        return image_facts(path, decode=False)
+    colors = pack_colors(read_mask(str(path), colors=True))
+    return FileFacts(colors.shape[1], colors.shape[0], 'colors', ids=np.unique(colors).tolist())
 
 
 def _unique_ids(pixels: np.ndarray) -> list[int]:
@@ -173,19 +194,20 @@ class FactCache:
         decode (bool): False reads headers only, and keeps nothing. Defaults to True.
     """
 
-    VERSION = 2
+    VERSION = 3
+    KINDS = ('image', 'mask', 'color')
 
     def __init__(self, path: Optional[Union[str, Path]] = None, decode: bool = True) -> None:
         self.path = Path(path) if path and decode else None
         self.decode = decode
-        self._entries = {'image': {}, 'mask': {}}
+        self._entries = {kind: {} for kind in self.KINDS}
         self._changed = False
         if self.path and self.path.is_file():
             self._load()
 
     def facts(self, kind: str, path: str) -> FileFacts:
-        """Return the facts of an ``'image'`` or a ``'mask'``, kept ones where they still hold."""
-        read = image_facts if kind == 'image' else mask_facts
+        """Return the facts of a file read as one of ``KINDS``, kept ones where they hold."""
+        read = dict(image=image_facts, mask=mask_facts, color=color_facts)[kind]
         if not self.decode:
             return read(path, decode=False)
         status, key = os.stat(path), os.path.abspath(path)

@@ -4,8 +4,8 @@ from typing import Optional, Tuple
 
 import mmcv
 from mmcv.transforms import BaseTransform, LoadImageFromFile, RandomResize
-from mmseg.datasets.transforms import LoadAnnotations
 
+from mmdmt.datasets.transforms.load_masks import LoadMasks
 from mmdmt.registry import TRANSFORMS
 
 
@@ -47,8 +47,8 @@ class LoadImageAtSize(LoadImageFromFile):
 
 
 @TRANSFORMS.register_module()
-class LoadAnnotationsAtImageSize(LoadAnnotations):
-    """mmseg's ``LoadAnnotations``, then nearest neighbor to the size of the image so far.
+class LoadAnnotationsAtImageSize(LoadMasks):
+    """:class:`.LoadMasks`, then nearest neighbor to the size of the image so far.
 
     Required keys: ``img`` and ``seg_map_path``. Added keys: ``gt_seg_map`` (H, W) uint8 of the
     size of ``img``, and ``seg_fields``.
