@@ -275,6 +275,8 @@ def _heads(model: dict) -> Dict[str, dict]:
 
 def _set_lists(cfg: Config, unlabeled: Optional[str], labeled: Optional[str], out: str) -> None:
     """Name other lists, or a folder of unlabeled images, in a config that has both sources."""
+    if not unlabeled and not labeled:
+        return
     sources = cfg.train_dataloader.dataset.datasets
     plain = copy.deepcopy(cfg)
     plain.source_ratio = [1, 1]

@@ -30,12 +30,16 @@ from mmengine.runner import Runner
 with contextlib.redirect_stdout(sys.stderr):
     import mmdmt  # noqa: F401  (says what to install when something is missing)
     from mmdmt.checkpoint import find_latest_valid_checkpoint
+    from mmdmt.checks import refuse_unknown_keys
     from mmdmt.composition import compose_method
     from mmdmt.config import merge_options, resolve_config
     from mmdmt.engine.own_data import config_of_folder, method_of_folder, summary
     from mmdmt.engine.runners import MutualTrainingRunner, SemiRunner
     from mmdmt.engine.runners.work_dir import only_run
     from mmdmt.registry import RUNNERS
+
+#: What a config may hold that names a folder of images, as options of the command line.
+REQUEST_KEYS = ('data', 'classes', 'method', 'labels', 'mask_values', 'work_dir', 'method_options')
 
 
 def parse_args() -> argparse.Namespace:
@@ -245,11 +249,31 @@ def config_text(cfg: Config) -> str:
     return stage_cfg.pretty_text
 
 
+def read_request(args: argparse.Namespace) -> argparse.Namespace:
+    """Take the options of ``--data`` from a config that has them instead of a model.
+
+    Raises:
+        ValueError: If it has another key.
+    """
+    request = Config.fromfile(args.config) if args.config else {}
+    if 'data' not in request or 'model' in request:
+        return args
+    refuse_unknown_keys(args.config, request, REQUEST_KEYS)
+    args.work_dir = (
+        args.work_dir or osp.splitext(osp.join('work_dirs', osp.basename(args.config)))[0]
+    )
+    args.config = None
+    for key, value in request.items():
+        given = getattr(args, key, None)
+        setattr(args, key, value if given is None else given)
+    return args
+
+
 def train_folder(args: argparse.Namespace) -> None:
     """Train on a folder: labeled images alone, then a method, in folders of one work dir."""
     name = osp.basename(osp.abspath(args.data))
     work_dir = args.work_dir or osp.join('work_dirs', name)
-    classes = args.classes.split(',') if args.classes else None
+    classes = args.classes.split(',') if isinstance(args.classes, str) else args.classes
     config = config_of_folder(
         args.data, work_dir, classes, args.labels, args.mask_values, args.cfg_options
     )
@@ -273,7 +297,7 @@ def train_folder(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Train."""
-    args = parse_args()
+    args = read_request(parse_args())
     if args.data:
         train_folder(args)
     elif args.print_config:

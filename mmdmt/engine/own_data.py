@@ -1,6 +1,7 @@
 """From a folder of images, some with masks, to a config: every choice with its reason."""
 
 import json
+import os
 import os.path as osp
 import runpy
 import urllib.request
@@ -131,7 +132,8 @@ def _data_lines(
         if masked - count < max(labels or 1, 1):
             raise ValueError(
                 f'{masked} images have masks: with {count} of them for validation, which has no '
-                f'part of its own, no {labels or 1} are left to train on. Lower --labels or add masks'
+                f'part of its own, no {labels or 1} are left to train on. Lower --labels or add '
+                'masks'
             )
         drawn, rest = draw_splits(labeled.names, {'val': count})[('val', 0)]
         val, labeled = labeled._replace(names=drawn), labeled._replace(names=rest)
@@ -325,6 +327,7 @@ def _length_lines(labels: int) -> List[Line]:
         Line('batch_size', batch, 'labeled and unlabeled images together'),
         Line('train_cfg', dict(val_interval=max(1, steps // 4)), 'validated four times'),
         Line('default_hooks', dict(checkpoint=dict(interval=max(1, steps // 4)))),
+        Line('train_dataloader', dict(num_workers=min(4, os.cpu_count() or 1))),
     ]
 
 
