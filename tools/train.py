@@ -274,12 +274,13 @@ def train_folder(args: argparse.Namespace) -> None:
     name = osp.basename(osp.abspath(args.data))
     work_dir = args.work_dir or osp.join('work_dirs', name)
     classes = args.classes.split(',') if isinstance(args.classes, str) else args.classes
+    options = args.cfg_options or {}
+    more = bool(args.unlabeled) or args.method == 'supervised'
     config = config_of_folder(
-        args.data, work_dir, classes, args.labels, args.mask_values, args.cfg_options
+        args.data, work_dir, classes, args.labels, args.mask_values, options, more
     )
-    method, settings, why = args.method or 'auto', {}, 'as --method says'
-    if method == 'auto':
-        method, settings, why = method_of_folder(config)
+    length = options.get('max_iters')
+    method, settings, why = method_of_folder(config, args.method or 'auto', length)
     print(f'method: {method} ({why})', file=sys.stderr)
     runs = {}
     for each in dict.fromkeys(['supervised', method]):

@@ -27,6 +27,12 @@ VOID = 255
 _MOST_READ = 500  # images and masks that choices are made from
 _MEMORY_SHARE = 0.8  # of the device: the rest is for CUDA itself
 _WAIT = 5  # seconds for an answer of the server of pretrained weights
+# Of methods whose published settings are for thousands of labels, as in their leaf for folders.
+_FEW_LABELS = dict(
+    dual_teacher={'shift_length': 100},
+    cross_teacher={'contrast.start': 0.5},
+    dmt={'pseudo_loss.gamma1': 1.0, 'pseudo_loss.gamma2': 1.0, 'ensemble': True},
+)
 
 
 class Line(NamedTuple):
@@ -48,6 +54,7 @@ def config_of_folder(
     labels: Optional[int] = None,
     mask_values: Optional[Sequence[int]] = None,
     options: Optional[Dict[str, Any]] = None,
+    has_more: bool = False,
 ) -> str:
     """Write the config of a labeled-only run on a folder into the work dir.
 
@@ -63,6 +70,7 @@ def config_of_folder(
         mask_values (Sequence[int], optional): Value of each class. Defaults to those found.
         options (dict, optional): Settings that are known already, as ``--cfg-options``: what is
             chosen fits them.
+        has_more (bool): Whether unlabeled images come from elsewhere.
 
     Returns:
         str: Path of the config.
@@ -74,7 +82,8 @@ def config_of_folder(
     """
     data = read_folder(folder)
     lists = osp.join(osp.abspath(work_dir), 'lists')
-    chosen, parts = _data_lines(data, lists, labels)
+    chosen, parts, rest = _data_lines(data, lists, labels)
+    chosen += _unlabeled_lines(data.unlabeled, parts[0], rest, lists, has_more)
     chosen += _class_lines(parts, classes, mask_values)
     base, network = _network()
     chosen += _size_lines(parts[0], base)
@@ -90,15 +99,24 @@ def config_of_folder(
     return path
 
 
-def method_of_folder(config: str) -> Tuple[str, Dict[str, Any], str]:
-    """The method that suits a config by :func:`config_of_folder`, its settings, and why."""
+def method_of_folder(
+    config: str, method: str = 'auto', length: Optional[int] = None
+) -> Tuple[str, Dict[str, Any], str]:
+    """A method for a config by :func:`config_of_folder`: its name, its settings, and why it.
+
+    ``length`` is that of the run in steps, where it is not that of the config.
+    """
     cfg = Config.fromfile(config)
-    ramp = dict(rampup_iters=cfg.max_iters // 4)
-    if not torch.cuda.is_available():
-        return 'mean_teacher', ramp, 'one pass with gradient a step, as suits a CPU'
-    if cfg.num_classes == 2:
-        return 'mean_teacher', ramp, 'it does well with two classes'
-    return 'unimatch', {}, 'a CNN on a GPU'
+    why = 'as --method says'
+    if method == 'auto':
+        on_gpu, two = torch.cuda.is_available(), cfg.num_classes == 2
+        method = 'unimatch' if on_gpu and not two else 'mean_teacher'
+        why = 'it does well with two classes' if two else 'it takes one pass with gradient a step'
+        why = why if method == 'mean_teacher' else 'a CNN on a GPU'
+    settings = dict(_FEW_LABELS.get(method.replace('-', '_'), {}))
+    if method.replace('-', '_') == 'mean_teacher':
+        settings['rampup_iters'] = (length or cfg.max_iters) // 4
+    return method, settings, why
 
 
 def _log(text: str) -> None:
@@ -123,8 +141,8 @@ def _text(folder: str, base: List[str], lines: Sequence[Line]) -> str:
 
 def _data_lines(
     data: FolderData, lists: str, labels: Optional[int]
-) -> Tuple[List[Line], Tuple[Part, Part]]:
-    """Lists and folders; also the labeled and the validation part."""
+) -> Tuple[List[Line], Tuple[Part, Part], List[str]]:
+    """Lists and folders; also the labeled and the validation part, and who is in neither."""
     labeled, val, why = data.labeled, data.val, 'the validation part of the folder'
     masked = len(labeled.names)
     if val is None:
@@ -156,17 +174,21 @@ def _data_lines(
         Line('val_folders', dict(img_path=val.images, seg_map_path=val.masks)),
         Line('val_list', _write(lists, 'val', val.names), why),
     ]
-    return [*found, *_unlabeled_lines(data.unlabeled, labeled, rest, lists)], (labeled, val)
+    return found, (labeled, val), rest
 
 
-def _unlabeled_lines(own: Optional[Part], labeled: Part, rest: List[str], lists: str) -> List[Line]:
+def _unlabeled_lines(
+    own: Optional[Part], labeled: Part, rest: List[str], lists: str, has_more: bool
+) -> List[Line]:
     """Images without masks, and those whose masks are not used."""
     paths = [osp.join(labeled.images, name) for name in rest]
     paths += [osp.join(own.images, name) for name in own.names] if own else []
+    if not paths and has_more:
+        return []
     if not paths:
         raise ValueError(
             'every training image has a mask, so that there is nothing to learn from without one: '
-            '--labels N draws N labeled images, whose number you want to try'
+            '--labels N draws N labeled ones, --unlabeled FOLDER names others'
         )
     below = labeled.images if not own else own.images if not rest else None
     root = below or osp.commonpath([labeled.images, own.images])

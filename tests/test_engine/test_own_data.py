@@ -69,6 +69,19 @@ def test_a_folder_becomes_a_config_that_says_why(offline, tmp_path):
     assert Config.fromstring(composed.pretty_text, '.py').to_dict() == composed.to_dict()
 
 
+def test_methods_for_thousands_of_labels_get_settings_for_few(offline, tmp_path):
+    folder = make_folder(tmp_path / 'data')
+    path = config_of_folder(str(folder), str(tmp_path))
+    for method in ('dual-teacher', 'cross_teacher', 'dmt', 'cps'):
+        name, settings, why = method_of_folder(path, method)
+        assert (name, why) == (method, 'as --method says') and bool(settings) == (method != 'cps')
+        composed = compose_method(Config.fromfile(path), name, method_options=settings)
+        part = composed.mutual.pseudo_loss if method == 'dmt' else composed.model
+        assert method != 'dual-teacher' or part.shift_length == 100
+        assert method != 'cross_teacher' or part.contrast.start == 0.5
+        assert method != 'dmt' or part.gamma1 == 1.0
+
+
 def test_labels_are_drawn_and_the_other_masks_are_not_used(offline, tmp_path):
     folder = make_folder(tmp_path / 'data', masked=10, bare=0)
     path = config_of_folder(str(folder), str(tmp_path / 'run'), labels=3)
