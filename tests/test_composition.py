@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_tool import ForkedTool
 from mmengine.config import Config
 from shipped_configs import load
 from shipped_configs import read as read_shipped
@@ -437,3 +438,29 @@ def test_a_pipeline_of_your_own_is_taken(data, tmp_path):
     options = options_of(cfg, data)
     composed = compose_method(cfg, 'cps', options['data_root'] + '/more', options=options)
     assert composed.train_dataloader.dataset.datasets[1].pipeline == own
+
+
+def test_the_command_line_prints_a_config_for_stock_tools(data, tmp_path):
+    base, model = NETWORKS['fcn']
+    child = tmp_path / 'mine.py'
+    child.write_text(f'_base_ = {str(STOCK / base) + ".py"!r}\nmodel = {model!r}\n')
+    root = data['cityscapes']
+    options = [f'{loader}_dataloader.num_workers=0' for loader in ('train', 'val', 'test')]
+    options += [f'{each.split(".")[0]}.persistent_workers=False' for each in options]
+    options += ['crop_size=(32,32)', 'image_size=(96,48)', 'max_iters=2', f'data_root={root}']
+    arguments = ('--method', 'mean-teacher', '--unlabeled', root / 'more')
+    text = ForkedTool(
+        'train.py',
+        *(child, *arguments, '--print-config', '--work-dir', tmp_path / 'lists'),
+        *('--method-options', 'threshold=0.5', '--cfg-options', *options),
+        log=tmp_path / 'print.log',
+    ).finish()
+    printed = tmp_path / 'printed.py'
+    printed.write_text(text[text.index('custom_imports = ') :])
+    cfg = Config.fromfile(printed)
+    assert cfg.model.threshold == 0.5 and cfg.model.segmentor.backbone.depth == 18
+    ForkedTool(
+        STOCK.parent / 'tools/train.py', printed, '--work-dir', tmp_path / 'run',
+        log=tmp_path / 'run.log',
+    ).finish()  # fmt: skip
+    assert (tmp_path / 'run' / 'iter_2.pth').is_file()

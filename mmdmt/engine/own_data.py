@@ -217,7 +217,7 @@ def _class_lines(
     values = list(values or _class_values(found, len(names)))
     names = names or [f'class_{value}' for value in values]
     other = sorted(set(found) - {*values, VOID})
-    if len(values) != len(names) or other:
+    if len(values) != len(names) or other or len(names) < 2:
         raise ValueError(
             f'the masks hold the values {listed(list(map(str, found)))}, but there are '
             f'{len(names)} classes {names}: name one class for each value (--classes), in '

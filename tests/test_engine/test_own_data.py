@@ -1,9 +1,11 @@
 """From a folder of images to a config, and to trained networks."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from forked_tool import ForkedTool
 from mmengine.config import Config
 from PIL import Image
@@ -80,6 +82,22 @@ def test_methods_for_thousands_of_labels_get_settings_for_few(offline, tmp_path)
         assert method != 'dual-teacher' or part.shift_length == 100
         assert method != 'cross_teacher' or part.contrast.start == 0.5
         assert method != 'dmt' or part.gamma1 == 1.0
+
+
+def test_the_batch_fits_into_the_memory_of_the_gpu(offline, monkeypatch, tmp_path):
+    folder = make_folder(tmp_path / 'data', size=(200, 220))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    sizes = {}
+    for memory in (2**30, 2**37):
+        monkeypatch.setattr(
+            torch.cuda,
+            'get_device_properties',
+            lambda *_, m=memory: SimpleNamespace(total_memory=m),
+        )
+        cfg = Config.fromfile(config_of_folder(str(folder), str(tmp_path / 'run')))
+        sizes[memory] = cfg.batch_size
+    assert cfg.crop_size == (192, 192) and cfg.max_iters == 8000
+    assert 2 <= sizes[2**30] < sizes[2**37] == 16
 
 
 def test_labels_are_drawn_and_the_other_masks_are_not_used(offline, tmp_path):
