@@ -10,6 +10,7 @@ from mmdmt.datasets.transforms.image_size import (
     RandomRescale,
     ScoreAtImageSize,
 )
+from mmdmt.datasets.transforms.load_bands import LoadBands
 from mmdmt.datasets.transforms.load_masks import LoadMasks
 from mmdmt.datasets.transforms.load_pseudo_labels import LoadPseudoLabels
 from mmdmt.datasets.transforms.pack_semi_inputs import PackSemiInputs
@@ -18,6 +19,7 @@ from mmdmt.datasets.unlabeled_dataset import UnlabeledDataset
 
 __all__ = [
     'LoadAnnotationsAtImageSize',
+    'LoadBands',
     'LoadImageAtSize',
     'LoadMasks',
     'LoadPseudoLabels',
