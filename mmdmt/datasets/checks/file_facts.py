@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
 from mmdmt.datasets.mask_values import MaskValues, pack_colors, read_mask
-from mmdmt.datasets.rasters import raster_info, read_raster
+from mmdmt.datasets.rasters import is_windowed, raster_info, read_raster
 from mmdmt.files import write_text_atomically
 
 Item = TypeVar('Item')
@@ -178,10 +178,14 @@ def mask_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
     Raises:
         MaskModeError: If it has more than one channel, or real numbers.
     """
-    if str(path).endswith('.npy'):
-        mask = read_mask(str(path))
-        ids = _unique_ids(mask) if decode else None
-        return FileFacts(mask.shape[1], mask.shape[0], f'NPY {mask.dtype}', ids=ids)
+    if is_windowed(str(path)):
+        info = raster_info(str(path))
+        if info.bands != 1 or info.dtype.kind == 'f':
+            raise MaskModeError(
+                f'{info.bands} bands of {info.dtype} are not one channel of class ids'
+            )
+        ids = _unique_ids(read_raster(str(path))[..., 0]) if decode else None
+        return FileFacts(info.width, info.height, f'BANDS {info.dtype}', ids=ids)
     with Image.open(path) as mask:
         if len(mask.getbands()) != 1 or mask.mode == 'F':
             raise MaskModeError(f'mode {mask.mode} is not one channel of class ids')

@@ -148,10 +148,11 @@ class StrongAugment(nn.Module):
         """
         check_images(images, valid, rgb_bands=self.rgb_bands)
         draws = self.draw(len(images))
+        seed = int(torch.randint(2**31, (), device='cpu')) if self.noise else 0
         # Runners call the data preprocessor under autocast, which would blur in half precision.
         with torch.autocast(images.device.type, enabled=False):
             out = _where(draws.jitter, self._jitter, images, draws.factors, draws.order, valid)
-            out = _where(draws.jitter, self._add_noise, out) if self.noise else out
+            out = _where(draws.jitter, self._add_noise, out, seed) if self.noise else out
             out = _where(draws.gray, lambda out: self._color(to_gray, out), out)
             out = _where(draws.blur, blur, out, draws.sigma, self.blur_kernel, valid)
         out = out.clamp(0, 1)
@@ -204,9 +205,7 @@ class StrongAugment(nn.Module):
     def _color(self, operation: Callable, images: Tensor, *args: Any) -> Tensor:
         return on_colors(operation, images, self.rgb_bands, *args)
 
-    def _add_noise(self, images: Tensor) -> Tensor:
-        # One number of the CPU's generator, so that their count does not depend on the images.
-        seed = int(torch.randint(2**31, (), device='cpu'))
+    def _add_noise(self, images: Tensor, seed: int) -> Tensor:
         generator = torch.Generator(images.device).manual_seed(seed)
         noise = torch.empty_like(images).normal_(0, self.noise, generator=generator)
         return (images + noise).clamp(0, 1)
