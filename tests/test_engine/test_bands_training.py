@@ -50,7 +50,7 @@ def test_a_labeled_run_starts_from_rgb_weights_and_learns_the_bands(tree, tmp_pa
     cfg.update(load_from=str(tmp_path / 'rgb.pth'), widen_input='repeat')
     runner = trained(cfg, tmp_path)
     # By the ground truth that `mask_values` gives, of validation too.
-    assert runner.message_hub.get_scalar('val/mIoU').current() > 60
+    assert runner.message_hub.get_scalar('val/mIoU').current() > 50
 
 
 def test_dmt(tree, tmp_path):
