@@ -6,6 +6,7 @@ from mmdmt.datasets.semi_dataset import SemiDataset
 from mmdmt.datasets.transforms.image_size import (
     LoadAnnotationsAtImageSize,
     LoadImageAtSize,
+    PadBands,
     PadToCrop,
     RandomRescale,
     ScoreAtImageSize,
@@ -25,6 +26,7 @@ __all__ = [
     'LoadPseudoLabels',
     'MultiSourceSampler',
     'PackSemiInputs',
+    'PadBands',
     'PadToCrop',
     'RandomRescale',
     'ScoreAtImageSize',

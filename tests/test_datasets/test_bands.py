@@ -4,13 +4,20 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmcv.transforms import Compose, Pad, RandomFlip, Resize
+from mmcv.transforms import Compose, RandomFlip, Resize
 from mmseg.datasets.transforms import RandomCrop
 from PIL import Image
 from tiny_bands import write_geotiff
 from tiny_data_tree import DataTree
 
-from mmdmt.datasets import LoadBands, LoadMasks, PackSemiInputs, PadToCrop, StrongPseudoAugment
+from mmdmt.datasets import (
+    LoadBands,
+    LoadMasks,
+    PackSemiInputs,
+    PadBands,
+    PadToCrop,
+    StrongPseudoAugment,
+)
 from mmdmt.datasets.checks.validation import check_dataset
 from mmdmt.datasets.rasters import raster_info, read_raster
 
@@ -149,14 +156,15 @@ def test_geometry_and_packing_of_any_number_of_bands(tmp_path, bands):
         RandomCrop(crop_size=(24, 32)),
         RandomFlip(prob=1.0),
         PadToCrop(size=(48, 48)),
-        Pad(size=(50, 50)),
+        PadBands(size=(50, 50), pad_val=7),
         PackSemiInputs(),
     ]
     packed = Compose(steps)(dict(img_path=str(tmp_path / 'a.npy'), seg_fields=[]))
     assert packed['inputs'].shape == (bands, 50, 50)
     assert packed['inputs'].dtype == torch.float32
     assert packed['inputs'].max() > 255
-    assert not packed['inputs'][:, 24:].any()
+    assert not packed['inputs'][:, 24:48, :48].any()
+    assert (packed['inputs'][:, 48:] == 7).all()
 
 
 def test_strong_pseudo_augmentation_keeps_the_range(tmp_path):
