@@ -1,6 +1,7 @@
 """What the pixel values of masks mean: numbers or colors as they are, mapped to class ids."""
 
 import io
+import os.path as osp
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple, Union
@@ -10,10 +11,9 @@ from mmengine import fileio
 from PIL import Image
 
 from mmdmt.checks import listed
+from mmdmt.datasets.rasters import Window, is_windowed, read_raster
 
 IGNORED = 255  # class id of pixels that are not learned
-
-Window = Tuple[int, int, int, int]
 
 
 class MaskValueError(ValueError):
@@ -118,22 +118,30 @@ def read_mask(
     Raises:
         ValueError: If the mask has several channels and no colors are wanted.
     """
-    data = io.BytesIO(fileio.get(path, backend_args=backend_args))
-    if path.endswith('.npy'):
-        mask = np.load(data, allow_pickle=False)
-        if mask.ndim != (3 if colors else 2):
-            raise ValueError(f'{path} has the shape {mask.shape}: a mask has one channel')
-    else:
-        Image.MAX_IMAGE_PIXELS = None  # large scenes are no attack
+    mask = _read_window(path, colors, window)
+    if mask is None:
+        data = io.BytesIO(fileio.get(path, backend_args=backend_args))
         with Image.open(data) as image:
             mask = np.asarray(image.convert('RGB') if colors else image)
-        if mask.ndim > 2 and not colors:
-            raise ValueError(f'{path} has {mask.shape[2]} channels: list its colors, {SYNTAX}')
+    elif window is not None:
+        window = None
+    if mask.ndim > 2 and not colors:
+        raise ValueError(f'{path} has {mask.shape[2]} channels: list its colors, {SYNTAX}')
     mask = mask.astype(np.uint8) if mask.dtype == bool else mask
     if window is not None:
         top, left, height, width = window
         mask = mask[top : top + height, left : left + width]
     return mask
+
+
+def _read_window(path: str, colors: bool, window: Optional[Window]) -> Optional[np.ndarray]:
+    """A mask of a kind of which windows can be read; None if it is of another, or a palette."""
+    if not is_windowed(path) or not osp.isfile(path):
+        return None
+    mask = read_raster(path, None, window)
+    if colors:
+        return mask[..., :3] if mask.shape[2] >= 3 else None
+    return mask[..., 0] if mask.shape[2] == 1 else mask
 
 
 SYNTAX = '`mask_values = [[0, 0, 0], [255, 0, 0]]`, in the order of the classes'

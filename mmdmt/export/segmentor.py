@@ -167,6 +167,8 @@ def _plain_model(cfg: dict, network: str) -> dict:
     kept = {key: value for key, value in given.items() if key in known}
     if given.get('padding') == 'black' and given.get('test_cfg'):  # mmseg cannot pad like this
         kept.update(type='mmdmt.PaddingPreprocessor', padding='black')
+    if len(given.get('mean') or ()) not in (0, 1, 3):  # which mmseg refuses
+        kept.update(type='mmdmt.PaddingPreprocessor')
     model['data_preprocessor'] = dict(dict(type='SegDataPreProcessor'), **kept)
     forget_pretrained(model)
     for part in dicts_in(model):

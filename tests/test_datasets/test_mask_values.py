@@ -3,9 +3,11 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
+from mmdmt.checkpoint import UntrustedCheckpointError, read_stored_config
 from mmdmt.config import resolve_config
 from mmdmt.datasets import LoadAnnotationsAtImageSize, LoadMasks
 from mmdmt.datasets.mask_values import MaskValueError, MaskValues
+from mmdmt.export.stored_types import check_stored_config
 
 POLYP = {0: 'background', 255: 'polyp'}
 RED, BLACK, BLUE = (255, 0, 0), (0, 0, 0), (0, 0, 255)
@@ -106,3 +108,14 @@ def test_one_line_in_a_config_reaches_all_masks(tmp_path):
     for dataset in (*datasets, cfg.test_dataloader.dataset):
         (step,) = [step for step in dataset.pipeline if step.type == 'mmdmt.LoadMasks']
         assert MaskValues.parse(step.mask_values).ids == {0: 0, 255: 1}
+
+
+def test_a_stored_config_with_values_and_colors_is_read_and_allowed():
+    for values in (POLYP, {BLACK: 'background', RED: 'polyp'}):
+        step = dict(type='mmdmt.LoadMasks', mask_values=values)
+        cfg = Config(dict(test_pipeline=[step]))
+        read = read_stored_config(cfg.pretty_text)
+        check_stored_config(read, 'a.pth')
+        assert MaskValues.parse(read.test_pipeline[0].mask_values) == MaskValues.parse(values)
+    with pytest.raises(UntrustedCheckpointError, match='key'):
+        check_stored_config(Config(dict(test_pipeline=[{('a', 0, 0): 'x'}])), 'a.pth')

@@ -21,6 +21,7 @@ from typing import Any, Dict, List, Optional
 
 import cv2
 import numpy as np
+import torch
 from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -37,6 +38,7 @@ from mmdmt.evaluation.visualization import (
     overlay_label,
     stack_sheets,
     tile_images,
+    to_uint8_image,
 )
 from mmdmt.files import atomic_path, write_text_atomically
 from mmdmt.pseudo import PseudoLabelStore, apply_thresholds
@@ -128,7 +130,11 @@ class LabelSource:
     def image(self, name: str) -> np.ndarray:
         """(H, W, 3) uint8 RGB image."""
         image = self.load_image(dict(img_path=self.image_paths[name]))['img']
-        return np.ascontiguousarray(image[..., ::-1])
+        if image.dtype == np.uint8 and image.shape[-1] == 3:
+            return np.ascontiguousarray(image[..., ::-1])
+        low, high = np.percentile(image, (1, 99), axis=(0, 1))  # bands of any range
+        unit = (image - low) / np.maximum(high - low, 1e-6)
+        return to_uint8_image(torch.from_numpy(unit.transpose(2, 0, 1)))
 
     def truth(self, name: str, size: Sequence[int]) -> Optional[np.ndarray]:
         """(H, W) uint8 true classes at ``size`` (nearest neighbor); None if there is no mask."""

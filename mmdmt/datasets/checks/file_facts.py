@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
 from mmdmt.datasets.mask_values import MaskValues, pack_colors, read_mask
+from mmdmt.datasets.rasters import is_windowed, raster_info, read_raster
 from mmdmt.files import write_text_atomically
 
 Item = TypeVar('Item')
@@ -60,10 +61,18 @@ class ImageRules:
     Attributes:
         rgb (bool): Whether they become 8-bit RGB; a loader for anything else is not judged.
         oriented (bool): Whether their EXIF orientation is applied, as mmcv does by default.
+        bands (Sequence[int], optional): Channels that ``LoadBands`` loads, empty for all; None: it
+            is another loader.
     """
 
     rgb: bool = True
     oriented: bool = True
+    bands: Optional[Sequence[int]] = None
+
+    @property
+    def kind(self) -> str:
+        """As which kind of file :class:`FactCache` reads such images."""
+        return 'image' if self.bands is None else 'bands'
 
     def size(self, facts: FileFacts) -> tuple[int, int]:
         """Width and height of the loaded image."""
@@ -73,6 +82,9 @@ class ImageRules:
     def refusal(self, facts: FileFacts) -> Optional[str]:
         """Why the loader would clip or change the pixels of an image; None if it would not."""
         kind, _, mode = facts.mode.partition(' ')
+        if kind == 'BANDS':
+            missing = [band for band in self.bands or () if band >= int(mode.split()[0])]
+            return f'it has {mode}, not {missing} of `LoadBands.bands`' if missing else None
         # A fourth channel of a TIFF may be anything, and loaders do not agree what to do with it.
         sound = mode in _SOUND_MODES and (kind, mode) != ('TIFF', 'RGBA')
         return None if sound or not self.rgb else f'mode {mode} is not loaded as it is'
@@ -141,6 +153,16 @@ def image_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
     return FileFacts(*((height, width) if turned else (width, height)), mode, turned)
 
 
+def bands_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
+    """As :func:`image_facts` of an image for ``LoadBands``; large ones are decoded in strips."""
+    info = raster_info(str(path))
+    large = info.height * info.width * info.bands > 1 << 28
+    rows = 1024 if large else info.height
+    for top in range(0, info.height if decode else 0, rows):
+        read_raster(str(path), None, (top, 0, min(rows, info.height - top), info.width))
+    return FileFacts(info.width, info.height, f'BANDS {info.bands} bands of {info.dtype}')
+
+
 def _mode(image: Image.Image) -> str:
     """Format and mode of an image that is not decoded yet; ``image.mode`` hides deep channels."""
     deep = _DEEP.search(str(image.tile)) and ';' not in image.mode
@@ -156,10 +178,14 @@ def mask_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
     Raises:
         MaskModeError: If it has more than one channel, or real numbers.
     """
-    if str(path).endswith('.npy'):
-        mask = read_mask(str(path))
-        ids = _unique_ids(mask) if decode else None
-        return FileFacts(mask.shape[1], mask.shape[0], f'NPY {mask.dtype}', ids=ids)
+    if is_windowed(str(path)):
+        info = raster_info(str(path))
+        if info.bands != 1 or info.dtype.kind == 'f':
+            raise MaskModeError(
+                f'{info.bands} bands of {info.dtype} are not one channel of class ids'
+            )
+        ids = _unique_ids(read_raster(str(path))[..., 0]) if decode else None
+        return FileFacts(info.width, info.height, f'BANDS {info.dtype}', ids=ids)
     with Image.open(path) as mask:
         if len(mask.getbands()) != 1 or mask.mode == 'F':
             raise MaskModeError(f'mode {mask.mode} is not one channel of class ids')
@@ -195,7 +221,7 @@ class FactCache:
     """
 
     VERSION = 3
-    KINDS = ('image', 'mask', 'color')
+    KINDS = ('image', 'bands', 'mask', 'color')
 
     def __init__(self, path: Optional[Union[str, Path]] = None, decode: bool = True) -> None:
         self.path = Path(path) if path and decode else None
@@ -207,7 +233,7 @@ class FactCache:
 
     def facts(self, kind: str, path: str) -> FileFacts:
         """Return the facts of a file read as one of ``KINDS``, kept ones where they hold."""
-        read = dict(image=image_facts, mask=mask_facts, color=color_facts)[kind]
+        read = dict(image=image_facts, bands=bands_facts, mask=mask_facts, color=color_facts)[kind]
         if not self.decode:
             return read(path, decode=False)
         status, key = os.stat(path), os.path.abspath(path)

@@ -17,6 +17,7 @@ from mmdmt.datasets.checks.file_facts import ImageRules, LabelRules
 from mmdmt.datasets.checks.problems import Problem
 from mmdmt.datasets.mask_values import MaskValues
 from mmdmt.datasets.splits.files import write_list
+from mmdmt.datasets.transforms.load_bands import LoadBands
 from mmdmt.registry import DATASETS, TRANSFORMS
 
 
@@ -236,6 +237,8 @@ def _image_rules(leaf: Any) -> ImageRules:
     if not steps:
         return ImageRules()
     load = TRANSFORMS.build(steps[0]) if isinstance(steps[0], Mapping) else steps[0]
+    if isinstance(load, LoadBands):
+        return ImageRules(rgb=False, oriented=False, bands=load.bands or ())
     color = getattr(load, 'color_type', '')
     rgb = color.startswith('color') and getattr(load, 'imdecode_backend', '') != 'tifffile'
     return ImageRules(rgb, oriented=not color.endswith('ignore_orientation'))

@@ -124,7 +124,7 @@ def _check_files(
     problems: list[Problem] = []
     if sample.odd or sample.image is None:
         return problems, None, False
-    image = _facts(sample, 'image', sample.image, cache, problems)
+    image = _facts(sample, source.image_rules.kind, sample.image, cache, problems)
     kind = source.rules.kind
     mask = sample.mask and _facts(sample, kind, sample.mask, cache, problems)
     if image:

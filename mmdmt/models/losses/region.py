@@ -67,7 +67,6 @@ class _RegionLoss(nn.Module):
         target: Tensor,
         weight: Optional[Tensor] = None,
         ignore_index: int = 255,
-        **unused: Any,
     ) -> Tensor:
         """Loss of logits (N, C, H, W) for labels (N, H, W), without ``ignore_index``.
 
