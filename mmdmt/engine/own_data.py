@@ -25,7 +25,7 @@ from mmdmt.files import shipped_dir, write_text_atomically
 
 VOID = 255
 _MOST_READ = 500  # images and masks that choices are made from
-_MEMORY_SHARE = 0.8  # of the device: the rest is for CUDA itself
+_MEMORY_SHARE = 0.4  # for labeled images alone: methods need up to twice as much, CUDA some besides
 _WAIT = 5  # seconds for an answer of the server of pretrained weights
 # Of methods whose published settings are for thousands of labels, as in their leaf for folders.
 _FEW_LABELS = dict(
@@ -109,7 +109,7 @@ def method_of_folder(
     cfg = Config.fromfile(config)
     why = 'as --method says'
     if method == 'auto':
-        on_gpu, two = torch.cuda.is_available(), cfg.num_classes == 2
+        on_gpu, two = gpu_memory() is not None, cfg.num_classes == 2
         method = 'unimatch' if on_gpu and not two else 'mean_teacher'
         why = 'it does well with two classes' if two else 'it takes one pass with gradient a step'
         why = why if method == 'mean_teacher' else 'a CNN on a GPU'
@@ -117,6 +117,13 @@ def method_of_folder(
     if method.replace('-', '_') == 'mean_teacher':
         settings['rampup_iters'] = (length or cfg.max_iters) // 4
     return method, settings, why
+
+
+def gpu_memory() -> Optional[int]:
+    """Bytes of the first GPU; None where there is none."""
+    if not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_properties(0).total_memory
 
 
 def _log(text: str) -> None:
@@ -268,7 +275,7 @@ def _values_of(paths: Sequence[str]) -> List[int]:
 
 def _network() -> Tuple[List[str], List[Line]]:
     """Base configs, and which weights the network begins with."""
-    on_gpu = torch.cuda.is_available()
+    on_gpu = gpu_memory() is not None
     name = 'deeplabv3plus_r50-d16' if on_gpu else 'deeplabv3plus_mobilenetv2-d16'
     weights = 'open-mmlab://resnet50_v1c' if on_gpu else 'mmcls://mobilenet_v2'
     where = where_weights_are(weights)
@@ -316,7 +323,7 @@ def _size_lines(part: Part, base: List[str]) -> List[Line]:
     chosen = paths[:: max(1, len(paths) // _MOST_READ)]
     sizes = map_in_threads(_size_of, chosen, 'reading sizes', None, progress=False)
     longer, shorter = (int(median(f(size) for size in sizes)) for f in (max, min))
-    most = 512 if torch.cuda.is_available() else 128
+    most = 128 if gpu_memory() is None else 512
     scale = min(1.0, most / shorter)
     size = (round(longer * scale), round(shorter * scale))
     crop = max(32, size[1] // 32 * 32)
@@ -339,7 +346,7 @@ def _size_of(path: str) -> Tuple[int, int]:
 
 def _length_lines(labels: int) -> List[Line]:
     """Steps and batch."""
-    if torch.cuda.is_available():
+    if gpu_memory() is not None:
         steps, batch = (8000 if labels < 100 else 20000), 16
         why = f'{labels} labels; the published lengths are those of thousands'
     else:
@@ -355,12 +362,12 @@ def _length_lines(labels: int) -> List[Line]:
 
 def _fitting_batch(config: str, options: Dict[str, Any]) -> Optional[Line]:
     """A smaller batch, where the one of the config does not fit into the GPU."""
-    if not torch.cuda.is_available():
+    memory = gpu_memory()
+    if memory is None:
         return None
     tool = shipped_dir('tools') / 'analysis_tools' / 'estimate_memory.py'
     cfg = Config.fromfile(config)
     merge_options(cfg, {key: options[key] for key in options if key in cfg})
-    memory = torch.cuda.get_device_properties(0).total_memory
     estimator = runpy.run_path(str(tool))['Estimator'](resolve_config(cfg))
     largest = estimator.largest_batch(_MEMORY_SHARE * memory)
     if largest >= cfg.batch_size:

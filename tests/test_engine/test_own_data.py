@@ -1,11 +1,9 @@
 """From a folder of images to a config, and to trained networks."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from forked_tool import ForkedTool
 from mmengine.config import Config
 from PIL import Image
@@ -86,14 +84,9 @@ def test_methods_for_thousands_of_labels_get_settings_for_few(offline, tmp_path)
 
 def test_the_batch_fits_into_the_memory_of_the_gpu(offline, monkeypatch, tmp_path):
     folder = make_folder(tmp_path / 'data', size=(200, 220))
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     sizes = {}
     for memory in (2**30, 2**37):
-        monkeypatch.setattr(
-            torch.cuda,
-            'get_device_properties',
-            lambda *_, m=memory: SimpleNamespace(total_memory=m),
-        )
+        monkeypatch.setattr(own_data, 'gpu_memory', lambda m=memory: m)
         cfg = Config.fromfile(config_of_folder(str(folder), str(tmp_path / 'run')))
         sizes[memory] = cfg.batch_size
     assert cfg.crop_size == (192, 192) and cfg.max_iters == 8000
