@@ -33,7 +33,12 @@ with contextlib.redirect_stdout(sys.stderr):
     from mmdmt.checks import refuse_unknown_keys
     from mmdmt.composition import compose_method
     from mmdmt.config import merge_options, resolve_config
-    from mmdmt.engine.own_data import config_of_folder, method_of_folder, summary
+    from mmdmt.engine.own_data import (
+        config_of_folder,
+        method_of_folder,
+        summary,
+        write_report_of,
+    )
     from mmdmt.engine.runners import MutualTrainingRunner, SemiRunner
     from mmdmt.engine.runners.work_dir import only_run
     from mmdmt.registry import RUNNERS
@@ -292,8 +297,9 @@ def train_folder(args: argparse.Namespace) -> None:
             run_config(run)
         elif each == method:
             print_config(run)
-    if not args.print_config:
+    if not args.print_config and int(os.environ.get('RANK', 0)) == 0:
         print(summary(runs))
+        print(write_report_of(runs, osp.join(work_dir, 'report.html')))
 
 
 def main() -> None:

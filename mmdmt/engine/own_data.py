@@ -395,3 +395,13 @@ def summary(runs: Dict[str, str]) -> str:
     last = list(runs.values())[-1]
     command = f'python tools/predict.py {last} FOLDER_OF_IMAGES --out predictions'
     return '\n'.join(['On the validation images:', *rows, f'Predict with\n  {command}'])
+
+
+def write_report_of(runs: Dict[str, str], path: str) -> str:
+    """Write the report of some work dirs, by name; say where it is, or why there is none."""
+    try:
+        from mmdmt.evaluation.report import write_report  # needs optional packages
+    except ImportError as error:
+        return f'No report ({error}): pip install mmdmt[optional]'
+    write_report([f'{name}={work_dir}' for name, work_dir in runs.items()], path)
+    return f'Report: {path}'

@@ -1,6 +1,8 @@
 """From a folder of images to a config, and to trained networks."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,7 +14,12 @@ from mmdmt.composition import compose_method
 from mmdmt.config import resolve_config
 from mmdmt.datasets.splits.files import read_list
 from mmdmt.engine import own_data
-from mmdmt.engine.own_data import config_of_folder, method_of_folder, summary
+from mmdmt.engine.own_data import (
+    config_of_folder,
+    method_of_folder,
+    summary,
+    write_report_of,
+)
 
 OFFLINE = dict(HTTPS_PROXY='http://127.0.0.1:9', https_proxy='http://127.0.0.1:9')
 
@@ -166,3 +173,15 @@ def test_the_table_reads_what_runs_have_written(tmp_path):
     text = summary({'supervised': str(tmp_path / 'a'), 'cps': str(tmp_path / 'b')})
     assert 'supervised       mIoU 51.23' in text and 'cps              no final.json' in text
     assert text.endswith(f'tools/predict.py {tmp_path / "b"} FOLDER_OF_IMAGES --out predictions')
+
+
+def test_the_report_is_written_where_its_packages_are(monkeypatch):
+    asked = []
+    module = ModuleType('mmdmt.evaluation.report')
+    module.write_report = lambda runs, out: asked.append((runs, out))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    runs = {'supervised': 'run/supervised', 'cps': 'run/cps'}
+    assert write_report_of(runs, 'run/report.html') == 'Report: run/report.html'
+    assert asked == [(['supervised=run/supervised', 'cps=run/cps'], 'run/report.html')]
+    monkeypatch.setitem(sys.modules, module.__name__, None)
+    assert write_report_of(runs, 'x.html').startswith('No report')
