@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 
 from mmdmt.checks import meant
-from mmdmt.config import merge_options, note_settings, resolve_config, schedulers_of
+from mmdmt.config import KEPT_KEYS, merge_options, note_settings, resolve_config, schedulers_of
 from mmdmt.datasets.derivation import (
     Images,
     choose_labeled,
@@ -177,6 +177,14 @@ def _merge_known(cfg: Config, options: Dict[str, Any]) -> Dict[str, Any]:
     """Merge the options whose place a plain config has, and its settings; return them."""
     note_settings(cfg, _noted())
     own = {key: value for key, value in options.items() if _is_in(cfg, key)}
+    read = {*KEPT_KEYS, *cfg.settings}
+    unread = [key for key in own if key.split('.')[0] not in read]
+    if unread:
+        raise ValueError(
+            f'--cfg-options {unread[0]} would change nothing: `{unread[0].split(".")[0]}` is a '
+            'variable that the config file has used already. Set the place that it went to, such '
+            'as optim_wrapper.optimizer.lr'
+        )
     merge_options(cfg, own)
     resolve_config(cfg)
     return own

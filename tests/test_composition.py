@@ -1,6 +1,7 @@
 """Methods composed with configs that have never heard of them: mmseg's own."""
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -410,6 +411,13 @@ def test_what_cannot_be_composed_is_refused(change, method, message, data, tmp_p
         compose_method(cfg, method, options['data_root'] + '/more', options=options)
 
 
+def test_an_option_that_would_change_nothing_is_refused(data, tmp_path):
+    with pytest.raises(ValueError, match=r'optimizer\.lr would change nothing'):
+        compose('fcn', data, tmp_path, options={'optimizer.lr': 0.1})
+    with pytest.raises(ValueError, match='max_itres'):
+        compose('fcn', data, tmp_path, options={'max_itres': 7})
+
+
 def test_mask2former_is_refused_with_the_reason(data, tmp_path):
     cfg = Config.fromfile(STOCK / 'mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py')
     cfg.work_dir = str(tmp_path)
@@ -456,7 +464,7 @@ def test_the_command_line_prints_a_config_for_stock_tools(data, tmp_path):
         log=tmp_path / 'print.log',
     ).finish()
     printed = tmp_path / 'printed.py'
-    printed.write_text(text[text.index('custom_imports = ') :])
+    printed.write_text(text[re.search('^[a-z_]+ ?=', text, re.M).start() :])
     cfg = Config.fromfile(printed)
     assert cfg.model.threshold == 0.5 and cfg.model.segmentor.backbone.depth == 18
     ForkedTool(
