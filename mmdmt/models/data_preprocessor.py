@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Dict, List
 
+import numpy as np
 import torch
 from mmseg.models.data_preprocessor import SegDataPreProcessor
 from mmseg.utils import stack_batch
@@ -62,15 +63,16 @@ class PaddingPreprocessor(SegDataPreProcessor):
             self._enable_normalize = True
             for name, values in (('mean', mean), ('std', std)):
                 self.register_buffer(name, torch.tensor(values).float().view(-1, 1, 1), False)
-        low, high = (torch.as_tensor(each, dtype=torch.float32) for each in value_range)
-        if low.ndim > 1 or low.shape != high.shape or not bool((high > low).all()):
+        # In NumPy, because a model may be built on a device without values.
+        low, high = (np.asarray(each, np.float32) for each in value_range)
+        if low.ndim > 1 or low.shape != high.shape or not (high > low).all():
             raise ValueError(
                 '`data_preprocessor.value_range` must be (low, high), numbers or lists with one '
                 f'for each band, low below high, got {value_range}'
             )
         self._is_8_bit = low.ndim == 0 and (float(low), float(high)) == (0.0, 255.0)
-        self.register_buffer('low', low.view(-1, 1, 1), False)
-        self.register_buffer('high', high.view(-1, 1, 1), False)
+        for name, values in (('low', low), ('high', high)):
+            self.register_buffer(name, torch.tensor(values.tolist()).view(-1, 1, 1), False)
 
     def forward(self, data: Dict[str, Any], training: bool = False) -> Dict[str, Any]:
         """As :class:`SegDataPreProcessor`, with padding of the chosen color."""

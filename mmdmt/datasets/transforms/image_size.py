@@ -130,6 +130,7 @@ class PadBands(Pad):
 
     def _pad_img(self, results: dict) -> None:
         image, parts = results['img'], []
+        image = image if image.ndim == 3 else image[..., None]  # OpenCV drops a single band
         for first in range(0, image.shape[-1], 4):
             part = dict(results, img=np.ascontiguousarray(image[..., first : first + 4]))
             super()._pad_img(part)
