@@ -108,8 +108,9 @@ class PseudoLabelQuality:
             - ``classes``: per class ``predicted_share`` and ``true_share`` (of all pixels, of
               those with truth), ``kept_share`` (of the pixels that it was predicted for),
               ``share_of_kept`` (of the pixels that are kept: what training sees of the class, to
-              be compared with its ``true_share``), ``ece`` and ``ece_kept``, ``precision`` and ``precision_kept`` (of the pixels it was predicted for, those that
-              are of it), ``iou`` and ``iou_kept``.
+              be compared with its ``true_share``), ``ece`` and ``ece_kept``, ``precision`` and
+              ``precision_kept`` (of the pixels it was predicted for, those that are of it), ``iou``
+              and ``iou_kept``.
             - ``reliability``: per bin ``low``, ``high``, ``pixels``, mean ``confidence`` and
               ``accuracy``, over all pixels with ground truth.
         """
