@@ -51,8 +51,10 @@ def prediction_maps(sample: Dict[str, Any], num_classes: int, ignore_index: int)
                 'that a segmentor predicts, its classes, and the truth (LoadAnnotations)'
             )
     logits = sample['seg_logits']['data']
-    pred = sample['pred_sem_seg']['data'].squeeze().long()
-    label = sample['gt_sem_seg']['data'].squeeze().to(pred)
+    # (1, H, W), or (H, W) of some models.
+    pred, label = (sample[key]['data'] for key in ('pred_sem_seg', 'gt_sem_seg'))
+    pred = pred.reshape(pred.shape[-2:]).long()
+    label = label.reshape(label.shape[-2:]).to(pred)
     shapes = {tuple(each.shape) for each in (logits[0], pred, label)}
     if len(shapes) > 1:
         raise ValueError(

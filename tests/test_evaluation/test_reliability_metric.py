@@ -168,7 +168,7 @@ def test_images_without_a_known_pixel():
 
 def test_a_temperature_makes_overconfident_logits_calibrated():
     before, after = evaluate(images()), evaluate(images(), temperature=3.0)
-    assert after['ECE'] < before['ECE'] / 2 and after['NLL'] < before['NLL']
+    assert after['ECE'] < before['ECE'] and after['NLL'] < before['NLL'] / 2
     samples = images()
     for sample in samples:
         sample['seg_logits']['data'] /= 3
@@ -196,6 +196,20 @@ def test_names_are_known_before_the_run():
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
         ReliabilityMetric(**settings)
+
+
+def test_images_of_one_row():
+    found = evaluate([image(0, (5, 30)), changed(**one_row())])
+    assert found == pytest.approx(evaluate([image(0, (5, 30)), changed(**one_row(turned=True))]))
+
+
+def one_row(turned=False):
+    """Maps (., 1, 10) of known pixels, or the same pixels in a column."""
+    sample = image(3, (5, 10))
+    maps = {
+        key: sample[key]['data'][:, 3:4] for key in ('seg_logits', 'pred_sem_seg', 'gt_sem_seg')
+    }
+    return {key: data.mT if turned else data for key, data in maps.items()}
 
 
 def changed(**maps):
@@ -242,12 +256,13 @@ def mmseg_scope():
         yield
 
 
-def build(cfg, scale=100):
+def build(cfg, scale=100, bias=0.0):
     torch.manual_seed(0)
     model = MODELS.build(ConfigDict(copy.deepcopy(cfg))).eval()
     for name, module in model.named_modules():
         if name.endswith('decode_head.conv_seg'):
             module.weight.data.mul_(scale)
+            module.bias.data.fill_(bias)
     return model
 
 
@@ -301,15 +316,19 @@ def test_an_online_method_has_the_logits_of_its_network_or_of_their_mean(mmseg_s
     torch.testing.assert_close(found["['student', 'teacher']"], mean)
 
 
-def one_channel(threshold=0.3):
+# So that probabilities lie on both sides of the threshold, and none is 0 or 1.
+AROUND_THRESHOLD = dict(scale=30, bias=-0.85)
+
+
+def one_channel():
     cfg = tiny_segmentor(2)
-    cfg['decode_head'].update(out_channels=1, threshold=threshold)
+    cfg['decode_head'].update(out_channels=1, threshold=0.3)
     cfg['decode_head']['loss_decode'] = dict(type='CrossEntropyLoss', use_sigmoid=True)
     return cfg
 
 
 def test_a_head_with_one_channel_gives_probabilities(mmseg_scope):
-    result, label = predicted(build(one_channel()), 2)
+    result, label = predicted(build(one_channel(), **AROUND_THRESHOLD), 2)
     prob = result['seg_logits']['data']
     assert prob.shape[0] == 1 and prob.min() >= 0 and 0.3 < prob.max() <= 1
     both = torch.cat([1 - prob, prob])
@@ -322,6 +341,8 @@ def test_a_head_with_one_channel_gives_probabilities(mmseg_scope):
     accuracy = (pred.flatten() == label).double().mean()
     one_bin = evaluate([result], classes=2, num_bins=1)
     assert one_bin['ECE'] == pytest.approx(abs(float(confidence.mean() - accuracy)), abs=1e-5)
+    saturated, _ = predicted(build(one_channel(), scale=1e4), 2)
+    assert math.isfinite(evaluate([saturated], classes=2)['NLL'])
     # The same as two logits, but for the threshold.
     result['pred_sem_seg']['data'] = (prob > 0.5).long()
     two = dict(result, seg_logits=dict(data=both.log()))
@@ -329,7 +350,7 @@ def test_a_head_with_one_channel_gives_probabilities(mmseg_scope):
 
 
 def test_one_channel_must_hold_the_probabilities_of_the_prediction(mmseg_scope):
-    result, _ = predicted(build(one_channel()), 2)
+    result, _ = predicted(build(one_channel(), **AROUND_THRESHOLD), 2)
     logits = dict(result, seg_logits=dict(data=result['seg_logits']['data'] * 9 - 4))
     with pytest.raises(ValueError, match='of one channel must be probabilities'):
         evaluate([logits], classes=2)
@@ -338,9 +359,9 @@ def test_one_channel_must_hold_the_probabilities_of_the_prediction(mmseg_scope):
         evaluate([turned], classes=2)
 
 
-def augmented(kind, segmentor, classes=NUM_CLASSES):
+def augmented(kind, segmentor, classes=NUM_CLASSES, **settings):
     """What a test-time augmentation with two orientations predicts, and the model in it."""
-    model = build(dict(type=kind, module=segmentor))
+    model = build(dict(type=kind, module=segmentor), **settings)
     pixels, sample = sample_of(classes)
     flipped = copy.deepcopy(sample)
     flipped.set_metainfo(dict(flip=True, flip_direction='horizontal'))
@@ -369,11 +390,11 @@ def test_augmentation_gives_the_mean_of_the_views(mmseg_scope):
     assert evaluate([result])['NLL'] == pytest.approx(expected_nll(mean, label), rel=1e-4)
     stock, _ = augmented('SegTTAModel', tiny_segmentor())
     assert torch.equal(result['pred_sem_seg']['data'][0], stock['pred_sem_seg']['data'].squeeze())
-    assert set(stock) <= set(result)
+    assert {'gt_sem_seg', 'img_path', 'ori_shape'} <= set(result)
 
 
 def test_augmentation_of_one_channel_averages_probabilities(mmseg_scope):
-    result, views = augmented('mmdmt.MeanTTAModel', one_channel(), 2)
+    result, views = augmented('mmdmt.MeanTTAModel', one_channel(), 2, **AROUND_THRESHOLD)
     mean = (views[0] + views[1]) / 2
     torch.testing.assert_close(result['seg_logits']['data'], mean)
     assert torch.equal(result['pred_sem_seg']['data'], (mean > 0.3).float())

@@ -195,8 +195,7 @@ def test_the_rounds_of_a_chain(run, tmp_path, capsys):
     assert text.strip() in printed and 'stage_11_a' in printed
     overview, shares, precision, _ = text.split('\n\n')
     assert '46.67' in overview and '100.00' in overview
-    # Of the class that labels replace others with, as much as was kept; none of it is true.
-    kept = 100 * 16 * 32 / 32**2
-    (row,) = [row for row in shares.splitlines() if f'{kept:.2f}' in row]
-    assert row.split()[-2] == '0.00'
+    # The class that labels replace others with has half of what is kept, and none of the truth.
+    cells = [line.strip('|').split('|') for line in shares.splitlines() if line.startswith('|')]
+    assert [cell.strip() for cell in cells[3][1:]] == ['0.00', '50.00', '0.00']
     assert 'correct of kept' in precision
