@@ -368,13 +368,14 @@ def _fitting_batch(config: str, options: Dict[str, Any]) -> Optional[Line]:
     tool = shipped_dir('tools') / 'analysis_tools' / 'estimate_memory.py'
     cfg = Config.fromfile(config)
     merge_options(cfg, {key: options[key] for key in options if key in cfg})
+    wanted, crop = cfg.batch_size, cfg.crop_size  # which resolving takes away
     estimator = runpy.run_path(str(tool))['Estimator'](resolve_config(cfg))
     largest = estimator.largest_batch(_MEMORY_SHARE * memory)
-    if largest >= cfg.batch_size:
+    if largest >= wanted:
         return None
     if largest < 2:
         raise ValueError(
-            f'a batch of two crops of {cfg.crop_size} does not fit into {memory / 2**30:.0f} GiB: '
+            f'a batch of two crops of {crop} does not fit into {memory / 2**30:.0f} GiB: '
             'set a smaller one, --cfg-options crop_size=(256,256)'
         )
     return Line('batch_size', largest, f'more does not fit into {memory / 2**30:.0f} GiB')
