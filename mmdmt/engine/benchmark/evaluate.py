@@ -36,7 +36,8 @@ def evaluate_checkpoint(
 
     The files are those of :class:`~mmdmt.evaluation.RecordMetric` with ``checkpoint`` (relative to
     the work dir), ``step``, ``network``, ``default`` (whether it predicts by default), ``dataset``
-    and ``facts``. On the validation images the name ends with ``.val.json``.
+    and ``facts``, which may also name the network. On the validation images the name ends with
+    ``.val.json``.
 
     Args:
         checkpoint: File in a work dir, or in the folder of a stage of mutual training.
@@ -64,14 +65,16 @@ def evaluate_checkpoint(
     record = runner.test_loop.evaluator.metrics[0]
     by_default = getattr(model, 'predict_on', SINGLE)
     stem = stem or Path(checkpoint).stem
-    facts = dict(facts or {}, dataset=dataset, step=step_of(checkpoint))
-    facts['checkpoint'] = osp.relpath(checkpoint, out_dir.parent)
+    common = dict(dataset=dataset, step=step_of(checkpoint))
+    common['checkpoint'] = osp.relpath(checkpoint, out_dir.parent)
+    facts = facts or {}
     written = {}
     for network in _chosen(model, networks, by_default):
         name = network if isinstance(network, str) else '+'.join(network)
-        path = out_dir / f'{stem}.{name}{".val" if dataset == "val" else ""}.json'
+        shown = facts.get('network', name)
+        path = out_dir / f'{stem}.{shown}{".val" if dataset == "val" else ""}.json'
         record.out_file = path
-        record.facts = dict(facts, network=name, default=network == by_default)
+        record.facts = {**common, 'network': name, 'default': network == by_default, **facts}
         with model.predicting_on(network) if network != SINGLE else contextlib.nullcontext():
             runner.test()
         written[name] = path
