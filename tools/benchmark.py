@@ -503,11 +503,11 @@ def as_csv(lines: Sequence[Dict[str, Any]]) -> str:
 def markdown(results: Dict[str, Any]) -> str:
     """The tables as Markdown."""
     parts = [f'# {results["plan"]}{" (quick)" if results["quick"] else ""}']
-    (kind, amount) = next(iter(results['budget'].items()))
-    wanted = 'student steps' if kind == 'student_steps' else 'bare passes of one image'
+    (kind,) = results['budget']
+    wanted = 'student steps' if kind == 'student_steps' else 'bare passes of images'
     parts.append(
-        f'{amount} {wanted} for every method. {results["metric"]} on the test images in percent, '
-        'mean ± standard deviation over the runs; difference to '
+        f'Equally many {wanted} for every method. {results["metric"]} on the test images in '
+        'percent, mean ± standard deviation over the runs; difference to '
         f'{results["baseline"]} with the same labels and seed, with the 95 % interval of a '
         'bootstrap over runs and images. Times are of training alone, of runs that were not '
         'interrupted.'

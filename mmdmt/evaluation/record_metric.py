@@ -84,7 +84,8 @@ class RecordMetric(BaseMetric):
                 truth, prediction = sample['gt_label'], sample['pred_label']
             else:
                 truth, prediction = sample['gt_sem_seg']['data'], sample['pred_sem_seg']['data']
-            name = str(sample.get('img_path', len(self.results)))
+            # Images of arrays, such as those of CIFAR-10, have no path.
+            name = str(sample.get('img_path', sample.get('sample_idx', len(self.results))))
             self.results.append(self._count(name, _flat(truth), _flat(prediction)))
 
     def _count(self, name: str, truth: np.ndarray, prediction: np.ndarray) -> ImageCounts:

@@ -1,6 +1,7 @@
 """A plan of runs that are compared: which there are, and the config of each."""
 
 import copy
+import functools
 import hashlib
 import os.path as osp
 from collections.abc import Sequence
@@ -73,7 +74,6 @@ class Plan:
         if quick and not smaller:
             raise ValueError('the plan has no `quick` settings: leave --quick out')
         self.folder, self.quick = folder, quick
-        self._read: Dict[str, Config] = {}
         self.methods: Dict[str, dict] = dict(settings.get('methods') or {})
         self.name = settings.get('name', 'benchmark')
         self.base = settings.get('base')
@@ -86,7 +86,7 @@ class Plan:
         self.folds: list = settings.get('folds', [0])
         self.lists: Optional[str] = settings.get('lists')
         self.seeds: List[int] = settings.get('seeds', [])
-        self.budget: Dict[str, int] = settings.get('budget', {})
+        self.budget: Dict[str, Any] = settings.get('budget', {})
         self.validations: int = settings.get('validations', 4)
         self.metric: str = settings.get('metric', 'mIoU')
         self.select_by: str = settings.get('select_by', 'mIoU')
@@ -129,7 +129,9 @@ class Plan:
             )
         (kind, amount) = next(iter(self.budget.items()))
         check_choice('budget', kind, ('student_steps', 'passes'))
-        check_count(f'budget.{kind}', amount, 1)
+        for labels in self.labels:
+            own = amount.get(labels) if isinstance(amount, dict) else amount
+            check_count(f'budget.{kind}' + f'.{labels}' * isinstance(amount, dict), own, 1)
         check_count('validations', self.validations, 1)
         check_choice('metric', self.metric, ('mIoU', 'mAcc', 'aAcc'))
 
@@ -168,31 +170,35 @@ class Plan:
 
     def steps(self, run: Run, cfg: Config) -> int:
         """Student steps of a run: of the plan, or as many as its passes allow."""
-        if 'student_steps' in self.budget:
-            return self.budget['student_steps']
+        (kind, amount) = next(iter(self.budget.items()))
+        amount = amount[run.labels] if isinstance(amount, dict) else amount
+        if kind == 'student_steps':
+            return amount
         own = step_cost(cfg, self.methods[run.method].get('passes'))
         if own is None:
             raise ValueError(
                 f'the cost of {cfg.model.type} is not known: give `methods.{run.method}.passes`, '
                 'see docs/benchmark.md'
             )
-        return max(1, int(self.budget['passes'] // own.passes))
+        return max(1, int(amount // own.passes))
 
     def _resolved(self, run: Run) -> Config:
         entry = self.methods[run.method]
-        if run.method not in self._read:  # reading takes longest
-            self._read[run.method] = self._config_of(entry)
-        cfg = copy.deepcopy(self._read[run.method])
+        cfg = self._config_of(entry)
+        for member in (cfg.get('mutual') or {}).get('members', ()) if self.lists else ():
+            if 'labeled_list' in member:  # a subset, beside the list of all labels
+                folder = osp.dirname(self._lists(run)['labeled_list'])
+                member['labeled_list'] = f'{folder}/{osp.basename(member.labeled_list)}'
         merge_options(cfg, {**self._lists(run), **self.options, **entry.get('options', {})})
         return resolve_config(cfg)
 
     def _config_of(self, entry: dict) -> Config:
         """The config of a method, not resolved."""
         if 'config' in entry:
-            return Config.fromfile(self._path(entry['config']))
+            return copy.deepcopy(_read(self._path(entry['config'])))
         from mmdmt.composition import compose_method  # plans of configs alone do not need it
 
-        base = Config.fromfile(self._path(self.base))
+        base = copy.deepcopy(_read(self._path(self.base)))
         return compose_method(base, entry['method'], method_options=entry.get('method_options'))
 
     def _lists(self, run: Run) -> Dict[str, str]:
@@ -204,6 +210,12 @@ class Plan:
     def _path(self, path: str) -> str:
         beside = osp.join(self.folder, path)
         return osp.normpath(beside) if osp.exists(beside) else path
+
+
+@functools.cache
+def _read(path: str) -> Config:
+    """A config file, which takes long to read and which many runs share."""
+    return Config.fromfile(path)
 
 
 def lengths_of(cfg: Config) -> List[int]:
