@@ -2,8 +2,10 @@
 
 import copy
 import csv
+import importlib.util
 import json
 import shutil
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,10 @@ from forked_tool import ForkedTool
 from interruptions import add_hook, make_hook
 from tiny_project import base_config, labeled_only, make_tree, mean_teacher, mutual, write_config
 
+from mmdmt.engine.benchmark.job import best_checkpoint
+from mmdmt.engine.benchmark.plan import Plan
+
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 3
 SEEDS = [0, 1]
 METHODS = ['labeled_only', 'mean_teacher', 'dmt', 'broken']
@@ -259,3 +265,77 @@ def test_list_shows_steps_passes_and_times(project, finished):
     assert names == []  # of this half all are done
     text = start(project, out, '--dry-run', '--shard', '2/2').finish()
     assert '4_fold_0/broken/seed_0' in text and '4_fold_0/broken/seed_1' in text
+
+
+# ------------------------------------------------------------------------------ without training
+
+
+@pytest.fixture(scope='module')
+def tool():
+    path = ROOT / 'tools' / 'benchmark.py'
+    spec = importlib.util.spec_from_file_location('benchmark_tool', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_shards_are_disjoint_and_complete(tool, project):
+    runs = Plan.fromfile(str(project / 'plan.py')).runs
+    for count in (1, 3, 5, 9):
+        shards = [
+            tool.chosen_runs(runs, Namespace(shard=(index, count), only=None))
+            for index in range(1, count + 1)
+        ]
+        assert sorted(run for part in shards for run in part) == sorted(runs)
+        assert max(map(len, shards)) - min(map(len, shards)) <= 1
+    only = Namespace(shard=(1, 2), only=['*/dmt/*'])
+    assert [run.method for run in tool.chosen_runs(runs, only)] in ([], ['dmt'], ['dmt'] * 2)
+    with pytest.raises(SystemExit, match=r"--only 'dmt' fits none of the runs:\n  4_fold_0"):
+        tool.chosen_runs(runs, Namespace(shard=(1, 1), only=['dmt']))
+    for text in ('0/2', '3/2', '2', 'a/b'):
+        with pytest.raises(ArgumentTypeError, match='is not I/N'):
+            tool.shard(text)
+
+
+def test_each_job_has_its_part_of_the_machine(tool, project, monkeypatch):
+    benchmark = tool.Benchmark(Plan.fromfile(str(project / 'plan.py')), str(project / 'out'))
+    monkeypatch.setattr(tool, '_cores', lambda: 8)
+    workers = tool.Workers(benchmark, 3, 8)
+    job = workers._job('x', 0)
+    assert job.threads == 2 and job.environment['OMP_NUM_THREADS'] == '2'
+    monkeypatch.setattr(tool.torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    devices = [workers._job('x', slot).environment['CUDA_VISIBLE_DEVICES'] for slot in range(3)]
+    assert devices == ['0', '1', '0']
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,7')
+    assert workers._job('x', 1).environment['CUDA_VISIBLE_DEVICES'] == '7'
+
+
+def test_labels_are_drawn_once_and_differ_between_seeds(tool, tmp_path):
+    names = [f'{index:04d}' for index in range(20)]
+    for seed in (0, 1):
+        tool.draw_lists(tmp_path / str(seed), names, 5, [seed, 0])
+    first, second = ((tmp_path / s / 'labeled.txt').read_text().split() for s in '01')
+    assert len(first) == 5 and first != second
+    rest = (tmp_path / '0' / 'unlabeled.txt').read_text().split()
+    assert sorted(first + rest) == names
+    before = (tmp_path / '0' / 'labeled.txt').stat().st_mtime_ns
+    tool.draw_lists(tmp_path / '0', names, 5, [0, 0])
+    assert (tmp_path / '0' / 'labeled.txt').stat().st_mtime_ns == before
+
+
+def test_the_best_checkpoint_is_that_of_the_best_validation(tmp_path):
+    for name, scores in (('a', {1: 30.0, 2: 50.0}), ('b', {1: 40.0, 2: 45.0})):
+        logs = tmp_path / name / '2026' / 'vis_data'
+        logs.mkdir(parents=True)
+        rows = [dict(lr=0.1, loss=1.0, step=1)]
+        rows += [dict(mIoU=value, step=step) for step, value in scores.items()]
+        lines = [json.dumps(row) for row in rows]
+        (logs / 'scalars.json').write_text('\n'.join(lines) + '\n{"mIoU": 99, "st')
+        best = max(scores, key=scores.get)
+        (tmp_path / name / f'best_mIoU_iter_{best}.pth').touch()
+    folders = [str(tmp_path / 'b'), str(tmp_path / 'a')]
+    path = str(tmp_path / 'a' / 'best_mIoU_iter_2.pth')
+    assert best_checkpoint(folders, 'mIoU') == (path, 50.0)
+    assert best_checkpoint(folders[:1], 'mIoU')[1] == 45.0
+    assert best_checkpoint([str(tmp_path)], 'mIoU') is None
