@@ -116,10 +116,9 @@ class Benchmark:
         work_dir = self.work_dirs[run]
         self.check(run, cfg)
         attempts = read_state(work_dir).get('attempts', 0) + 1
-        os.makedirs(work_dir, exist_ok=True)
-        write_text_atomically(osp.join(work_dir, 'config.py'), cfg.pretty_text)
         state = dict(state='running', attempts=attempts, identity=identity(cfg))
-        write_state(work_dir, **state, **self.facts(run, cfg))
+        write_state(work_dir, **state, **self.facts(run, cfg))  # first: by it the folder is known
+        write_text_atomically(osp.join(work_dir, 'config.py'), cfg.pretty_text)
 
     def summarize(self) -> Dict[str, Any]:
         """Write ``results.json`` and the tables; returns what the JSON file has."""

@@ -133,6 +133,9 @@ class Plan:
             own = amount.get(labels) if isinstance(amount, dict) else amount
             check_count(f'budget.{kind}' + f'.{labels}' * isinstance(amount, dict), own, 1)
         check_count('validations', self.validations, 1)
+        refuse_unknown_keys('dataset', self.dataset, ('toy_scenes',))
+        if self.dataset and not self.lists:
+            raise ValueError('`dataset` needs `lists`: where the drawn labels are written')
         check_choice('metric', self.metric, ('mIoU', 'mAcc', 'aAcc'))
 
     @property
@@ -285,10 +288,12 @@ def identity(cfg: Config) -> Dict[str, str]:
     for key in cfg:
         _flatten(key, cfg[key], flat)
     for source in cfg.train_dataloader.dataset.get('datasets', []):
-        path = osp.join(source.get('data_root') or '', source.get('ann_file') or '')
-        if osp.isfile(path):
-            digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-            flat[f'list {source.ann_file}'] = digest[:16]
+        # Generated images have a manifest.
+        for name in (source.get('ann_file') or '', 'manifest.json'):
+            path = osp.join(source.get('data_root') or '', name)
+            if osp.isfile(path):
+                digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+                flat[f'list {name}'] = digest[:16]
     return flat
 
 

@@ -214,6 +214,8 @@ def test_subsets_of_members_lie_beside_the_labels():
         (dict(budget=dict(student_steps=0)), r'budget.student_steps. must be an integer'),
         (dict(budget=dict(student_steps={'4': 3})), r'budget.student_steps.all'),
         (dict(baseline='none'), "'none' is none of the `methods`"),
+        (dict(dataset=dict(scenes=1)), '`dataset` has unknown keys'),
+        (dict(dataset=dict(toy_scenes={})), '`dataset` needs `lists`'),
         (dict(metric='IoU'), '`metric` must be one of'),
     ],
 )
