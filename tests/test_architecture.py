@@ -20,7 +20,7 @@ LAYERS = (
     {'version', 'dependencies', 'registry', 'checks', 'files', 'finite', 'distributed'},
     {'checkpoint', 'weights', 'config', 'protocols'},
     {'models', 'pseudo', 'datasets'},
-    {'evaluation', 'export'},
+    {'evaluation', 'export', 'composition'},
     {'engine', 'classification'},
     {'tools'},
 )

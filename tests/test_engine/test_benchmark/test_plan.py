@@ -3,7 +3,9 @@
 import copy
 import functools
 import importlib.util
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
@@ -199,6 +201,21 @@ def test_subsets_of_members_lie_beside_the_labels():
                  labels=['1_4'], folds=[2])  # fmt: skip
     members = plan.config(plan.runs[0], 'x').mutual.members
     assert {str(Path(member.labeled_list).parent) for member in members} == {'splits/1_4/fold_2'}
+
+
+def test_names_of_methods_are_composed_with_the_base(monkeypatch):
+    def compose_method(cfg, method, method_options=None):
+        found.append((Path(cfg.filename).stem, method, method_options))
+        return cfg
+
+    found = []
+    composition = SimpleNamespace(compose_method=compose_method)
+    monkeypatch.setitem(sys.modules, 'mmdmt.composition', composition)
+    method = dict(method='unimatch', method_options=dict(threshold=0.9))
+    plan = small(methods=dict(METHODS, unimatch=method), base=f'supervised/{TOY}.py')
+    run = next(run for run in plan.runs if run.method == 'unimatch')
+    assert lengths_of(plan.config(run, 'x')) == [100]
+    assert found == [(TOY, 'unimatch', dict(threshold=0.9))]
 
 
 @pytest.mark.parametrize(
