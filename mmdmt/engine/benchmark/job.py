@@ -187,7 +187,8 @@ def _chain_products(work_dir: str, cfg: Config, select_by: str) -> Iterator[Prod
     plan = MutualPlan(cfg.mutual.members, cfg.mutual.ratios)
     for index, name in enumerate(plan.member_names):
         stages = [stage.name for stage in plan.stages if stage.member == name]
-        yield Product(ledger.checkpoint(stages[-1]), name, index == 0, 'last')
+        last = find_latest_valid_checkpoint(osp.join(work_dir, stages[-1]))  # whatever was selected
+        yield Product(last, name, index == 0, 'last')
         best = best_checkpoint([osp.join(work_dir, stage) for stage in stages], select_by)
         if best is not None:
             yield Product(best[0], name, index == 0, 'best', best[1])

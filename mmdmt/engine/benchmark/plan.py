@@ -82,7 +82,7 @@ class Plan:
             self.methods = {name: self._method(name) for name in chosen}
             settings.update(smaller)
         self.baseline = settings.get('baseline', next(iter(self.methods), None))
-        self.labels: List[str] = [str(each) for each in settings.get('labels', ['all'])]
+        self.labels: List[str] = settings.get('labels', ['all'])
         self.folds: list = settings.get('folds', [0])
         self.lists: Optional[str] = settings.get('lists')
         self.seeds: List[int] = settings.get('seeds', [])
@@ -98,9 +98,11 @@ class Plan:
     def fromfile(
         cls, path: str, quick: bool = False, options: Optional[Dict[str, Any]] = None
     ) -> 'Plan':
-        """Read a plan file; ``options`` as of ``--cfg-options``."""
+        """Read a plan file; ``options`` as of ``--cfg-options``, also over those of ``quick``."""
         cfg = Config.fromfile(path)
-        cfg.merge_from_dict(options or {})
+        smaller = {*cfg.get('quick', {})} - {'methods'} if quick else ()
+        for key, value in (options or {}).items():
+            cfg.merge_from_dict({'quick.' * (key.split('.')[0] in smaller) + key: value})
         cfg.setdefault('name', Path(path).stem)
         return cls(cfg, osp.dirname(osp.abspath(path)), quick)
 
@@ -115,7 +117,8 @@ class Plan:
         for key in ('methods', 'labels', 'folds', 'seeds'):
             value = getattr(self, key)
             if not value or not isinstance(value, (dict, list, tuple)):
-                raise ValueError(f'`{key}` of the plan must name at least one, got {value!r}')
+                raise ValueError(f'`{key}` of the plan must list at least one, got {value!r}')
+        self.labels = [str(labels) for labels in self.labels]
         self._method(self.baseline)
         for name, method in self.methods.items():
             refuse_unknown_keys(f'methods.{name}', method, METHOD_KEYS)

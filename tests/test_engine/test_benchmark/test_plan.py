@@ -195,6 +195,18 @@ def test_runs_are_all_combinations_and_share_no_seed_of_a_member():
     assert (cfg.train_cfg.val_interval, hook.interval, hook.save_best) == (25, 25, 'mIoU')
 
 
+def test_the_command_line_is_stronger_than_the_smaller_settings(tmp_path):
+    settings = dict(methods=METHODS, seeds=[0, 1], budget=dict(student_steps=100))
+    settings['quick'] = dict(seeds=[0], budget=dict(student_steps=9), methods=['labeled_only'])
+    path = tmp_path / 'mine.py'
+    path.write_text(''.join(f'{key} = {value!r}\n' for key, value in settings.items()))
+    options = {'budget.student_steps': 5, 'validations': 1}
+    for quick, seeds in ((True, [0]), (False, [0, 1])):
+        plan = Plan.fromfile(str(path), quick, options)
+        assert (plan.name, plan.seeds, plan.validations) == ('mine', seeds, 1)
+        assert plan.budget == dict(student_steps=5)
+
+
 def test_subsets_of_members_lie_beside_the_labels():
     config = 'dmt/dmt_deeplabv3plus_r50_1_8_pascal_voc12-321x321.py'
     plan = small(methods=dict(dmt=dict(config=config)), lists='splits/{labels}/fold_{fold}',
@@ -222,15 +234,16 @@ def test_names_of_methods_are_composed_with_the_base(monkeypatch):
     ('changes', 'message'),
     [
         (dict(seed=[0]), 'unknown keys .*seed.* meant'),
-        (dict(methods={}), '`methods` of the plan must name at least one'),
+        (dict(methods={}), '`methods` of the plan must list at least one'),
         (dict(methods=dict(a=dict(config='x', steps=3))), r'methods.a. has unknown keys'),
         (dict(methods=dict(a=dict(method='dmt'))), 'needs a `config`, or a `method` and .* `base`'),
-        (dict(seeds=0), '`seeds` of the plan must name at least one, got 0'),
+        (dict(seeds=0), '`seeds` of the plan must list at least one, got 0'),
         (dict(budget={}), '`budget` must be dict'),
         (dict(budget=dict(epochs=3)), '`budget` must be one of'),
         (dict(budget=dict(student_steps=0)), r'budget.student_steps. must be an integer'),
         (dict(budget=dict(student_steps={'4': 3})), r'budget.student_steps.all'),
-        (dict(baseline='none'), "'none' is none of the `methods`"),
+        (dict(baseline='none'), "no method 'none' in `methods`, which has"),
+        (dict(labels='1_8'), "`labels` of the plan must list at least one, got '1_8'"),
         (dict(dataset=dict(scenes=1)), '`dataset` has unknown keys'),
         (dict(dataset=dict(toy_scenes={})), '`dataset` needs `lists`'),
         (dict(metric='IoU'), '`metric` must be one of'),
