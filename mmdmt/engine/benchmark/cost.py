@@ -4,6 +4,7 @@ from typing import Any, NamedTuple, Optional
 
 from mmengine.config import Config
 
+from mmdmt.datasets.samplers.multi_source_sampler import split_batch
 from mmdmt.registry import MODELS
 
 BACKWARD = 2  # a backward pass takes as long as two forward passes
@@ -61,7 +62,7 @@ def step_cost(cfg: Config, passes: Optional[Any] = None) -> Optional[StepCost]:
     if known is None:
         return None
     ratio = list((cfg.train_dataloader.get('sampler') or {}).get('source_ratio', [1]))
-    labeled = batch * ratio[0] / sum(ratio)
+    labeled = split_batch(batch, ratio)[0]
     gradient, free = (part[0] * labeled + part[1] * (batch - labeled) for part in known)
     return StepCost(gradient, free)
 
