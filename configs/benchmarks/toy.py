@@ -1,6 +1,7 @@
-# All methods on the generated scenes of the demo, with five draws of the labels. On two CPU cores
-#   python tools/benchmark.py configs/benchmarks/toy.py --jobs 2          a night
-#   python tools/benchmark.py configs/benchmarks/toy.py --quick           a quarter of an hour
+# All methods on the generated scenes of the demo, with five draws of the labels. On two idle CPU
+# cores, estimated from a step of the demo (2.5 ms for a bare pass):
+#   python tools/benchmark.py configs/benchmarks/toy.py                   two to three hours
+#   python tools/benchmark.py configs/benchmarks/toy.py --quick           under a quarter of an hour
 # The scenes are the same for all seeds and are painted when they are missing; a seed is another
 # draw of the labeled ones, and another start.
 dataset = dict(toy_scenes=dict(root='data/toy_scenes'))
