@@ -37,7 +37,7 @@ def project(tmp_path_factory):
         cfg.pop('work_dir')
         write_config(add_hook(copy.deepcopy(cfg)), folder / f'{name}.py')
     methods = {name: dict(config=f'{name}.py') for name in configs}
-    wrong = {'optim_wrapper.optimizer.type': 'NoSuchOptimizer'}
+    wrong = {'optim_wrapper.optimizer.lr': -1}
     methods['broken'] = dict(config='labeled_only.py', options=wrong)
     plan = dict(
         methods=methods, labels=['4'], seeds=SEEDS, budget=dict(student_steps=STEPS), validations=3
@@ -97,7 +97,7 @@ def test_a_failing_run_is_named_and_the_others_are_finished(finished):
     out, text, code = finished
     assert code != 0
     assert '2 runs failed:' in text and '4_fold_0/broken/seed_1 (exit code 1)' in text
-    assert 'NoSuchOptimizer' in text.split('2 runs failed:')[1]  # the end of its log
+    assert 'lr` must be in [0, inf], got -1' in text.split('2 runs failed:')[1]  # of its log
     assert '6 of 8 runs are finished' in text
     states = {run['name']: run['state'] for run in results_of(out)['runs']}
     assert {state for name, state in states.items() if 'broken' in name} == {'failed'}

@@ -165,9 +165,9 @@ class Plan:
         set_length(cfg, steps, {*self.options, *self.methods[run.method].get('options', {})})
         interval = -(-steps // self.validations)
         cfg.train_cfg.val_interval = interval
-        cfg.setdefault('default_hooks', {}).setdefault('checkpoint', {}).update(
-            interval=interval, save_best=self.select_by, max_keep_ckpts=1
-        )
+        hooks = dict(cfg.get('default_hooks') or {})
+        own = dict(interval=interval, save_best=self.select_by, max_keep_ckpts=1)
+        cfg.default_hooks = dict(hooks, checkpoint={**(hooks.get('checkpoint') or {}), **own})
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=run.seed)
         for index, member in enumerate((cfg.get('mutual') or {}).get('members', ())):
             member['seed'] = MEMBER_SEEDS * index  # the first one starts as the baseline does
@@ -253,8 +253,8 @@ def set_length(cfg: Config, steps: int, given: Sequence[str] = ()) -> None:
     scale = steps / sum(lengths)
     if 'mutual' in cfg:
         first, *later = _shares(lengths, steps)
-        cfg.mutual.setdefault('supervised', {})['max_iters'] = first
-        cfg.mutual.setdefault('round', {})['max_iters'] = later
+        for key, value in (('supervised', first), ('round', later)):
+            cfg.mutual[key] = dict(cfg.mutual.get(key) or {}, max_iters=value)
         new_end = end  # each stage sets its own
     else:
         cfg.train_cfg.max_iters = new_end = steps

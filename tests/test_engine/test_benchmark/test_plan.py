@@ -98,6 +98,10 @@ def test_stages_keep_their_proportions_and_sum_to_the_budget():
         changed = copy.deepcopy(cfg)
         set_length(changed, steps)
         assert lengths_of(changed) == expected and sum(expected) == steps
+    cfg.mutual.pop('supervised')  # as long as the config says
+    changed = copy.deepcopy(cfg)
+    set_length(changed, 100)
+    assert lengths_of(changed) == [40, 30, 30]
     with pytest.raises(ValueError, match='2 steps are too few for 3 stages'):
         set_length(cfg, 2)
 
