@@ -22,6 +22,10 @@ class CheckpointMismatchError(RuntimeError):
     """Weights do not fit a model, and nobody has said that they may differ."""
 
 
+class MissingWeightsError(RuntimeError):
+    """Weights to begin with are neither on this machine nor to be had over the network."""
+
+
 class WeightsMismatchError(ValueError):
     """A file to convert does not have the layout that it should have."""
 
@@ -122,6 +126,52 @@ def load_weights(
     fit = fit_of(seen[-1])
     fit = fit if exact else _without_auxiliary_heads(fit, model, origin)
     _check(fit, type(model).__name__, origin, allowed)
+
+
+@contextmanager
+def available_weights(cfg: Any) -> Iterator[None]:
+    """Say clearly which weights of the ``model`` in a config cannot be had, and what to do.
+
+    Raises:
+        MissingWeightsError: A file is missing, or an address cannot be reached.
+    """
+    try:
+        yield
+    except Exception as error:
+        module = type(error).__module__.split('.')[0]
+        if not (isinstance(error, OSError) or module in ('httpx', 'httpcore', 'huggingface_hub')):
+            raise
+        wanted = dict(_sources_in(cfg.get('model') or {}, 'model'))
+        key = next(iter(wanted), 'model.backbone.init_cfg')
+        found = ', '.join(f'{each}={source!r}' for each, source in wanted.items())
+        if key.endswith('.pretrained=True'):  # of timm
+            key = key.rpartition('=')[0]
+            local, none = f'{key}_cfg_overlay.file', 'False'
+        else:
+            local, none = key if key.endswith('.pretrained') else f'{key}.checkpoint', 'None'
+        raise MissingWeightsError(
+            f'the weights to begin with cannot be had ({type(error).__name__}: {error}). The '
+            f'config asks for {found or "some that a part of it fetches"}. Where there is a '
+            'network, download them once; else name a file of this machine, '
+            f'--cfg-options {local}=FILE, or begin with random weights, '
+            f'--cfg-options {key}={none}'
+        ) from error
+
+
+def _sources_in(node: Any, path: str) -> Iterator[Tuple[str, str]]:
+    """Places in a model's config that name initial weights, and what they name."""
+    if isinstance(node, dict):
+        init_cfg = node.get('init_cfg')
+        if isinstance(init_cfg, dict) and str(init_cfg.get('type')).endswith('Pretrained'):
+            yield f'{path}.init_cfg', str(init_cfg.get('checkpoint'))
+        if node.get('pretrained') is True:
+            yield f'{path}.pretrained=True', str(node.get('model_name'))
+        elif node.get('pretrained'):
+            yield f'{path}.pretrained', str(node['pretrained'])
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in items:
+        if isinstance(value, (dict, list, tuple)):
+            yield from _sources_in(value, f'{path}.{key}')
 
 
 @contextmanager

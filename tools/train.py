@@ -28,7 +28,9 @@ with contextlib.redirect_stdout(sys.stderr):
     from mmdmt.config import merge_options, resolve_config
     from mmdmt.engine.runners import MutualTrainingRunner, SemiRunner
     from mmdmt.engine.runners.work_dir import only_run
+    from mmdmt.engine.screen import be_quiet
     from mmdmt.registry import RUNNERS
+    from mmdmt.weights import MissingWeightsError
 
 
 def parse_args() -> argparse.Namespace:
@@ -85,6 +87,11 @@ def parse_args() -> argparse.Namespace:
         action=DictAction,
         help='override settings of the config: key=value, nested keys with dots, lists as '
         'key="[a,b]"',
+    )
+    parser.add_argument(
+        '--verbose',
+        action='store_true',
+        help='print all that is logged; else what is not needed is in the log file alone',
     )
     parser.add_argument(
         '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='launcher'
@@ -182,6 +189,16 @@ def main() -> None:
             text = config_text(load_config(args))
         print(text)
         return
+    if not args.verbose:
+        be_quiet()
+    try:
+        train(args)
+    except MissingWeightsError as error:  # a traceback would bury it
+        sys.exit(f'{type(error).__name__}: {error}')
+
+
+def train(args: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
     runner = build_runner(load_config(args))
     if args.list_stages:
         print(runner.describe())

@@ -33,7 +33,7 @@ def predict_probabilities(
     Images of different sizes are predicted one by one.
 
     Args:
-        model: An ordinary mmseg segmentor in eval mode.
+        model: A segmentor in eval mode.
         batch: ``inputs``, a list of (3, h, w) images, and ``data_samples``, as a test pipeline
             and mmengine's ``pseudo_collate`` make them.
         amp: Whether to predict in half precision (bfloat16 on a CPU).
@@ -85,6 +85,12 @@ def _view(
 
 def _predict(model: BaseSegmentor, batch: Batch, amp: bool) -> List[Tensor]:
     data = model.data_preprocessor(batch, False)
-    with torch.autocast(data['inputs'].device.type, enabled=amp):
+    device = next(model.parameters()).device  # an ensemble's images are a list
+    with torch.autocast(device.type, enabled=amp):
         samples = model.predict(data['inputs'], data['data_samples'])
-    return [sample.seg_logits.data.float().softmax(dim=0) for sample in samples]
+    return [_probabilities(sample.seg_logits.data.float()) for sample in samples]
+
+
+def _probabilities(found: Tensor) -> Tensor:
+    """Probabilities (C, H, W); of a head of one channel mmseg gives the sigmoid already."""
+    return found.softmax(dim=0) if len(found) > 1 else torch.cat([1 - found, found])
