@@ -123,6 +123,8 @@ class _Report:
             except Exception as error:  # of data, weights or network of any kind
                 run.notes.append(f'Nothing could be predicted: {first_line(error)}.')
                 self.predictors.pop(run.name, None)
+                if only is None:
+                    self.tested.clear()
                 continue
             if counted and record:
                 self.records[run.name] = record

@@ -123,8 +123,8 @@ def read_runs(work_dirs: Sequence[Union[str, Path]]) -> List[Run]:
 def _is_run(path: Path) -> bool:
     has_config = any(path.glob('*.py'))
     has_product = any(path.glob('*.pth')) or (path / 'evaluation').is_dir()
-    logged = any(path.glob('*/vis_data')) and not any(path.glob('*/stages.json'))
-    return (path / 'stages.json').is_file() or logged or (has_config and has_product)
+    left = any((path / name).is_file() for name in ('stages.json', 'last_checkpoint'))
+    return left or any(path.glob('*/vis_data')) or (has_config and has_product)
 
 
 def _runs_below(path: Path, depth: int = 3) -> List[Path]:
@@ -297,7 +297,8 @@ def _describe(run: Run) -> None:
         run.facts = dict(Method=_method(run), Network=_network(cfg.get('model', {})), **run.facts)
         run.facts['Seed'] = str((cfg.get('randomness') or {}).get('seed', 'not set'))
         sources = cfg.get('train_dataloader', {}).get('dataset', {})
-        for part, source in zip(('labeled', 'unlabeled'), sources.get('datasets', [sources])):
+        sources = sources.get('datasets', [sources] if sources else [])
+        for part, source in zip(('labeled', 'unlabeled'), sources):
             run.lists.append(_describe_list(part, source))
     for key, value in re.findall(r'^ *([^:\n]+): (.+)$', run.environment, re.MULTILINE):
         if key in ('Python', 'PyTorch', 'MMEngine', 'GPU 0') or 'mmdmt' in key.lower():
