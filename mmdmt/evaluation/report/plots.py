@@ -238,9 +238,10 @@ class Plots:
         x, y = places[stage.name]
         best = max((s.entry.get('metrics', {}).get(metric, -1) for s in stages), default=-1)
         score = stage.entry.get('metrics', {}).get(metric)
-        edge = color_of(0) if score is not None and score == best else _MUTED
+        is_best = score is not None and score == best
+        edge, width = (color_of(1), 2.2) if is_best else (_MUTED, 1.1)
         box = FancyBboxPatch(
-            (x, y), 1.8, 0.72, boxstyle='round,pad=0,rounding_size=0.1', fc=_CARD, ec=edge, lw=1.3
+            (x, y), 1.8, 0.72, boxstyle='round,pad=0,rounding_size=0.1', fc=_CARD, ec=edge, lw=width
         )
         axes.add_patch(box)
         axes.text(x + 0.12, y + 0.48, f'{stage.name}', fontsize=8, color=_MUTED, va='center')
@@ -251,7 +252,8 @@ class Plots:
         text = stage.entry.get('state', 'pending') if score is None else f'{score:.1f}'
         axes.text(x + 0.12, y + 0.2, text, fontsize=11, weight='bold', va='center')
         if score is not None and old is not None:
-            axes.text(x + 1.68, y + 0.2, f'{score - old:+.1f}', fontsize=9, va='center', ha='right')
+            gain = f'{score - old:+.1f}'.replace('-', '−')
+            axes.text(x + 1.68, y + 0.2, gain, fontsize=9, va='center', ha='right')
 
     def _arrows(self, axes: Axes, stage: Any, places: dict, members: List[str]) -> None:
         """Weights come from the stage of the same member before, labels from that of the next."""
@@ -293,7 +295,9 @@ class Plots:
         prefix = f'p{self._count}-'
         figure.patch.set_visible(False)
         stream = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(stream, metadata=dict(Date=None, Creator=None))
+        canvas = FigureCanvasSVG(figure)
+        figure.draw_without_rendering()  # the layout has to know the final labels of the ticks
+        canvas.print_svg(stream, metadata=dict(Date=None, Creator=None))
         text = stream.getvalue()
         text = text[text.index('<svg') :]
         # What would count for the whole page.

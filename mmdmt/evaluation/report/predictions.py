@@ -229,7 +229,7 @@ def evaluate(
             quality.update(label, found['confidence'], label != 255, truth)
     if not counted or not quality.confusion.sum():
         return {}
-    origin = f'predicted with {run.checkpoint.name}'
+    origin = f'predicted with {relative(run.checkpoint, run.path)}'
     record = dict(classes=classes, dataset=data['part'], origin=origin)
     record['reliability'] = reliability_of(quality)
     return dict(record, **scores_of(quality.confusion[:, :-1]))
@@ -290,6 +290,12 @@ def scores_of(confusion: np.ndarray) -> Dict[str, Any]:
     metrics = dict(aAcc=float(overall), mIoU=float(np.nanmean(iou)), mAcc=float(np.nanmean(acc)))
     per_class = dict(IoU=iou.tolist(), Acc=acc.tolist())
     return dict(metrics=metrics, per_class=per_class, confusion=confusion.tolist())
+
+
+def relative(file: Path, folder: Path) -> str:
+    """A path as seen from a work dir, where it lies in it."""
+    inside = folder.resolve() in file.resolve().parents
+    return str(file.resolve().relative_to(folder.resolve()) if inside else file)
 
 
 def reliability_of(quality: PseudoLabelQuality) -> Dict[str, Any]:

@@ -272,7 +272,7 @@ def _read_logs(run: Run) -> None:
         run.environment = match[1] if match else ''
         seen = dict.fromkeys(re.findall(r' - WARNING - (.+)', text))
         run.warnings = list(seen)[:20]
-    seconds = sum(filter(None, (_duration(log) for log in own)))
+    seconds = sum(map(_duration, own))
     if run.stages:
         seconds = sum(stage.entry.get('seconds', 0) for stage in run.stages)
     if seconds:
@@ -281,13 +281,12 @@ def _read_logs(run: Run) -> None:
         run.notes.append('The environment is not in the logs.')
 
 
-def _duration(log: Path) -> Optional[float]:
-    """Seconds from the start of a run, which names its log, to the last line."""
-    try:
-        began = datetime.strptime(log.stem, '%Y%m%d_%H%M%S')
-    except ValueError:
-        return None
-    return max(0.0, log.stat().st_mtime - began.timestamp())
+def _duration(log: Path) -> float:
+    """Seconds between the first and the last line of a log."""
+    text = log.read_text(encoding='utf-8', errors='replace')
+    stamps = re.findall(r'^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - ', text, re.MULTILINE)
+    times = [datetime.strptime(stamp, '%Y/%m/%d %H:%M:%S') for stamp in stamps[:1] + stamps[-1:]]
+    return (times[-1] - times[0]).total_seconds() if times else 0.0
 
 
 def _describe(run: Run) -> None:
