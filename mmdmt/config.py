@@ -22,6 +22,7 @@ KEPT_KEYS = {
     'custom_imports',
     'trusted_checkpoints',
     'allow_unmatched',
+    'widen_input',
     'channels_last',
     'find_unused_parameters',
     'batch_size_is_total',

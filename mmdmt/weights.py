@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Dict, List, NamedTuple, Set, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple, Union
 
 import torch
 from mmengine.logging import print_log
@@ -12,9 +12,16 @@ from mmengine.model import BaseTTAModel
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import Tensor, nn
 
-from mmdmt.checks import listed
+from mmdmt.checks import check_choice, listed
 
 _OTHER_SHAPE = re.compile(r'(?:size mismatch for|While copying the parameter named) "?([\w.]+)')
+_OTHER_BANDS = re.compile(
+    r'size mismatch for "?([\w.]+).*Size\(\[(\d+), [13], (\d+), (\d+)\]\)'
+    r'.*Size\(\[\2, \d+, \3, \4\]\)',
+    re.DOTALL,
+)
+#: How the first convolution of pretrained weights takes other channels than theirs.
+WIDENINGS = ('repeat', 'mean', 'zero')
 _AUXILIARY = 'auxiliary_head'  # mmseg's name of one or a list
 
 
@@ -79,12 +86,15 @@ class Fit(NamedTuple):
         missing: Those that the file does not have.
         differing: Those that have another shape in the file.
         surplus: Weights of the file that the module does not have.
+        bands: Convolutions of ``differing`` that only take another number of channels than the
+            one or three of the file.
     """
 
     total: int
     missing: List[str]
     differing: List[str]
     surplus: List[str]
+    bands: Sequence[str] = ()
 
     @property
     def unmatched(self) -> List[str]:
@@ -203,6 +213,65 @@ def checked_pretrained(model: nn.Module, allowed: Union[str, Sequence[str]] = ()
         _check(Fit(fit.total, *keys), what, source, allowed)
 
 
+def widened(weight: Tensor, bands: int, mode: str) -> Tensor:
+    """Weights (O, bands, h, w) of a convolution made of those for fewer or more channels.
+
+    - ``'repeat'``: the channels in turn (as timm does it), ``'mean'``: their mean for every band;
+      both multiplied by the ratio of the numbers, so that an input of equal bands gives the same.
+    - ``'zero'``: the channels for the first bands, 0 for the others, which are learned.
+
+    Raises:
+        ValueError: The mode is none of these, or ``'zero'`` has to drop channels.
+    """
+    check_choice('widen_input', mode, WIDENINGS)
+    known = weight.shape[1]
+    if mode == 'zero':
+        if bands < known:
+            raise ValueError(
+                f"`widen_input` is 'zero', but images have {bands} bands and the weights {known}: "
+                "take 'repeat' or 'mean'"
+            )
+        return torch.cat(
+            [weight, weight.new_zeros(len(weight), bands - known, *weight.shape[2:])], 1
+        )
+    if mode == 'mean':
+        weight = weight.mean(dim=1, keepdim=True).expand_as(weight)
+    return weight[:, [band % known for band in range(bands)]] * (known / bands)
+
+
+@contextmanager
+def widened_input(model: nn.Module, mode: Optional[str]) -> Iterator[None]:
+    """Widen what is loaded into convolutions for another number of bands inside the block.
+
+    It concerns weights for one or three channels that differ in nothing else. None changes nothing.
+    """
+
+    def widen(module, state_dict, prefix, *_) -> None:
+        found, own = state_dict.get(f'{prefix}weight'), module.weight
+        if not isinstance(found, Tensor) or found.ndim != 4 or found.shape[1] not in (1, 3):
+            return
+        if found.shape[1] != own.shape[1] and (len(found), *found.shape[2:]) == (
+            len(own),
+            *own.shape[2:],
+        ):
+            state_dict[f'{prefix}weight'] = widened(found, own.shape[1], mode)
+            print_log(
+                f'{prefix}weight: {found.shape[1]} input channels became {own.shape[1]} '
+                f'(widen_input={mode!r})',
+                'current',
+            )
+
+    if mode is not None:
+        check_choice('widen_input', mode, WIDENINGS)
+    layers = [each for each in model.modules() if isinstance(each, nn.Conv2d) and mode]
+    handles = [each._register_load_state_dict_pre_hook(widen, with_module=True) for each in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @contextmanager
 def watch_loading(modules: Iterable[nn.Module]) -> Iterator[List[Loading]]:
     """Note every load of a state dict into some modules, also as parts of others."""
@@ -230,9 +299,10 @@ def fit_of(loading: Loading) -> Fit:
 
     weights = _weights_of(loading.module)
     errors = (found.group(1) for found in map(_OTHER_SHAPE.match, loading.errors) if found)
+    bands = own(found.group(1) for found in map(_OTHER_BANDS.match, loading.errors) if found)
     surplus = own(key for key in loading.unexpected if not key.endswith('.num_batches_tracked'))
     missing = [key for key in own(loading.missing) if key in weights]
-    return Fit(len(weights), missing, own(errors), surplus)
+    return Fit(len(weights), missing, own(errors), surplus, bands)
 
 
 def _weights_of(module: nn.Module) -> Set[str]:
@@ -296,6 +366,12 @@ def _refusal(fit: Fit, excused: Collection[str], what: str, origin: str) -> str:
     }
     found = [f'{len(keys)} are {kind}: {listed(keys, 4)}' for kind, keys in kinds.items() if keys]
     parts = {key.rpartition('.')[0] or key for key in fit.unmatched if key not in excused}
+    if fit.bands:
+        return (
+            f'{origin} does not fit {what}: {listed(fit.bands, 4)} takes another number of image '
+            f'bands. Say what the weights of the bands are to be made of: widen_input={WIDENINGS} '
+            'in the config, one of them, or --cfg-options widen_input=repeat'
+        )
     example = sorted(parts) if len(parts) < 5 else ['decode_head.conv_seg']
     return (
         f'{origin} does not fit {what}: {matched} of {fit.total} weights match; '

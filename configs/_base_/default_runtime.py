@@ -30,6 +30,7 @@ default_hooks = dict(
     method=dict(type='mmdmt.MethodHook'),  # moves teachers; nothing for plain models
     finite=dict(type='mmdmt.FiniteHook'),  # stops a run that has diverged
     dataset_check=dict(type='mmdmt.DatasetCheckHook'),
+    unpredicted_classes=dict(type='mmdmt.UnpredictedClassHook'),
     visualization=dict(type='SegVisualizationHook', draw=False),
 )
 

@@ -18,6 +18,9 @@ settings = dict(
     img_suffix=dict(sets=['*_dataloader.**.img_suffix']),
     seg_map_suffix=dict(sets=['*_dataloader.**.seg_map_suffix']),
     metainfo=dict(sets=['*_dataloader.**.metainfo']),
+    mask_values=dict(
+        sets=['*_dataloader.**.LoadMasks.mask_values', '*_pipeline.**.LoadMasks.mask_values']
+    ),
     num_classes=dict(sets=['model.**.num_classes', 'mutual.**.num_classes']),
     image_size=dict(sets=['*_dataloader.**.scale', '*_pipeline.**.scale', 'mutual.**.scale']),
     resize_ratio=dict(sets=['train_dataloader.**.RandomRe*.ratio_range']),

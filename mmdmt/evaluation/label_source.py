@@ -6,10 +6,13 @@ from typing import Any, Dict, Optional
 
 import cv2
 import numpy as np
+import torch
 from mmcv.transforms import Compose
 from mmengine.config import Config
-from mmseg.datasets.transforms import LoadAnnotations
 
+from mmdmt.datasets import LoadMasks
+from mmdmt.datasets.checks.sources import mask_values_of
+from mmdmt.evaluation.visualization import to_uint8_image
 from mmdmt.registry import DATASETS
 
 
@@ -35,7 +38,8 @@ class LabelSource:
                 f'{cfg.filename}: `train_dataloader.dataset` must be a mmdmt.SemiDataset of a '
                 f'labeled and an unlabeled source, it has {len(sources)}'
             )
-        self.unlabeled_cfg = sources[1]
+        self.load_mask = LoadMasks()
+        self.load_mask.mask_values = mask_values_of(sources[0])
         self.labeled = DATASETS.build(dict(sources[0], pipeline=[], lazy_init=True))
         unlabeled = DATASETS.build(sources[1])
         infos = (unlabeled.get_data_info(index) for index in range(len(unlabeled)))
@@ -61,7 +65,11 @@ class LabelSource:
     def image(self, name: str) -> np.ndarray:
         """(H, W, 3) uint8 RGB image."""
         image = self.load_image(dict(img_path=self.image_paths[name]))['img']
-        return np.ascontiguousarray(image[..., ::-1])
+        if image.dtype == np.uint8 and image.shape[-1] == 3:
+            return np.ascontiguousarray(image[..., ::-1])
+        low, high = np.percentile(image, (1, 99), axis=(0, 1))  # bands of any range
+        unit = (image - low) / np.maximum(high - low, 1e-6)
+        return to_uint8_image(torch.from_numpy(unit.transpose(2, 0, 1)))
 
     def truth(self, name: str, size: Sequence[int]) -> Optional[np.ndarray]:
         """(H, W) uint8 true classes at ``size`` (nearest neighbor); None if there is no mask."""
@@ -74,7 +82,7 @@ class LabelSource:
             reduce_zero_label=self.labeled.reduce_zero_label,
             label_map=self.labeled.label_map,
         )
-        mask = LoadAnnotations()(info)['gt_seg_map']
+        mask = self.load_mask(info)['gt_seg_map']
         if mask.shape != tuple(size):  # labels of a protocol at reduced size
             mask = cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
         return mask

@@ -186,6 +186,9 @@ def plain_config(cfg: Config, network: str = '') -> Config:
     for part in dicts_in(plain):
         if isinstance(part.get('type'), str):
             part['type'] = _PLAIN_TYPES.get(part['type'], part['type'])
+        if part.get('type') == 'mmdmt.LoadMasks' and not part.get('mask_values'):
+            part.pop('mask_values', None)
+            part['type'] = 'LoadAnnotations'
     return with_imports(plain, cfg, 'mmdmt')
 
 
@@ -214,12 +217,18 @@ def _plain_model(cfg: dict, network: str) -> dict:
     kept = {key: value for key, value in given.items() if key in known}
     if given.get('padding') == 'black' and given.get('test_cfg'):  # mmseg cannot pad like this
         kept.update(type='mmdmt.PaddingPreprocessor', padding='black')
+    if len(given.get('mean') or ()) not in (0, 1, 3):  # which mmseg refuses
+        kept.update(type='mmdmt.PaddingPreprocessor')
     model['data_preprocessor'] = dict(dict(type='SegDataPreProcessor'), **kept)
     forget_pretrained(model)
     for part in dicts_in(model):
         loss = part.get('loss_decode')
-        if isinstance(loss, dict) and str(loss.get('type')).startswith('mmdmt.'):
-            part['loss_decode'] = dict(type='CrossEntropyLoss', avg_non_ignore=True)
+        losses = loss if isinstance(loss, (list, tuple)) else [loss or {}]
+        if any(str(each.get('type')).startswith('mmdmt.') for each in losses):
+            sigmoid = part.get('out_channels') == 1
+            part['loss_decode'] = dict(
+                type='CrossEntropyLoss', avg_non_ignore=True, use_sigmoid=sigmoid
+            )
     return model
 
 

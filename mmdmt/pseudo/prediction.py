@@ -10,6 +10,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from mmdmt.checks import refuse_unknown_keys
+from mmdmt.models.forward import class_probabilities
 
 Batch = Dict[str, list]
 
@@ -88,9 +89,4 @@ def _predict(model: BaseSegmentor, batch: Batch, amp: bool) -> List[Tensor]:
     device = next(model.parameters()).device  # an ensemble's images are a list
     with torch.autocast(device.type, enabled=amp):
         samples = model.predict(data['inputs'], data['data_samples'])
-    return [_probabilities(sample.seg_logits.data.float()) for sample in samples]
-
-
-def _probabilities(found: Tensor) -> Tensor:
-    """Probabilities (C, H, W); of a head of one channel mmseg gives the sigmoid already."""
-    return found.softmax(dim=0) if len(found) > 1 else torch.cat([1 - found, found])
+    return [class_probabilities(sample) for sample in samples]

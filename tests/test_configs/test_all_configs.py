@@ -299,7 +299,9 @@ def test_lists_belong_together(name):
     sources, parts = load(name).train_dataloader.dataset.datasets, parts_of(name)
     labels, fold = parts['labels'], FOLDS.get((parts['method'] or '')[:-1], 'fold_0')
     assert len(sources) == (1 if 'supervised' in name else 2)
-    assert any('LoadAnnotations' in step.type for step in sources[0].pipeline)
+    assert any(
+        'LoadAnnotations' in step.type or 'LoadMasks' in step.type for step in sources[0].pipeline
+    )
     if len(sources) == 1:
         return
     assert sources[1].type == 'mmdmt.UnlabeledDataset'

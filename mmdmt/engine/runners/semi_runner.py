@@ -38,7 +38,7 @@ from mmdmt.files import atomic_path, is_remote, require_writable
 from mmdmt.finite import refuse_non_finite
 from mmdmt.models.supervised import train_without_waiting
 from mmdmt.registry import RUNNERS
-from mmdmt.weights import available_weights, checked_pretrained, load_weights
+from mmdmt.weights import available_weights, checked_pretrained, load_weights, widened_input
 
 
 @RUNNERS.register_module()
@@ -53,7 +53,8 @@ class SemiRunner(Runner):
       same way. Config key ``trusted_checkpoints``: files that may be unpickled freely.
     - A checkpoint that does not fit the model is refused (:mod:`mmdmt.weights`). Config key
       ``allow_unmatched``: parts that may differ from that of ``load_from`` or ``Pretrained``, such
-      as ``['decode_head.conv_seg']`` for other classes.
+      as ``['decode_head.conv_seg']`` for other classes. ``widen_input``: what the first
+      convolution is made of where images have other bands, see :func:`mmdmt.weights.widened`.
     - ``resume=True`` falls back to an older checkpoint when the newest one is damaged, and takes
       the seed of the interrupted run before anything draws from it. A checkpoint that was due
       for validation is validated at once, since it was saved before.
@@ -138,6 +139,7 @@ class SemiRunner(Runner):
             available_weights(self.cfg),
             safe_loading(self.trusted_checkpoints),
             checked_pretrained(unwrap(self.model), allowed),
+            widened_input(unwrap(self.model), self.cfg.get('widen_input')),
         ):
             super()._init_model_weights()
 
@@ -343,7 +345,8 @@ class SemiRunner(Runner):
         exact = strict or self._resume
         allowed = () if exact else self.cfg.get('allow_unmatched', ())
         model = unwrap(self.model)
-        load_weights(model, checkpoint, str(filename), allowed, revise_keys, exact)
+        with widened_input(model, None if exact else self.cfg.get('widen_input')):
+            load_weights(model, checkpoint, str(filename), allowed, revise_keys, exact)
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')
         return checkpoint
