@@ -32,11 +32,16 @@ def prevmatch(cfg):
     return online(cfg, 'mmdmt.FixMatch', previous=dict(every='epoch', keep=2))
 
 
+def unimatch(cfg):
+    return online(cfg, 'mmdmt.UniMatch')
+
+
 METHODS = dict(
     supervised=labeled_only,
     mean_teacher=mean_teacher,
     dual_teacher=dual_teacher,
     prevmatch=prevmatch,
+    unimatch=unimatch,
 )
 
 
@@ -68,6 +73,14 @@ def run(monkeypatch, capsys, *args):
                 'teacher_0, 2 images: forward',
                 'student, 4 images: forward, loss, backward',
                 'student, 2 images: forward, loss, backward',
+            ],
+        ),
+        # Dropped features pass through the head alone.
+        (
+            'unimatch',
+            [
+                'student, 4 images (head 6): forward, loss, backward',
+                'student, 4 images: forward, loss, backward',
             ],
         ),
         # Its own labels, and those of the two copies that are kept.
