@@ -223,6 +223,11 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         """
         self.max_iters, self.pass_iters = max_iters, list(pass_iters)
 
+    def restart(self) -> None:
+        """Count from 0, whatever run the weights are from; called by ``MethodHook`` in a new run."""
+        self.step = 0
+        self.iterations.zero_()
+
     def after_step(self) -> None:
         """Move the teachers and count; called by ``MethodHook`` after each optimizer step."""
         self.update_teachers()

@@ -210,7 +210,9 @@ def _losses_of_rows(
     with torch.no_grad(), _full_precision(anchors.device.type):
         limit = _MAX_SIMILARITIES if anchors.is_cuda else min(_MAX_SIMILARITIES, _MAX_ON_CPU)
         size = max(1, limit // max(1, bank.shape[0] * bank.shape[1]))
-        rows = [each.split(size) for each in (anchors, classes, anchors if peers is None else peers)]
+        rows = [
+            each.split(size) for each in (anchors, classes, anchors if peers is None else peers)
+        ]
         found = [
             _loss_and_gradient(anchor, cls, bank, filled, None if peers is None else peer)
             for anchor, cls, peer in zip(*rows)
