@@ -210,13 +210,9 @@ def _losses_of_rows(
     with torch.no_grad(), _full_precision(anchors.device.type):
         limit = _MAX_SIMILARITIES if anchors.is_cuda else min(_MAX_SIMILARITIES, _MAX_ON_CPU)
         size = max(1, limit // max(1, bank.shape[0] * bank.shape[1]))
-        rows = [
-            each.split(size) for each in (anchors, classes, anchors if peers is None else peers)
-        ]
-        found = [
-            _loss_and_gradient(anchor, cls, bank, filled, None if peers is None else peer)
-            for anchor, cls, peer in zip(*rows)
-        ]
+        rows = (anchors, classes) if peers is None else (anchors, classes, peers)
+        chunks = zip(*(each.split(size) for each in rows))
+        found = [_loss_and_gradient(bank, filled, *chunk) for chunk in chunks]
         losses, gradients = (torch.cat(each) for each in zip(*found))
     # The bank and the peers learn nothing, so that a row's gradient is known with its loss. What is
     # added has no value, but this gradient.
@@ -224,7 +220,11 @@ def _losses_of_rows(
 
 
 def _loss_and_gradient(
-    anchor: Tensor, cls: Tensor, bank: Tensor, filled: Optional[Tensor], peer: Optional[Tensor]
+    bank: Tensor,
+    filled: Optional[Tensor],
+    anchor: Tensor,
+    cls: Tensor,
+    peer: Optional[Tensor] = None,
 ) -> Tuple[Tensor, Tensor]:
     """Losses (P,) and gradients (P, D) of a chunk; what is as large as it is made once."""
     similarity = _similarities(anchor, bank, filled)
