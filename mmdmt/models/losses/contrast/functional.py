@@ -19,7 +19,7 @@ from torch import Tensor
 
 # Similarities (anchor, bank feature) held at a time: 64 MiB of float32; on a CPU what caches hold.
 _MAX_SIMILARITIES = 1 << 24
-_MAX_ON_CPU = 1 << 19
+_MAX_ON_CPU = 1 << 21
 # Similarity of a bank row that holds nothing: its exponential is 0. Finite, because the largest of
 # nothing but -inf could not be subtracted.
 _NO_SIMILARITY = -1e4
