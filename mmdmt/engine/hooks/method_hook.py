@@ -28,7 +28,7 @@ class MethodHook(Hook):
         if not hasattr(model, 'start_run'):
             return
         if runner.iter == 0:
-            model.restart()
+            model.reset_step()
         accumulate = _accumulative_counts(runner)
         sampler = getattr(runner.train_dataloader, 'sampler', None)
         sources = getattr(sampler, 'source_sizes', [])

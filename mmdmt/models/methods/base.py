@@ -223,7 +223,7 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         """
         self.max_iters, self.pass_iters = max_iters, list(pass_iters)
 
-    def restart(self) -> None:
+    def reset_step(self) -> None:
         """Count from 0, also with weights of another run; called by ``MethodHook`` in a new run."""
         self.step = 0
         self.iterations.zero_()
