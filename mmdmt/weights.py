@@ -112,8 +112,9 @@ def load_weights(
 ) -> None:
     """Load a checkpoint into a model that it fits.
 
-    Auxiliary heads serve training alone: a model without any leaves out those of the file, which is
-    logged.
+    Auxiliary heads serve training alone: a model without any leaves out those of the file. What a
+    method has besides its networks, such as banks of features or earlier students, starts afresh
+    where the file has none, and is left out of a file of another method. Both are logged.
 
     Args:
         model: The model. One that wraps another for test-time augmentation gives the inner one.
@@ -123,7 +124,7 @@ def load_weights(
             ``decode_head.conv_seg`` is that of every network in the model. What is not loaded is
             logged.
         revise_keys: Regular expressions and what they become in the keys of the checkpoint.
-        exact: Refuse such heads too.
+        exact: Refuse these too.
 
     Raises:
         CheckpointMismatchError: Other weights do not fit; the message counts and names them.
@@ -134,7 +135,9 @@ def load_weights(
             model, checkpoint, strict=False, logger='current', revise_keys=list(revise_keys)
         )
     fit = fit_of(seen[-1])
-    fit = fit if exact else _without_auxiliary_heads(fit, model, origin)
+    if not exact:
+        fit = _without_auxiliary_heads(fit, model, origin)
+        fit = _without_method_state(fit, model, origin)
     _check(fit, type(model).__name__, origin, allowed)
 
 
@@ -339,6 +342,23 @@ def _without_auxiliary_heads(fit: Fit, model: nn.Module, origin: str) -> Fit:
         return fit
     _warn(f'{origin}: left out, as the model has no auxiliary heads: {listed(heads)}')
     return fit._replace(surplus=[key for key in fit.surplus if key not in set(heads)])
+
+
+def _without_method_state(fit: Fit, model: nn.Module, origin: str) -> Fit:
+    """The fit of the networks of an online method, without what it and the file have besides."""
+    networks = set(getattr(model, 'network_names', ()))
+    if not networks:
+        return fit
+    new = [key for key in fit.missing if _first(key) not in networks]
+    # A network of the file that the model has not is no such state.
+    others = {_first(key) for key in fit.surplus if key.split('.')[1:2] == ['backbone']}
+    old = [key for key in fit.surplus if _first(key) not in networks | others]
+    if new:
+        _warn(f'{origin} has no {listed(new)}: {type(model).__name__} starts with new ones')
+    if old:
+        _warn(f'{origin}: left out, as {type(model).__name__} has no such state: {listed(old)}')
+    missing = [key for key in fit.missing if key not in set(new)]
+    return fit._replace(missing=missing, surplus=[k for k in fit.surplus if k not in set(old)])
 
 
 def _first(key: str) -> str:
