@@ -38,6 +38,7 @@ class LabelSource:
                 f'{cfg.filename}: `train_dataloader.dataset` must be a mmdmt.SemiDataset of a '
                 f'labeled and an unlabeled source, it has {len(sources)}'
             )
+        self.unlabeled_cfg = sources[1]
         self.load_mask = LoadMasks()
         self.load_mask.mask_values = mask_values_of(sources[0])
         self.labeled = DATASETS.build(dict(sources[0], pipeline=[], lazy_init=True))
