@@ -29,6 +29,10 @@ class CheckpointMismatchError(RuntimeError):
     """Weights do not fit a model, and nobody has said that they may differ."""
 
 
+class MissingWeightsError(RuntimeError):
+    """Weights to begin with are neither on this machine nor to be had over the network."""
+
+
 class WeightsMismatchError(ValueError):
     """A file to convert does not have the layout that it should have."""
 
@@ -108,8 +112,9 @@ def load_weights(
 ) -> None:
     """Load a checkpoint into a model that it fits.
 
-    Auxiliary heads serve training alone: a model without any leaves out those of the file, which is
-    logged.
+    Auxiliary heads serve training alone: a model without any leaves out those of the file. What a
+    method has besides its networks, such as banks of features or earlier students, starts afresh
+    where the file has none, and is left out of a file of another method. Both are logged.
 
     Args:
         model: The model. One that wraps another for test-time augmentation gives the inner one.
@@ -119,7 +124,7 @@ def load_weights(
             ``decode_head.conv_seg`` is that of every network in the model. What is not loaded is
             logged.
         revise_keys: Regular expressions and what they become in the keys of the checkpoint.
-        exact: Refuse such heads too.
+        exact: Refuse these too.
 
     Raises:
         CheckpointMismatchError: Other weights do not fit; the message counts and names them.
@@ -130,8 +135,56 @@ def load_weights(
             model, checkpoint, strict=False, logger='current', revise_keys=list(revise_keys)
         )
     fit = fit_of(seen[-1])
-    fit = fit if exact else _without_auxiliary_heads(fit, model, origin)
+    if not exact:
+        fit = _without_auxiliary_heads(fit, model, origin)
+        fit = _without_method_state(fit, model, origin)
     _check(fit, type(model).__name__, origin, allowed)
+
+
+@contextmanager
+def available_weights(cfg: Any) -> Iterator[None]:
+    """Say clearly which weights of the ``model`` in a config cannot be had, and what to do.
+
+    Raises:
+        MissingWeightsError: A file is missing, or an address cannot be reached.
+    """
+    try:
+        yield
+    except Exception as error:
+        module = type(error).__module__.split('.')[0]
+        if not (isinstance(error, OSError) or module in ('httpx', 'httpcore', 'huggingface_hub')):
+            raise
+        wanted = dict(_sources_in(cfg.get('model') or {}, 'model'))
+        key = next(iter(wanted), 'model.backbone.init_cfg')
+        found = ', '.join(f'{each}={source!r}' for each, source in wanted.items())
+        if key.endswith('.pretrained=True'):  # of timm
+            key = key.rpartition('=')[0]
+            local, none = f'{key}_cfg_overlay.file', 'False'
+        else:
+            local, none = key if key.endswith('.pretrained') else f'{key}.checkpoint', 'None'
+        raise MissingWeightsError(
+            f'the weights to begin with cannot be had ({type(error).__name__}: {error}). The '
+            f'config asks for {found or "some that a part of it fetches"}. Where there is a '
+            'network, download them once; else name a file of this machine, '
+            f'--cfg-options {local}=FILE, or begin with random weights, '
+            f'--cfg-options {key}={none}'
+        ) from error
+
+
+def _sources_in(node: Any, path: str) -> Iterator[Tuple[str, str]]:
+    """Places in a model's config that name initial weights, and what they name."""
+    if isinstance(node, dict):
+        init_cfg = node.get('init_cfg')
+        if isinstance(init_cfg, dict) and str(init_cfg.get('type')).endswith('Pretrained'):
+            yield f'{path}.init_cfg', str(init_cfg.get('checkpoint'))
+        if node.get('pretrained') is True:
+            yield f'{path}.pretrained=True', str(node.get('model_name'))
+        elif node.get('pretrained'):
+            yield f'{path}.pretrained', str(node['pretrained'])
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in items:
+        if isinstance(value, (dict, list, tuple)):
+            yield from _sources_in(value, f'{path}.{key}')
 
 
 @contextmanager
@@ -289,6 +342,23 @@ def _without_auxiliary_heads(fit: Fit, model: nn.Module, origin: str) -> Fit:
         return fit
     _warn(f'{origin}: left out, as the model has no auxiliary heads: {listed(heads)}')
     return fit._replace(surplus=[key for key in fit.surplus if key not in set(heads)])
+
+
+def _without_method_state(fit: Fit, model: nn.Module, origin: str) -> Fit:
+    """The fit of the networks of an online method, without what it and the file have besides."""
+    networks = set(getattr(model, 'network_names', ()))
+    if not networks:
+        return fit
+    new = [key for key in fit.missing if _first(key) not in networks]
+    # A network of the file that the model has not is no such state.
+    others = {_first(key) for key in fit.surplus if key.split('.')[1:2] == ['backbone']}
+    old = [key for key in fit.surplus if _first(key) not in networks | others]
+    if new:
+        _warn(f'{origin} has no {listed(new)}: {type(model).__name__} starts with new ones')
+    if old:
+        _warn(f'{origin}: left out, as {type(model).__name__} has no such state: {listed(old)}')
+    missing = [key for key in fit.missing if key not in set(new)]
+    return fit._replace(missing=missing, surplus=[k for k in fit.surplus if k not in set(old)])
 
 
 def _first(key: str) -> str:

@@ -137,6 +137,46 @@ def test_a_plain_checkpoint_fits_a_method_with_parts_of_its_own(tree):
     load_weights(model, weights(num_classes=5), 'any.pth', [HEAD])
 
 
+def method(kind, **settings):
+    return MODELS.build(online(dict(model=tiny_segmentor()), kind, **settings)['model'])
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    messages = []
+    monkeypatch.setattr('mmdmt.weights.print_log', lambda text, **_: messages.append(text))
+    return messages
+
+
+def test_a_method_starts_from_the_networks_of_another(logged):
+    """Earlier students, a bank or a threshold start afresh, and may be left in the file."""
+    unimatch = method('mmdmt.UniMatch')
+    prevmatch = method('mmdmt.UniMatch', previous=dict(every=1))
+    load_weights(prevmatch, dict(state_dict=unimatch.state_dict()), 'any.pth')
+    key = 'student.backbone.conv1.weight'
+    assert torch.equal(prevmatch.state_dict()[key], unimatch.state_dict()[key])
+    assert len(prevmatch.previous) == 0
+    (said,) = logged
+    assert said.startswith('any.pth has no previous.copies: UniMatch starts with new')
+    prevmatch.previous.take(prevmatch.student)
+    load_weights(unimatch, prevmatch.state_dict(), 'any.pth')
+    assert logged[1].startswith('any.pth: left out, as UniMatch has no such state: previous.')
+    u2pl = method('mmdmt.U2PL', contrast=dict(queue_size=4, keys_per_class=2))
+    load_weights(u2pl, method('mmdmt.MeanTeacher').state_dict(), 'any.pth')
+    assert 'contrast.student.0.weight' in logged[2]
+
+
+def test_networks_of_a_method_have_to_fit_those_of_another():
+    student, both = method('mmdmt.UniMatch'), method('mmdmt.FixMatch', labeler='teacher')
+    with pytest.raises(CheckpointMismatchError, match=r'missing in the file: teacher\.'):
+        load_weights(both, student.state_dict(), 'any.pth')
+    with pytest.raises(CheckpointMismatchError, match=r'in the file only: teacher\.'):
+        load_weights(student, both.state_dict(), 'any.pth')
+    prevmatch = method('mmdmt.UniMatch', previous=dict(every=1))
+    with pytest.raises(CheckpointMismatchError, match='1 are missing in the file: previous'):
+        load_weights(prevmatch, student.state_dict(), 'any.pth', exact=True)
+
+
 # --- Pretrained ----------------------------------------------------------------------------------
 
 

@@ -41,7 +41,9 @@ with contextlib.redirect_stdout(sys.stderr):
     )
     from mmdmt.engine.runners import MutualTrainingRunner, SemiRunner
     from mmdmt.engine.runners.work_dir import only_run
+    from mmdmt.engine.screen import be_quiet
     from mmdmt.registry import RUNNERS
+    from mmdmt.weights import MissingWeightsError
 
 #: What a config may hold that names a folder of images, as options of the command line.
 REQUEST_KEYS = ('data', 'classes', 'method', 'labels', 'mask_values', 'work_dir', 'method_options')
@@ -93,16 +95,25 @@ def parse_args() -> argparse.Namespace:
         help='override settings of the config: key=value, nested keys with dots, lists as '
         'key="[a,b]"',
     )
-    parser.add_argument(
-        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='launcher'
-    )
-    # torch.distributed.launch passes it; torchrun sets the variable.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    _add_process_options(parser)
     args = parser.parse_args()
     if (args.config is None) == (args.data is None):
         parser.error('give a config, or a folder of images as --data FOLDER')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
+
+
+def _add_process_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--verbose',
+        action='store_true',
+        help='print all that is logged; else what is not needed is in the log file alone',
+    )
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='launcher'
+    )
+    # torch.distributed.launch passes it; torchrun sets the variable.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
 def _add_stage_options(parser: argparse.ArgumentParser) -> None:
@@ -294,7 +305,7 @@ def train_folder(args: argparse.Namespace) -> None:
         run.config, run.method, run.method_options = config, each, own
         run.work_dir = runs[each] = osp.join(work_dir, each)
         if not args.print_config:
-            run_config(run)
+            train(run)
         elif each == method:
             print_config(run)
     if not args.print_config and int(os.environ.get('RANK', 0)) == 0:
@@ -305,12 +316,15 @@ def train_folder(args: argparse.Namespace) -> None:
 def main() -> None:
     """Train."""
     args = read_request(parse_args())
-    if args.data:
-        train_folder(args)
-    elif args.print_config:
+    if args.print_config and not args.data:
         print_config(args)
-    else:
-        run_config(args)
+        return
+    if not args.verbose:
+        be_quiet()
+    try:
+        train_folder(args) if args.data else train(args)
+    except MissingWeightsError as error:  # a traceback would bury it
+        sys.exit(f'{type(error).__name__}: {error}')
 
 
 def print_config(args: argparse.Namespace) -> None:
@@ -320,8 +334,8 @@ def print_config(args: argparse.Namespace) -> None:
     print(text)
 
 
-def run_config(args: argparse.Namespace) -> None:
-    """Train, or list or remove stages."""
+def train(args: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
     runner = build_runner(load_config(args))
     if args.list_stages:
         print(runner.describe())

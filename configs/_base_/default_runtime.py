@@ -19,7 +19,11 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='mmdmt.SafeCheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=2
+        type='mmdmt.SafeCheckpointHook',
+        by_epoch=False,
+        interval=2000,
+        max_keep_ckpts=2,
+        save_best='auto',  # on the validation set, by mIoU; one file of weights alone
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     iter_seed=dict(type='mmdmt.IterSeedHook'),

@@ -64,11 +64,6 @@ def read_trained(
     if 'state_dict' not in loaded:
         raise ValueError(f'{checkpoint} has no state_dict: it was not written by a runner')
     refuse_non_finite(loaded['state_dict'], f'checkpoint {checkpoint}')
-    if any(key.startswith('members.') for key in loaded['state_dict']):
-        raise ValueError(
-            f'{checkpoint} is an ensemble of several networks, not one plain model: export the '
-            f'checkpoint of a member, of {loaded.get("meta", {}).get("members")}'
-        )
     if config is not None:
         return Trained(checkpoint, loaded, resolve_config(Config.fromfile(config)), True)
     text = loaded.get('meta', {}).get('cfg')

@@ -284,7 +284,7 @@ def map_in_threads(
         max_workers=workers or min(8, os.cpu_count() or 1),
         desc=title,
         unit='file',
-        disable=not progress,
+        disable=None if progress else True,  # None: where there is no terminal
         # In a log file every update is a piece of text, hence few of them.
         mininterval=0.1 if sys.stderr.isatty() else 30,
     )

@@ -234,6 +234,8 @@ class StageConfigBuilder:
             check.cache = osp.join(osp.dirname(cfg.work_dir), 'dataset_check.json')
         if self.select_of(stage) != 'last':
             hooks.checkpoint.save_best = self.metric
+        elif (hooks.get('checkpoint') or {}).get('save_best') == 'auto':
+            hooks.checkpoint.save_best = None  # nothing takes it
 
     def _set_data(self, cfg: Config, stage: Stage, settings: dict) -> None:
         """One labeled source in round 0, labeled and pseudo-labeled later."""

@@ -222,6 +222,11 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         """
         self.max_iters, self.pass_iters = max_iters, list(pass_iters)
 
+    def reset_step(self) -> None:
+        """Count from 0, also with weights of another run; called by ``MethodHook`` in a new run."""
+        self.step = 0
+        self.iterations.zero_()
+
     def after_step(self) -> None:
         """Move the teachers and count; called by ``MethodHook`` after each optimizer step."""
         self.update_teachers()
