@@ -385,16 +385,17 @@ def _fitting_batch(config: str, options: Dict[str, Any]) -> Optional[Line]:
 
 
 def summary(runs: Dict[str, str]) -> str:
-    """A table of the final metrics of some work dirs, by name, and how to predict with the last."""
-    rows = []
+    """A table of the final metrics of some work dirs, by name, and how to predict with the best."""
+    rows, scores = [], {}
     for name, work_dir in runs.items():
         path = Path(work_dir) / 'final.json'
         final = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
         numbers = {k: v for k, v in final.get('metrics', {}).items() if isinstance(v, (int, float))}
+        scores[work_dir] = numbers.get('mIoU', -1.0)
         shown = [f'{key} {numbers[key]:.2f}' for key in ('mIoU', 'mAcc', 'aAcc') if key in numbers]
         rows.append(f'  {name:<16} {"  ".join(shown) or "no final.json"}')
-    last = list(runs.values())[-1]
-    command = f'python tools/predict.py {last} FOLDER_OF_IMAGES --out predictions'
+    best = max(scores, key=lambda work_dir: scores[work_dir])
+    command = f'python tools/predict.py {best} FOLDER_OF_IMAGES --out predictions'
     return '\n'.join(['On the validation images:', *rows, f'Predict with\n  {command}'])
 
 

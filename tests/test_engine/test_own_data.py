@@ -172,7 +172,7 @@ def test_the_table_reads_what_runs_have_written(tmp_path):
     (tmp_path / 'a/final.json').write_text('{"metrics": {"mIoU": 51.234, "student/mIoU": 1}}')
     text = summary({'supervised': str(tmp_path / 'a'), 'cps': str(tmp_path / 'b')})
     assert 'supervised       mIoU 51.23' in text and 'cps              no final.json' in text
-    assert text.endswith(f'tools/predict.py {tmp_path / "b"} FOLDER_OF_IMAGES --out predictions')
+    assert text.endswith(f'tools/predict.py {tmp_path / "a"} FOLDER_OF_IMAGES --out predictions')
 
 
 def test_the_report_is_written_where_its_packages_are(monkeypatch):
