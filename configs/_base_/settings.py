@@ -15,6 +15,11 @@ settings = dict(
     labeled_list=dict(sets=['train_dataloader.dataset.datasets.0.**.ann_file']),
     unlabeled_list=dict(sets=['train_dataloader.dataset.datasets.1.**.ann_file']),
     val_list=dict(sets=['val_dataloader.**.ann_file', 'test_dataloader.**.ann_file']),
+    labeled_folders=dict(sets=['train_dataloader.dataset.datasets.0.data_prefix']),
+    unlabeled_folders=dict(sets=['train_dataloader.dataset.datasets.1.data_prefix']),
+    val_folders=dict(
+        sets=['val_dataloader.dataset.data_prefix', 'test_dataloader.dataset.data_prefix']
+    ),
     img_suffix=dict(sets=['*_dataloader.**.img_suffix']),
     seg_map_suffix=dict(sets=['*_dataloader.**.seg_map_suffix']),
     metainfo=dict(sets=['*_dataloader.**.metainfo']),

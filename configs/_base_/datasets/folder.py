@@ -35,6 +35,9 @@ data_root = 'data/mine'
 labeled_list = 'splits/labeled.txt'
 unlabeled_list = 'splits/unlabeled.txt'
 val_list = ''  # all images of the folder
+labeled_folders = dict(img_path='images/train', seg_map_path='masks/train')  # below data_root
+unlabeled_folders = dict(img_path='images/train')
+val_folders = dict(img_path='images/val', seg_map_path='masks/val')
 img_suffix = '.jpg'
 seg_map_suffix = '.png'
 image_size = (2048, 512)
@@ -78,7 +81,7 @@ labeled_dataset = dict(
     img_suffix=img_suffix,
     seg_map_suffix=seg_map_suffix,
     ann_file=labeled_list,
-    data_prefix=dict(img_path='images/train', seg_map_path='masks/train'),
+    data_prefix=labeled_folders,
     pipeline=sup_pipeline,
 )
 unlabeled_dataset = dict(
@@ -87,7 +90,7 @@ unlabeled_dataset = dict(
     metainfo=metainfo,
     img_suffix=img_suffix,
     ann_file=unlabeled_list,
-    data_prefix=dict(img_path='images/train'),
+    data_prefix=unlabeled_folders,
     pipeline=unsup_pipeline,
 )
 train_dataloader = dict(
@@ -109,7 +112,7 @@ val_dataloader = dict(
         img_suffix=img_suffix,
         seg_map_suffix=seg_map_suffix,
         ann_file=val_list,
-        data_prefix=dict(img_path='images/val', seg_map_path='masks/val'),
+        data_prefix=val_folders,
         pipeline=test_pipeline,
     ),
 )
