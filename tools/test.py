@@ -4,6 +4,7 @@ Usage::
 
 python tools/test.py CONFIG CHECKPOINT
 python tools/test.py CONFIG CHECKPOINT --predict-on student --show-dir pictures
+python tools/test.py CONFIG CHECKPOINT --reliability  # calibration, boundaries: docs/reliability.md
 """
 
 import argparse
@@ -28,6 +29,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show-dir', metavar='DIR', help='write painted predictions here')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds per image with --show')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    parser.add_argument(
+        '--reliability',
+        action='store_true',
+        help='measure calibration, selective prediction and boundaries, too; writes '
+        'reliability.json into the work dir',
+    )
     parser.add_argument(
         '--predict-on',
         metavar='NETWORK',
@@ -96,6 +103,20 @@ def write_labels(cfg: Config, folder: str) -> None:
     metric.update(output_dir=folder, keep_results=True)
 
 
+def add_reliability(cfg: Config) -> None:
+    """Measure how far confidence can be trusted, beside the metrics of the config."""
+    if cfg.get('default_scope') == 'mmpretrain':
+        raise ValueError('--reliability is for segmentors; this config has a classifier')
+    evaluator = cfg.test_evaluator
+    metrics = list(evaluator) if isinstance(evaluator, (list, tuple)) else [evaluator]
+    path = osp.join(cfg.work_dir, 'reliability.json')
+    metrics.append(dict(type='mmdmt.ReliabilityMetric', trimap_width=5, out_file=path))
+    cfg.test_evaluator = metrics
+    tta_model = cfg.get('tta_model') or {}
+    if str(tta_model.get('type')).split('.')[-1] == 'SegTTAModel':  # has logits of the last view
+        tta_model.type = 'mmdmt.MeanTTAModel'
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config and apply the command line to it."""
     cfg = Config.fromfile(args.config)
@@ -116,6 +137,8 @@ def load_config(args: argparse.Namespace) -> Config:
         select_network(cfg, args.predict_on)
     if args.show or args.show_dir:
         draw_predictions(cfg, args)
+    if args.reliability:
+        add_reliability(cfg)
     if args.tta:
         use_tta(cfg)
     if args.out is not None:

@@ -36,4 +36,4 @@ log_level = 'INFO'
 load_from = None
 resume = False
 
-tta_model = dict(type='SegTTAModel')
+tta_model = dict(type='mmdmt.MeanTTAModel')

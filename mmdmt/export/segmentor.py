@@ -4,7 +4,7 @@ import copy
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Union
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -22,10 +22,11 @@ from mmdmt.export.plain import (
     write_plain,
 )
 from mmdmt.export.stored_types import find_registered
+from mmdmt.export.temperature import read_temperature
 
 # What a config needs to be tested and to predict, beside model and data.
 _RUNTIME_KEYS = ('default_scope', 'env_cfg', 'vis_backends', 'visualizer', 'log_processor',
-                 'log_level', 'tta_model')  # fmt: skip
+                 'log_level', 'tta_model', 'temperature')  # fmt: skip
 _HOOKS = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
@@ -37,6 +38,7 @@ _HOOKS = dict(
 _PLAIN_TYPES = {
     'mmdmt.PseudoLabelSegmentor': 'EncoderDecoder',
     'mmdmt.PackSemiInputs': 'PackSegInputs',
+    'mmdmt.MeanTTAModel': 'SegTTAModel',
 }
 # By which a segmentor's keys in a checkpoint are known.
 _PARTS = ('backbone', 'decode_head')
@@ -57,6 +59,7 @@ def export_segmentor(
     config: Optional[PathLike] = None,
     network: str = 'auto',
     trusted: Sequence[PathLike] = (),
+    temperature: Union[float, str, None] = None,
 ) -> ExportedSegmentor:
     """Write one network as ``segmentor.py`` and ``segmentor.pth``, which need mmseg only.
 
@@ -71,9 +74,14 @@ def export_segmentor(
         network: Name of the network (``student``, ``teacher``, ...), or ``auto``: the one that
             predicts (``predict_on``, of several the first; else the first teacher).
         trusted: Checkpoints that may be unpickled, and build what they name, without restrictions.
+        temperature: What the logits are divided by, within the weights (:func:`.scale_logits`), or
+            ``auto``: what was fitted to this network (:func:`.read_temperature`). The config
+            records it as ``temperature``.
 
     Raises:
-        ValueError: No such network, no config, or weights that do not fit the config.
+        ValueError: No such network, no config, weights that do not fit the config, or a head that
+            a temperature cannot be put into.
+        FileNotFoundError: ``auto``, and no temperature was fitted.
         UntrustedCheckpointError: The checkpoint, or the config stored in it, could run code.
     """
     trained = read_trained(checkpoint, config, trusted)
@@ -87,7 +95,11 @@ def export_segmentor(
     meta = loaded.get('meta', {}).get('dataset_meta')
     meta = meta or plain.get('test_dataloader', {}).get('dataset', {}).get('metainfo', {})
     what = f'network {network!r} of {checkpoint}'
-    files = write_plain(Path(out_dir) / 'segmentor', plain, trained, weights, dict(meta), what)
+    if temperature == 'auto':
+        temperature = read_temperature(checkpoint, network)
+    files = write_plain(
+        Path(out_dir) / 'segmentor', plain, trained, weights, dict(meta), what, temperature
+    )
     return ExportedSegmentor(*files, network, foreign_types(plain))
 
 

@@ -3,12 +3,15 @@
 Usage::
 
 python tools/analysis_tools/inspect_pseudo_labels.py work_dirs/dmt/stage_1_a/pseudo_labels
+# all rounds of a chain, and how they compare:
+python tools/analysis_tools/inspect_pseudo_labels.py work_dirs/dmt
 # labels of another origin, or masks at another place than those of the labeled images:
 python tools/analysis_tools/inspect_pseudo_labels.py STORE --config CONFIG --mask-dir masks/all
 
 Where an image has a mask, of whatever origin, its pseudo-label is compared with it; masks are
 looked for where those of the labeled images are. Writes quality.json, quality.txt and sheet.png
-(the best and worst images) to STORE/../inspection, or to --out-dir.
+(the best and worst images) to STORE/../inspection, or to --out-dir. Of a chain, this is done for
+every stage, and rounds.json and rounds.txt go to WORK_DIR/inspection.
 """
 
 import argparse
@@ -28,7 +31,7 @@ from mmseg.datasets.transforms import LoadAnnotations
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.config import resolve_config
-from mmdmt.evaluation.pseudo_label_quality import PseudoLabelQuality, quality_table
+from mmdmt.evaluation.pseudo_label_quality import PseudoLabelQuality, quality_table, rounds_table
 from mmdmt.evaluation.visualization import (
     class_legend,
     colorize_label,
@@ -49,7 +52,10 @@ COLUMNS = ['image', 'pseudo-label, kept', 'confidence', 'truth', 'kept: right, w
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Say how good stored pseudo-labels are')
-    parser.add_argument('store', help='folder of the pseudo-labels, such as .../pseudo_labels')
+    parser.add_argument(
+        'store',
+        help='folder of the pseudo-labels, such as .../pseudo_labels, or work dir of a chain',
+    )
     parser.add_argument(
         '--config', help='config with both training sources (default: config.py beside the store)'
     )
@@ -63,9 +69,6 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.pictures < 0 or args.cell < 16:
         parser.error('--pictures must not be negative and --cell at least 16')
-    beside = osp.dirname(osp.abspath(args.store))
-    args.config = args.config or osp.join(beside, 'config.py')
-    args.out_dir = Path(args.out_dir or osp.join(beside, 'inspection'))
     return args
 
 
@@ -232,33 +235,66 @@ def _score(
     return ImageScore(name, accuracy, f'{share}, {100 * accuracy:.1f} % of it correct')
 
 
+def stages_of(folder: str) -> Dict[str, Path]:
+    """Finished stores of a chain by the name of their stage, in order; none of a single store."""
+    found = {}
+    for path in Path(folder).glob('stage_*_*/pseudo_labels'):
+        if (path / 'manifest.json').is_file():
+            found[path.parent.name] = path
+        else:
+            print(f'{path} is left out: its labeling was not finished')
+    return dict(sorted(found.items(), key=lambda pair: (int(pair[0].split('_')[1]), pair[0])))
+
+
+def inspect_store(store: Path, out_dir: Path, args: argparse.Namespace) -> Dict[str, Any]:
+    """Inspect a store; what ``quality.json`` holds."""
+    config = args.config or str(store.absolute().parent / 'config.py')
+    if not osp.isfile(config):
+        raise FileNotFoundError(f'{config} does not exist: name the config with --config')
+    cfg = resolve_config(Config.fromfile(config))
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    source = LabelSource(cfg, args.mask_dir, args.mask_suffix)
+    inspector = Inspector(PseudoLabelStore(store), source)
+    quality = dict(inspector.run(), class_names=list(source.metainfo['classes']))
+    table = quality_table(quality, quality['class_names'])
+    write_text_atomically(out_dir / 'quality.json', json.dumps(quality, indent=1))
+    write_text_atomically(out_dir / 'quality.txt', table + '\n')
+    print(table)
+    if args.pictures:
+        sheet = inspector.sheet(args.pictures, args.cell)
+        with atomic_path(out_dir / 'sheet.png') as temporary:
+            temporary.write_bytes(cv2.imencode('.png', sheet[..., ::-1])[1].tobytes())
+    print(f'\nWritten to {out_dir}')
+    return quality
+
+
 def main(argv: Optional[Sequence[str]] = None) -> Dict[str, Any]:
-    """Inspect a store.
+    """Inspect a store, or all of a chain.
 
     Args:
         argv: Command line, for calls from Python.
 
     Returns:
-        dict: What ``quality.json`` holds.
+        dict: What ``quality.json`` holds; of a chain ``rounds.json``, which has it by stage.
     """
     args = parse_args(argv)
-    if not osp.isfile(args.config):
-        raise FileNotFoundError(f'{args.config} does not exist: name the config with --config')
-    cfg = resolve_config(Config.fromfile(args.config))
-    init_default_scope(cfg.get('default_scope', 'mmseg'))
-    source = LabelSource(cfg, args.mask_dir, args.mask_suffix)
-    inspector = Inspector(PseudoLabelStore(args.store), source)
-    quality = inspector.run()
-    table = quality_table(quality, source.metainfo['classes'])
-    write_text_atomically(args.out_dir / 'quality.json', json.dumps(quality, indent=1))
-    write_text_atomically(args.out_dir / 'quality.txt', table + '\n')
-    print(table)
-    if args.pictures:
-        sheet = inspector.sheet(args.pictures, args.cell)
-        with atomic_path(args.out_dir / 'sheet.png') as temporary:
-            temporary.write_bytes(cv2.imencode('.png', sheet[..., ::-1])[1].tobytes())
-    print(f'\nWritten to {args.out_dir}')
-    return quality
+    stages = stages_of(args.store)
+    if not stages:
+        store = Path(args.store)
+        return inspect_store(
+            store, Path(args.out_dir or store.absolute().parent / 'inspection'), args
+        )
+    out = Path(args.out_dir or osp.join(args.store, 'inspection'))
+    qualities = {}
+    for name, store in stages.items():
+        print(f'\n{name}')
+        folder = out / name if args.out_dir else store.parent / 'inspection'
+        qualities[name] = inspect_store(store, folder, args)
+    table = rounds_table(qualities, next(iter(qualities.values()))['class_names'])
+    write_text_atomically(out / 'rounds.json', json.dumps(qualities, indent=1))
+    write_text_atomically(out / 'rounds.txt', table + '\n')
+    print(f'\n{table}\n\nWritten to {out}')
+    return qualities
 
 
 if __name__ == '__main__':

@@ -4,6 +4,8 @@ Usage::
 
     python tools/model_converters/export_segmentor.py CHECKPOINT --out DIR
     python tools/model_converters/export_segmentor.py CHECKPOINT --network student --out DIR
+    # calibrated: divides the logits by what tools/analysis_tools/calibrate.py found, or by a number
+    python tools/model_converters/export_segmentor.py CHECKPOINT --temperature auto --out DIR
 
 The result, DIR/segmentor.py and DIR/segmentor.pth, needs mmseg but not mmdmt.
 """
@@ -29,6 +31,12 @@ def parse_args() -> argparse.Namespace:
         'predicts)',
     )
     parser.add_argument(
+        '--temperature',
+        metavar='T|auto',
+        type=lambda text: text if text == 'auto' else float(text),
+        help='divide the logits by T, within the weights; auto: by what calibrate.py has fitted',
+    )
+    parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
         help='let CHECKPOINT run code while it is loaded and while the network of '
@@ -41,7 +49,9 @@ def main() -> None:
     """Export."""
     args = parse_args()
     trusted = [args.checkpoint] if args.trust_checkpoint else []
-    exported = export_segmentor(args.checkpoint, args.out, args.config, args.network, trusted)
+    exported = export_segmentor(
+        args.checkpoint, args.out, args.config, args.network, trusted, args.temperature
+    )
     network = f'network {exported.network!r}' if exported.network else 'the network'
     print(f'{network} of {args.checkpoint}: {exported.config}, {exported.checkpoint}')
     if exported.foreign_types:
