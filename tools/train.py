@@ -95,6 +95,15 @@ def parse_args() -> argparse.Namespace:
         help='override settings of the config: key=value, nested keys with dots, lists as '
         'key="[a,b]"',
     )
+    _add_process_options(parser)
+    args = parser.parse_args()
+    if (args.config is None) == (args.data is None):
+        parser.error('give a config, or a folder of images as --data FOLDER')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def _add_process_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--verbose',
         action='store_true',
@@ -105,11 +114,6 @@ def parse_args() -> argparse.Namespace:
     )
     # torch.distributed.launch passes it; torchrun sets the variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
-    if (args.config is None) == (args.data is None):
-        parser.error('give a config, or a folder of images as --data FOLDER')
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
 
 
 def _add_stage_options(parser: argparse.ArgumentParser) -> None:
@@ -301,7 +305,7 @@ def train_folder(args: argparse.Namespace) -> None:
         run.config, run.method, run.method_options = config, each, own
         run.work_dir = runs[each] = osp.join(work_dir, each)
         if not args.print_config:
-            run_config(run)
+            train(run)
         elif each == method:
             print_config(run)
     if not args.print_config and int(os.environ.get('RANK', 0)) == 0:
@@ -315,10 +319,10 @@ def main() -> None:
     if args.print_config and not args.data:
         print_config(args)
         return
-    if not (args.verbose or args.print_config):
+    if not args.verbose:
         be_quiet()
     try:
-        train_folder(args) if args.data else run_config(args)
+        train_folder(args) if args.data else train(args)
     except MissingWeightsError as error:  # a traceback would bury it
         sys.exit(f'{type(error).__name__}: {error}')
 
@@ -330,8 +334,8 @@ def print_config(args: argparse.Namespace) -> None:
     print(text)
 
 
-def run_config(args: argparse.Namespace) -> None:
-    """Train, or list or remove stages."""
+def train(args: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
     runner = build_runner(load_config(args))
     if args.list_stages:
         print(runner.describe())
