@@ -79,7 +79,7 @@ _VARIETIES: Dict[str, List[Tuple[Range, Range, Range]]] = {
 
 
 #: What the same landscapes may look like.
-STYLES = ('day', 'dusk')
+STYLES = ('day', 'dusk', 'clear')
 
 
 def paint_scene(
@@ -97,14 +97,16 @@ def paint_scene(
     """
     canvas = Canvas(*size)
     light = Light.draw(rng)
+    if style == 'clear':
+        light = light._replace(haze_density=0.0)
     horizon = rng.uniform(0.25, 0.45)
     _paint_sky(canvas, rng, light)
     if rng.random() < 0.6:
         _paint_mountains(canvas, rng, light, horizon)
     _paint_ground(canvas, rng, light, horizon)
-    _paint_things(canvas, rng, light, horizon)
-    image = _develop(canvas.rgb, rng, light)
-    return image if style == 'day' else _at_dusk(image, rng), canvas.label
+    _paint_things(canvas, rng, light, horizon, style)
+    image = _develop(canvas.rgb, rng, light, style)
+    return _at_dusk(image, rng) if style == 'dusk' else image, canvas.label
 
 
 class Light(NamedTuple):
@@ -337,9 +339,11 @@ _GROUND: Dict[str, Callable[..., np.ndarray]] = {'grass': _grass, 'sand': _sand,
 # --- things ------------------------------------------------------------------------------------
 
 
-def _paint_things(c: Canvas, rng: np.random.Generator, light: Light, horizon: float) -> None:
+def _paint_things(c: Canvas, rng: np.random.Generator, light: Light, horizon: float, style: str) -> None:
     """Place objects, far ones first, each where its kind belongs (with some exceptions)."""
     things = _place_things(c, rng, light, horizon)
+    if style == 'clear':
+        things = [t._replace(height=1.5 * t.height) for t in things]
     for thing in sorted(things, key=lambda thing: thing.y):
         box = 1.3 * thing.height
         part = c.window(thing.x - box, thing.y - box, thing.x + box, thing.y + 0.25 * box)
@@ -498,11 +502,13 @@ _HEIGHT = {'tree': 1.0, 'rock': 0.6, 'house': 0.85, 'tent': 0.65, 'boat': 0.8}
 # --- camera ------------------------------------------------------------------------------------
 
 
-def _develop(rgb: np.ndarray, rng: np.random.Generator, light: Light) -> np.ndarray:
+def _develop(rgb: np.ndarray, rng: np.random.Generator, light: Light, style: str) -> np.ndarray:
     """Light, cloud shadows, blur and sensor noise, to 8 bits."""
     height, width = rgb.shape[:2]
     y, x = np.mgrid[:height, :width] / height
     shadow = 1 - rng.uniform(0, 0.4) * np.clip(_fbm(rng, x * 1.6, y * 1.6, 2) * 2, 0, 1)
+    if style == 'clear':
+        return (np.clip(rgb, 0, 1) * 255 + 0.5).astype(np.uint8)
     rgb = rgb * light.tint * shadow[..., None]
     rgb = _blur(rgb, rng.uniform(0.0, 0.5))
     rgb = np.clip(rgb, 0, 1) ** rng.uniform(0.75, 1.3)
