@@ -10,6 +10,7 @@ and the light changes everything, so that texture, shape and surroundings have t
 together.
 """
 
+from contextvars import ContextVar, copy_context
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -78,8 +79,12 @@ _VARIETIES: Dict[str, List[Tuple[Range, Range, Range]]] = {
 }
 
 
-#: What the same landscapes may look like.
+#: What the same landscapes may look like. Scenes of a clear day are easy: near things in their most
+#: common colors, without haze, cloud shadows and noise.
 STYLES = ('day', 'dusk', 'clear')
+
+# How many varieties of a material there are; every painter of a scene asks for colors.
+_varieties: ContextVar[Optional[int]] = ContextVar('_varieties', default=None)
 
 
 def paint_scene(
@@ -90,11 +95,19 @@ def paint_scene(
     Args:
         rng: Source of everything random in the scene.
         size: Height and width in pixels.
-        style: One of ``STYLES``. Classes, shapes and varieties are the same in both.
+        style: One of ``STYLES``. Classes and shapes are the same in all.
 
     Returns:
         The image, (H, W, 3) uint8 RGB, and the class of each pixel, (H, W) uint8.
     """
+    painter = copy_context()
+    painter.run(_varieties.set, 1 if style == 'clear' else None)
+    return painter.run(_paint_scene, rng, size, style)
+
+
+def _paint_scene(
+    rng: np.random.Generator, size: Tuple[int, int], style: str
+) -> Tuple[np.ndarray, np.ndarray]:
     canvas = Canvas(*size)
     light = Light.draw(rng)
     if style == 'clear':
@@ -236,7 +249,7 @@ def _hsv(rng: np.random.Generator, hue: Range, saturation: Range, value: Range) 
 
 def _material(rng: np.random.Generator, name: str) -> np.ndarray:
     """Color of a piece of a material, (3,)."""
-    varieties = _VARIETIES[name]
+    varieties = _VARIETIES[name][: _varieties.get()]
     return _hsv(rng, *varieties[rng.integers(len(varieties))])
 
 
@@ -339,11 +352,13 @@ _GROUND: Dict[str, Callable[..., np.ndarray]] = {'grass': _grass, 'sand': _sand,
 # --- things ------------------------------------------------------------------------------------
 
 
-def _paint_things(c: Canvas, rng: np.random.Generator, light: Light, horizon: float, style: str) -> None:
+def _paint_things(
+    c: Canvas, rng: np.random.Generator, light: Light, horizon: float, style: str
+) -> None:
     """Place objects, far ones first, each where its kind belongs (with some exceptions)."""
     things = _place_things(c, rng, light, horizon)
     if style == 'clear':
-        things = [t._replace(height=1.5 * t.height) for t in things]
+        things = [thing._replace(height=1.5 * thing.height) for thing in things]
     for thing in sorted(things, key=lambda thing: thing.y):
         box = 1.3 * thing.height
         part = c.window(thing.x - box, thing.y - box, thing.x + box, thing.y + 0.25 * box)

@@ -61,7 +61,7 @@ CONFIGS = dict(
     online='mean_teacher/mean-teacher_fcn_unet_toy-scenes-96x96.py',
 )
 TITLES = dict(labeled_only='labeled only', dmt='DMT', online='Mean Teacher')
-SCENES = dict(num_train=320, num_val=20, num_test=100, num_labeled=12)
+SCENES = dict(num_train=320, num_val=20, num_test=100, num_labeled=6, style='clear')
 QUICK_SCENES = dict(num_train=10, num_val=2, num_test=3, num_labeled=4)
 SMALL_NETWORK = {
     'backbone.base_channels': 4,
