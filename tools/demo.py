@@ -1,10 +1,10 @@
-"""Train on a generated dataset: labeled images alone, dynamic mutual training, an online method.
+"""Train on a generated dataset: labels alone, dynamic mutual training, Mean Teacher.
 
 Usage::
 
 python tools/demo.py                # about five minutes on two CPU cores
 python tools/demo.py --seed 1       # another dataset, other labels, other starting points
-python tools/demo.py --quick        # seconds; the numbers mean nothing
+python tools/demo.py --quick        # a few steps of each; the numbers mean nothing
 
 Everything goes through ordinary files, configs and runners, as with data of your own. Every student
 takes as many steps as the others. Two runs train at a time, each on one core. A second call takes
@@ -62,7 +62,7 @@ CONFIGS = dict(
 )
 TITLES = dict(labeled_only='labeled only', dmt='DMT', online='Mean Teacher')
 SCENES = dict(num_train=320, num_val=20, num_test=100, num_labeled=6, style='clear')
-QUICK_SCENES = dict(num_train=10, num_val=2, num_test=3, num_labeled=4)
+QUICK_SCENES = dict(num_train=10, num_val=2, num_test=3, num_labeled=4, style='clear')
 SMALL_NETWORK = {
     'backbone.base_channels': 4,
     'decode_head.in_channels': 4,
@@ -210,9 +210,17 @@ def quick_options(cfg: Config) -> Dict[str, Any]:
 
 
 def plan(configs: Dict[str, Config]) -> List[Run]:
-    """The runs in the order in which they are begun: chains first, long ones before short ones."""
+    """The runs in the order in which they are begun: two at a time then end at about one time."""
+    alone = {
+        name: Run(name, name, configs[name], configs[name].max_iters, TITLES[name])
+        for name in ('online', 'labeled_only')
+    }
+    return [alone['online'], *stages_of(configs['dmt']), alone['labeled_only']]
+
+
+def stages_of(cfg: Config) -> List[Run]:
+    """The stages of DMT."""
     runs, steps = [], {}
-    cfg = configs['dmt']
     for stage in MutualTrainingRunner.from_cfg(cfg).plan.stages:
         part = cfg.mutual.round if stage.round else cfg.mutual.supervised
         steps[stage.member] = steps.get(stage.member, 0) + part.max_iters
@@ -221,9 +229,6 @@ def plan(configs: Dict[str, Config]) -> List[Run]:
             title = f'labeled only (DMT round 0, member {stage.member})'
         needs = tuple(stage.needs)
         runs.append(Run(stage.name, 'dmt', cfg, steps[stage.member], title, stage.name, needs))
-    for name in ('online', 'labeled_only'):
-        cfg = configs[name]
-        runs.append(Run(name, name, cfg, cfg.max_iters, TITLES[name]))
     return runs
 
 
@@ -243,8 +248,11 @@ def keep_or_clear(cfg: Config, fresh: bool) -> None:
 
 
 def settings_of(cfg: Config) -> str:
-    """All that is trained, as text to compare."""
-    return json.dumps(resolve_config(copy.deepcopy(cfg)).to_dict(), default=str, indent=1)
+    """All that is trained, and on which scenes, as text to compare."""
+    manifest = Path(cfg.data_root, 'manifest.json')
+    scenes = json.loads(manifest.read_text()) if manifest.exists() else None
+    config = resolve_config(copy.deepcopy(cfg)).to_dict()
+    return json.dumps(dict(scenes=scenes, config=config), default=str, indent=1)
 
 
 # --- Training ------------------------------------------------------------------------------------
@@ -303,12 +311,13 @@ def train_and_score(run: Run, scores: Path, lane: int, lock: Any) -> None:
     cfg.log_level = 'ERROR'
     title = f'{TITLES[run.method]} {run.stage}'.strip()
     cfg.custom_hooks = [dict(type='mmdmt.ProgressBarHook', title=title, position=lane)]
-    if run.stage:
-        cfg.stage = run.stage
-        MutualTrainingRunner.from_cfg(cfg).train()
-    elif not osp.exists(checkpoint_of(run.cfg)):
-        cfg.resume = find_latest_valid_checkpoint(cfg.work_dir) is not None
-        SemiRunner.from_cfg(cfg).train()
+    with contextlib.redirect_stdout(io.StringIO()):  # what runners tell besides the bar
+        if run.stage:
+            cfg.stage = run.stage
+            MutualTrainingRunner.from_cfg(cfg).train()
+        elif not osp.exists(checkpoint_of(run.cfg)):
+            cfg.resume = find_latest_valid_checkpoint(cfg.work_dir) is not None
+            SemiRunner.from_cfg(cfg).train()
     score = dict(miou=test(run))
     write_text_atomically(scores / f'{run.name}.json', json.dumps(score))
 

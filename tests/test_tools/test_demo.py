@@ -152,6 +152,7 @@ def test_failure_of_one_run_ends_all_and_is_named(tmp_path):
     broken.write_text('a file where a folder has to be')
     settings = tmp_path / 'out' / 'dmt' / 'settings.json'
     demo = _load_tool()
+    demo.generate(tmp_path / 'out' / 'scenes', seed=0, progress=False, **demo.QUICK_SCENES)
     cfg = _configs(demo, tmp_path / 'out', quick=True)['dmt']
     settings.write_text(demo.settings_of(cfg))
     log = tmp_path / 'demo.log'
