@@ -16,8 +16,8 @@ to the network is special::
       manifest.json                      what the tree was made from
 
 ``--style dusk`` paints other scenes of the same kind in another light, as the target of a domain
-shift; ``--style clear`` paints easy ones, near things in common colors, which a small network learns
-in minutes (``tools/demo.py``).
+shift. ``--style clear`` paints easy ones, near things in common colors, which a small network
+learns in minutes (``tools/demo.py``).
 
 The unlabeled training images have masks too: training never reads them, but the quality of
 pseudo-labels can be measured and the all-labels upper bound trained.
