@@ -5,7 +5,10 @@ _base_ = [
 ]
 
 source_ratio = [1, 1]
-# Of a run of a thousand steps from scratch: the sources distort colors already, more of it leaves
-# little that the teacher is sure of, and a teacher that averages over fifty steps keeps up.
-method = dict(_base_.method, strong=None, threshold=0.7, ema=dict(momentum=0.98))
+# Of a run of a thousand steps from scratch: labels first, since classes that are not learned yet would
+# be taught away; no more distortion of colors than the sources have; a teacher that averages over
+# fifty steps and so keeps up.
+method = dict(
+    _base_.method, strong=None, threshold=0.7, rampup_iters=500, ema=dict(momentum=0.98)
+)
 model = dict(_delete_=True, segmentor=_base_.model, **method)
