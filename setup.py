@@ -105,6 +105,7 @@ setup(
         'Topic :: Scientific/Engineering :: Image Recognition',
     ],
     packages=find_packages(include=['mmdmt', 'mmdmt.*']),
+    package_data={'mmdmt.evaluation.report': ['templates/*']},
     python_requires='>=3.9',
     install_requires=requirements('runtime') + requirements('mminstall'),
     extras_require={**EXTRAS, 'all': sorted({item for extra in EXTRAS.values() for item in extra})},

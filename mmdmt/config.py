@@ -22,6 +22,7 @@ KEPT_KEYS = {
     'custom_imports',
     'trusted_checkpoints',
     'allow_unmatched',
+    'widen_input',
     'channels_last',
     'find_unused_parameters',
     'batch_size_is_total',
@@ -96,7 +97,7 @@ def resolve_config(cfg: Config) -> Config:
     settings = _settings(cfg)
     _check_mutual(cfg, {name: s['defaults'] for name, s in settings.items()})
     if 'max_iters' in settings:
-        _shorten_warm_up(cfg, settings['max_iters']['defaults'])
+        shorten_warm_up(cfg, settings['max_iters']['defaults'], cfg.max_iters)
     _spread(cfg, settings)
     apply_protocol(cfg)  # last: its windows have the final crop size
     _drop_unused_sources(cfg)
@@ -108,6 +109,29 @@ def resolve_config(cfg: Config) -> Config:
                 raise ValueError(f'`{key}` is no setting of this config: is `{meant[0]}` meant?')
             cfg.pop(key)
     return cfg
+
+
+def note_settings(cfg: Config, noted: Dict[str, List[str]]) -> None:
+    """Give a config that notes no settings those that it has places for.
+
+    Args:
+        cfg (Config): Gets ``settings`` and, at its top, the value of each.
+        noted (dict[str, list[str]]): Paths of the places by the name of the setting. The value is
+            that of the first place on the first path; places with another value keep theirs.
+    """
+    places = [place for place in _walk(cfg) if place.names[0] != ('settings',)]
+    cfg.settings = {}
+    for name, sets in noted.items():
+        found = (
+            place.value
+            for path in (each.split('.') for each in sets)
+            for place in places
+            if place.value is not None and _leads(path, place.names)
+        )
+        value = next(found, None)
+        if value is not None:
+            cfg[name] = copy.deepcopy(value)
+            cfg.settings[name] = dict(default=copy.deepcopy(value), sets=list(sets))
 
 
 def merge_options(cfg: Config, options: Dict[str, Any]) -> None:
@@ -164,6 +188,24 @@ def schedulers_of(cfg: Config) -> List[dict]:
     return [schedulers] if isinstance(schedulers, dict) else list(schedulers)
 
 
+def shorten_warm_up(cfg: Config, lengths: Sequence[int], length: int) -> None:
+    """Scale a warm-up that would not end before training, as the training itself was scaled.
+
+    Args:
+        cfg (Config): Gets ``param_scheduler``, where anything is changed.
+        lengths (Sequence[int]): Lengths that schedulers were written with.
+        length (int): The new one, in steps.
+    """
+    schedulers = schedulers_of(cfg)
+    if all(s.get('end') not in lengths or s.get('begin', 0) < length for s in schedulers):
+        return
+    for scheduler in schedulers:
+        for key in {'begin', 'end'} & set(scheduler):
+            if scheduler[key] not in lengths:
+                scheduler[key] = scheduler[key] * length // lengths[-1]
+    cfg.param_scheduler = [s for s in schedulers if s.get('begin', 0) < s['end']]
+
+
 def _settings(cfg: Config) -> Dict[str, dict]:
     """Defaults and paths of the noted settings that have a default, by name."""
     noted: Dict[str, dict] = {}
@@ -205,18 +247,6 @@ def _check_mutual(cfg: Config, defaults: Dict[str, list]) -> None:
                 f'{member.get("name")!r} has {own!r} of another folder: set '
                 f'`mutual.members.{index}.labeled_list` too'
             )
-
-
-def _shorten_warm_up(cfg: Config, lengths: List[int]) -> None:
-    """Scale a warm-up that would not end before training, as ``max_iters`` was scaled."""
-    schedulers = schedulers_of(cfg)
-    if all(s.get('end') not in lengths or s.get('begin', 0) < cfg.max_iters for s in schedulers):
-        return
-    for scheduler in schedulers:
-        for key in {'begin', 'end'} & set(scheduler):
-            if scheduler[key] not in lengths:
-                scheduler[key] = scheduler[key] * cfg.max_iters // lengths[-1]
-    cfg.param_scheduler = [s for s in schedulers if s.get('begin', 0) < s['end']]
 
 
 def _spread(cfg: Config, settings: Dict[str, dict]) -> None:

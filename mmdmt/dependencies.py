@@ -5,9 +5,13 @@ The bounds are those of ``requirements/mminstall.txt``, widened downwards to the
 the official OpenMMLab distributions, which have the same import names.
 """
 
+import contextlib
 import importlib
 import importlib.util
+import io
 import re
+import warnings
+from collections.abc import Iterator
 from importlib import metadata
 from typing import NamedTuple, Optional, Tuple
 
@@ -57,8 +61,9 @@ def check_dependencies() -> None:
         ImportError: With one sentence: what is missing, broken or of a wrong version, and the
             command that mends it.
     """
-    for dependency in DEPENDENCIES:
-        _check(dependency)
+    with without_noise():
+        for dependency in DEPENDENCIES:
+            _check(dependency)
     _check_torchvision()
     for name in _UNDECLARED_BY_MMSEG:
         if importlib.util.find_spec(name) is None:
@@ -66,13 +71,30 @@ def check_dependencies() -> None:
                 f'mmdmt needs {name}, which mmseg.models imports but mmsegmentation does not '
                 f'install: run `pip install {name}`.'
             )
-    _check_mmseg_models()
+    with without_noise():
+        _check_mmseg_models()
+
+
+@contextlib.contextmanager
+def without_noise() -> Iterator[None]:
+    """Keep from the terminal what hosts print about their own optional parts at each import."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='Fail to import')
+            yield
+    finally:
+        lines = printed.getvalue().splitlines()
+        for line in lines:
+            if line != 'Could not import OneDL':
+                print(line)
 
 
 def check_optional(dependency: Dependency, purpose: str) -> None:
     """The same for a library that only a part of the package needs: its ``purpose``."""
     try:
-        _check(dependency)
+        with without_noise():
+            _check(dependency)
     except ImportError as error:
         raise ImportError(f'{purpose}: {error}') from error
 

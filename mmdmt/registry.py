@@ -4,6 +4,8 @@ With the root registries as parents, ``type='mmdmt.X'`` resolves from every othe
 registry and scope, so that stock mmseg and mmpretrain tools run configs that use this package.
 """
 
+from typing import Any, Optional
+
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
@@ -35,3 +37,14 @@ RUNNERS = Registry(
     locations=['mmdmt.engine.runners'],
 )
 TASK_UTILS = Registry('task util', parent=MMENGINE_TASK_UTILS, locations=['mmdmt.pseudo'])
+
+
+def class_of(registry: Registry, kind: Any) -> Optional[type]:
+    """The class that a ``type`` of a config means in the default scope; None if there is none."""
+    if not isinstance(kind, str):
+        return kind
+    with registry.switch_scope_and_registry(None) as current:
+        try:
+            return current.get(kind)
+        except RuntimeError:  # how mmengine says that the name means nothing
+            return None

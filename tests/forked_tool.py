@@ -60,9 +60,13 @@ def _run(tool, args, log, environment):
 
 
 class ForkedTool:
-    """A running tool: ``tools/<tool>`` of this project, or a script by its path."""
+    """A running tool: ``tools/<tool>`` of this project, or a script by its path.
 
-    def __init__(self, tool, *args, log, **environment):
+    Training prints all that it logs, unless it is to be ``quiet`` as it is for users.
+    """
+
+    def __init__(self, tool, *args, log, quiet=False, **environment):
+        args = args if quiet or tool != 'train.py' else (*args, '--verbose')
         environment = dict(CUDA_VISIBLE_DEVICES='-1', **environment)
         self.log = Path(log)
         self.log.touch()

@@ -20,7 +20,7 @@ LAYERS = (
     {'version', 'dependencies', 'registry', 'checks', 'files', 'finite', 'distributed'},
     {'checkpoint', 'weights', 'config', 'protocols'},
     {'models', 'pseudo', 'datasets'},
-    {'evaluation', 'export'},
+    {'evaluation', 'export', 'composition'},
     {'engine', 'classification'},
     {'tools'},
 )
@@ -128,6 +128,7 @@ def code_lines(path):
         ('u2pl', 100),
         ('unimatch_v2', 100),
         ('augseg', 60),
+        ('released_dual_teacher', 60),
         ('dual_teacher', 150),
         ('cross_teacher', 150),
     ],

@@ -73,7 +73,8 @@ def test_wheel_holds_the_package_configs_and_tools(wheel):
     assert _files(wheel / 'mmdmt' / '.mim' / 'tools') == _files(ROOT / 'tools')
     assert _files(wheel / 'mmdmt' / '.mim' / 'examples') == _files(ROOT / 'examples')
     assert (wheel / 'mmdmt' / '.mim' / 'model-index.yml').is_file()
-    modules = {f for f in _files(ROOT / 'mmdmt') if f.endswith('.py') and not f.startswith('.mim')}
+    modules = {f for f in _files(ROOT / 'mmdmt') if not f.startswith('.mim')}
+    assert {'page.html', 'style.css', 'script.js'} <= {Path(name).name for name in modules}
     assert modules <= _files(wheel / 'mmdmt')
 
 
@@ -123,6 +124,7 @@ def test_sdist_builds_the_same_wheel(tree, tmp_path):
         assert {f'{folder}/{name}' for name in _files(ROOT / folder)} <= names
     assert {'LICENSE', 'model-index.yml', 'setup.py', 'pyproject.toml'} <= names
     assert not [name for name in names if name.startswith('mmdmt/.mim')]
+    assert {f'mmdmt/{f}' for f in _files(ROOT / 'mmdmt') if not f.startswith('.mim')} <= names
 
 
 def test_editable_install_links_configs_and_tools(tree, tmp_path):

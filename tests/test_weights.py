@@ -20,7 +20,13 @@ from mmdmt.engine.mutual.preflight import check_chain
 from mmdmt.models.methods.base import build_segmentor
 from mmdmt.pseudo.labeler import PseudoLabeler
 from mmdmt.registry import MODELS
-from mmdmt.weights import CheckpointMismatchError, checked_pretrained, load_weights
+from mmdmt.weights import (
+    CheckpointMismatchError,
+    checked_pretrained,
+    load_weights,
+    widened,
+    widened_input,
+)
 
 CONTRAST = dict(bank=dict(size=4), projection=dict(channels=5))
 HEAD = 'decode_head.conv_seg'
@@ -129,6 +135,46 @@ def test_a_plain_checkpoint_fits_a_method_with_parts_of_its_own(tree):
     with pytest.raises(CheckpointMismatchError, match='8 are of another shape'):
         load_weights(model, weights(num_classes=5), 'any.pth')
     load_weights(model, weights(num_classes=5), 'any.pth', [HEAD])
+
+
+def method(kind, **settings):
+    return MODELS.build(online(dict(model=tiny_segmentor()), kind, **settings)['model'])
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    messages = []
+    monkeypatch.setattr('mmdmt.weights.print_log', lambda text, **_: messages.append(text))
+    return messages
+
+
+def test_a_method_starts_from_the_networks_of_another(logged):
+    """Earlier students, a bank or a threshold start afresh, and may be left in the file."""
+    unimatch = method('mmdmt.UniMatch')
+    prevmatch = method('mmdmt.UniMatch', previous=dict(every=1))
+    load_weights(prevmatch, dict(state_dict=unimatch.state_dict()), 'any.pth')
+    key = 'student.backbone.conv1.weight'
+    assert torch.equal(prevmatch.state_dict()[key], unimatch.state_dict()[key])
+    assert len(prevmatch.previous) == 0
+    (said,) = logged
+    assert said.startswith('any.pth has no previous.copies: UniMatch starts with new')
+    prevmatch.previous.take(prevmatch.student)
+    load_weights(unimatch, prevmatch.state_dict(), 'any.pth')
+    assert logged[1].startswith('any.pth: left out, as UniMatch has no such state: previous.')
+    u2pl = method('mmdmt.U2PL', contrast=dict(queue_size=4, keys_per_class=2))
+    load_weights(u2pl, method('mmdmt.MeanTeacher').state_dict(), 'any.pth')
+    assert 'contrast.student.0.weight' in logged[2]
+
+
+def test_networks_of_a_method_have_to_fit_those_of_another():
+    student, both = method('mmdmt.UniMatch'), method('mmdmt.FixMatch', labeler='teacher')
+    with pytest.raises(CheckpointMismatchError, match=r'missing in the file: teacher\.'):
+        load_weights(both, student.state_dict(), 'any.pth')
+    with pytest.raises(CheckpointMismatchError, match=r'in the file only: teacher\.'):
+        load_weights(student, both.state_dict(), 'any.pth')
+    prevmatch = method('mmdmt.UniMatch', previous=dict(every=1))
+    with pytest.raises(CheckpointMismatchError, match='1 are missing in the file: previous'):
+        load_weights(prevmatch, student.state_dict(), 'any.pth', exact=True)
 
 
 # --- Pretrained ----------------------------------------------------------------------------------
@@ -330,3 +376,90 @@ def test_labels_are_not_made_by_other_weights(tree, tmp_path):
     labeler = PseudoLabeler(str(tmp_path / 'store'), tiny_segmentor(), dataset, num_workers=0)
     with pytest.raises(CheckpointMismatchError, match='0 of 57 weights match'):
         labeler.run(str(tmp_path / 'a.pth'), 0.5)
+
+
+# --- Images with other bands than the weights
+
+
+def four_band_network():
+    cfg = tiny_segmentor()
+    cfg['backbone']['in_channels'] = 4
+    cfg['data_preprocessor'].update(
+        type='mmdmt.PaddingPreprocessor', mean=[0.0] * 4, std=[1.0] * 4, bgr_to_rgb=False
+    )
+    return cfg
+
+
+def test_widened_weights():
+    weight = torch.randn(6, 3, 5, 5)
+    equal = torch.randn(1, 1, 8, 8)
+    expected = torch.conv2d(equal.expand(1, 3, 8, 8), weight)
+    for bands in (1, 2, 4, 7):
+        for mode in ('repeat', 'mean'):
+            wide = widened(weight, bands, mode)
+            assert wide.shape == (6, bands, 5, 5)
+            got = torch.conv2d(equal.expand(1, bands, 8, 8), wide)
+            if mode == 'mean' or bands % 3 == 0:
+                torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(widened(weight, 4, 'repeat')[:, 3], weight[:, 0] * 0.75)
+    zero = widened(weight, 5, 'zero')
+    assert torch.equal(zero[:, :3], weight)
+    assert not zero[:, 3:].any()
+    with pytest.raises(ValueError, match='2 bands'):
+        widened(weight, 2, 'zero')
+    with pytest.raises(ValueError, match='widen_input'):
+        widened(weight, 5, 'copy')
+
+
+@pytest.mark.parametrize('by', ['load_from', 'Pretrained'])
+def test_the_first_convolution_is_widened(tmp_path, by):
+    narrow = build_segmentor(tiny_segmentor())
+    file = str(tmp_path / 'weights.pth')
+    if by == 'load_from':
+        model = MODELS.build(dict(type='mmdmt.MeanTeacher', segmentor=four_band_network()))
+        own = narrow.state_dict()
+
+        def load():
+            load_weights(model, dict(state_dict=own), file)
+    else:
+        torch.save(narrow.backbone.state_dict(), file)
+        cfg = four_band_network()
+        cfg['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint=file)
+        model = build_segmentor(cfg)
+
+        def load():
+            with checked_pretrained(model):
+                model._is_init = model.backbone._is_init = False
+                model.init_weights()
+
+    with widened_input(model, None), pytest.raises(CheckpointMismatchError, match='widen_input'):
+        load()
+    with widened_input(model, 'mean'):
+        load()
+    networks = [model.student, model.teacher] if by == 'load_from' else [model]
+    for network in networks:
+        stem = network.backbone.conv1.weight
+        assert torch.equal(stem, widened(narrow.backbone.conv1.weight, 4, 'mean'))
+    with pytest.raises(CheckpointMismatchError, match='widen_input'):  # only inside the block
+        load()
+
+
+def test_timm_widens_its_own_weights(tmp_path):
+    timm = pytest.importorskip('timm')
+    narrow = timm.create_model('resnet10t', pretrained=False)
+    file = tmp_path / 'timm.pth'
+    torch.save(narrow.state_dict(), file)
+    backbone = MODELS.build(
+        dict(
+            type='mmseg.TIMMBackbone',
+            model_name='resnet10t',
+            features_only=True,
+            pretrained=True,
+            in_channels=4,
+            pretrained_cfg_overlay=dict(file=str(file)),
+        )
+    )
+    first = next(iter(narrow.parameters()))
+    found = next(iter(backbone.parameters()))
+    assert found.shape[1] == 4
+    torch.testing.assert_close(found, widened(first, 4, 'repeat'))

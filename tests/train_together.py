@@ -13,7 +13,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, RUNNERS
 from shipped_configs import read, without_weights
-from tiny_models import NUM_CLASSES, tiny_segformer
+from tiny_models import NUM_CLASSES, labeled_samples, tiny_segformer, tiny_segmentor
 from tiny_project import base_config, load_config, mutual, online
 from torch import nn
 
@@ -21,6 +21,8 @@ from mmdmt.config import resolve_config
 from mmdmt.distributed import join_process_group, unwrap
 from mmdmt.engine.runners import semi_runner
 from mmdmt.export.plain import dicts_in
+from mmdmt.models.forward import BATCH_STATISTICS, joint_forward
+from mmdmt.models.methods.networks import build_segmentor
 from mmdmt.models.stochastic_depth import StochasticDepth
 
 STEPS = 4
@@ -61,6 +63,10 @@ METHODS = dict(
         previous=dict(every=1, keep=2, threshold=0.3),
         mix=CUTMIX,
     ),
+    mean_teacher_domain=dict(
+        type='MeanTeacher', threshold=0.3, mix=CUTMIX, batch_statistics='domain'
+    ),
+    unimatch_separate=dict(type='UniMatch', threshold=0.3, mix=CUTMIX, batch_statistics='separate'),
     u2pl=dict(type='U2PL', sup_only=0.25, drop_percent=40, mix=CUTMIX, contrast=QUEUES),
     cross_teacher=dict(type='CrossTeacher', threshold=0.3, mix=CLASSMIX, contrast=CONTRAST),
 )
@@ -197,6 +203,24 @@ def normalize(folder):
     torch.save(found, folder / f'layer.rank_{get_rank()}.pth')
 
 
+def two_domains():
+    """A network, and labeled and unlabeled images of both ranks from different distributions."""
+    torch.manual_seed(0)
+    network = build_segmentor(tiny_segmentor(dropout=0.0))
+    return network, torch.randn(4, 3, 32, 32), 3 * torch.randn(4, 3, 32, 32) + 1
+
+
+def collect(folder):
+    """Running statistics after a pass over the images of this rank, in each way of taking them."""
+    for kind in BATCH_STATISTICS:
+        network, *images = two_domains()
+        network = exchange_statistics(nn.SyncBatchNorm.convert_sync_batchnorm(network)).train()
+        sup, unsup = (whole.chunk(2)[get_rank()] for whole in images)
+        samples = labeled_samples(torch.zeros(len(sup), 32, 32))
+        joint_forward(network, sup, samples, unsup, batch_statistics=kind)
+        torch.save(network.state_dict(), folder / f'{kind}.rank_{get_rank()}.pth')
+
+
 def train(cfg, path):
     """Train; both ranks write a config of their own."""
     path.mkdir(exist_ok=True)
@@ -216,6 +240,7 @@ def main():
         cfg = online(config(tree, folder), 'mmdmt.DualTeacher', **DUAL)
         return train(cfg, folder)
     normalize(folder)
+    collect(folder)
     for name, cfg in methods(tree, folder):
         train(cfg, folder / name)
     for make in (plain, total):

@@ -58,7 +58,7 @@ from toy_scenes import generate
 CONFIGS = dict(
     labeled_only='supervised/fcn_unet_toy-scenes-96x96.py',
     dmt='dmt/dmt_fcn_unet_toy-scenes-96x96.py',
-    online='mean_teacher/mean-teacher_fcn_unet_toy-scenes-96x96.py',
+    online='mean_teacher/mean-teacher-demo_fcn_unet_toy-scenes-96x96.py',
 )
 TITLES = dict(labeled_only='labeled only', dmt='DMT', online='Mean Teacher')
 SCENES = dict(num_train=320, num_val=20, num_test=100, num_labeled=6, style='clear')
@@ -169,6 +169,7 @@ def main() -> None:
     say('Pictures')
     pictures = draw(args.work_dir, data_root, configs)
     report(args, make_rows(runs, args.work_dir / 'scores'), pictures)
+    write_page(args.work_dir, configs)
     print(
         f'The whole demo took {time.time() - began:.0f} s, {trained:.0f} s until all had trained.'
     )
@@ -475,6 +476,18 @@ def report(args: argparse.Namespace, rows: Sequence[Row], pictures: Sequence[Pat
     say(f'Results of seed {args.seed}')
     print(text)
     print(f'\n{" and ".join(str(path) for path in pictures)} show them.')
+
+
+def write_page(work_dir: Path, configs: Dict[str, Config]) -> None:
+    """Write curves, scores, rounds and a browser of labels and predictions as one HTML page."""
+    try:
+        from mmdmt.evaluation.report import write_report
+    except ModuleNotFoundError as error:  # jinja2 or matplotlib
+        print(f'No report.html: {error.name} is not installed (pip install mmdmt[optional]).')
+        return
+    runs = [f'{TITLES[name]}={cfg.work_dir}' for name, cfg in configs.items()]
+    out = write_report(runs, work_dir / 'report.html', title='The demo')
+    print(f'{out} shows the runs in a browser.')
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -4,11 +4,13 @@ Usage::
 
 python tools/test.py CONFIG CHECKPOINT
 python tools/test.py CONFIG CHECKPOINT --predict-on student --show-dir pictures
+python tools/test.py CONFIG CHECKPOINT --reliability  # calibration, boundaries: docs/reliability.md
 """
 
 import argparse
 import os
 import os.path as osp
+from typing import List, Sequence
 
 from mmengine.config import Config, DictAction
 
@@ -28,6 +30,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show-dir', metavar='DIR', help='write painted predictions here')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds per image with --show')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    parser.add_argument(
+        '--reliability',
+        action='store_true',
+        help='measure calibration, selective prediction and boundaries, too; writes '
+        'reliability.json into the work dir',
+    )
     parser.add_argument(
         '--predict-on',
         metavar='NETWORK',
@@ -80,11 +88,31 @@ def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
 
 def use_tta(cfg: Config) -> None:
     """Wrap the model and the test pipeline for test-time augmentation."""
-    missing = [key for key in ('tta_pipeline', 'tta_model') if key not in cfg]
-    if missing:
-        raise KeyError(f'--tta needs {" and ".join(missing)} in the config')
+    if 'tta_model' not in cfg:
+        raise KeyError('--tta needs tta_model in the config, such as dict(type="SegTTAModel")')
+    if 'tta_pipeline' not in cfg:
+        cfg.tta_pipeline = tta_pipeline(cfg.test_dataloader.dataset.pipeline)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     cfg.model = dict(cfg.tta_model, module=cfg.model)
+
+
+def tta_pipeline(pipeline: Sequence[dict]) -> List[dict]:
+    """Test-time augmentation of a test pipeline of a segmentor: both orientations, three scales.
+
+    Images are varied right before their masks are loaded, which stay as they are.
+
+    Raises:
+        KeyError: The pipeline loads no masks.
+    """
+    kinds = [str(step['type']) for step in pipeline]
+    masks = [i for i, kind in enumerate(kinds) if 'LoadAnnotations' in kind or 'LoadMasks' in kind]
+    if not masks:
+        raise KeyError(f'--tta needs tta_pipeline in the config: {kinds} loads no masks')
+    scales = [dict(type='Resize', scale_factor=s, keep_ratio=True) for s in (0.75, 1.0, 1.25)]
+    flips = [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)]
+    rest = [[step] for step in pipeline[masks[0] :]]
+    views = dict(type='TestTimeAug', transforms=[scales, flips, *rest])
+    return [*pipeline[: masks[0]], views]
 
 
 def write_labels(cfg: Config, folder: str) -> None:
@@ -94,6 +122,20 @@ def write_labels(cfg: Config, folder: str) -> None:
     evaluator = cfg.test_evaluator
     metric = evaluator[0] if isinstance(evaluator, (list, tuple)) else evaluator
     metric.update(output_dir=folder, keep_results=True)
+
+
+def add_reliability(cfg: Config) -> None:
+    """Measure how far confidence can be trusted, beside the metrics of the config."""
+    if cfg.get('default_scope') == 'mmpretrain':
+        raise ValueError('--reliability is for segmentors; this config has a classifier')
+    evaluator = cfg.test_evaluator
+    metrics = list(evaluator) if isinstance(evaluator, (list, tuple)) else [evaluator]
+    path = osp.join(cfg.work_dir, 'reliability.json')
+    metrics.append(dict(type='mmdmt.ReliabilityMetric', trimap_width=5, out_file=path))
+    cfg.test_evaluator = metrics
+    tta_model = cfg.get('tta_model') or {}
+    if str(tta_model.get('type')).split('.')[-1] == 'SegTTAModel':  # has logits of the last view
+        tta_model.type = 'mmdmt.MeanTTAModel'
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -106,8 +148,8 @@ def load_config(args: argparse.Namespace) -> Config:
         merge_options(cfg, args.cfg_options)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
-    elif cfg.get('work_dir') is None:
-        cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
+    else:  # beside the checkpoint; never in the folder of a run, whose config it would replace
+        cfg.work_dir = osp.join(osp.dirname(osp.abspath(args.checkpoint)), 'test')
     # One checkpoint is tested by a plain run, also where the config trains a chain of runs.
     cfg.update(runner_type='mmdmt.SemiRunner', load_from=args.checkpoint, resume=False)
     if args.trust_checkpoint:
@@ -116,6 +158,8 @@ def load_config(args: argparse.Namespace) -> Config:
         select_network(cfg, args.predict_on)
     if args.show or args.show_dir:
         draw_predictions(cfg, args)
+    if args.reliability:
+        add_reliability(cfg)
     if args.tta:
         use_tta(cfg)
     if args.out is not None:

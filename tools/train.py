@@ -9,6 +9,11 @@ python tools/train.py CONFIG --print-config           # all that will be trained
 python tools/train.py CONFIG --list-stages            # plan and state of mutual training
 python tools/train.py CONFIG --stage round_2.a        # one stage of it
 python tools/train.py CONFIG --redo round_1.a         # again from there on
+
+Any config of mmseg with a method, and a folder of images of which some have masks::
+
+python tools/train.py CONFIG --method mean_teacher --unlabeled FOLDER_OR_LIST
+python tools/train.py --data FOLDER --classes background,polyp
 """
 
 import argparse
@@ -25,17 +30,33 @@ from mmengine.runner import Runner
 with contextlib.redirect_stdout(sys.stderr):
     import mmdmt  # noqa: F401  (says what to install when something is missing)
     from mmdmt.checkpoint import find_latest_valid_checkpoint
+    from mmdmt.checks import refuse_unknown_keys
+    from mmdmt.composition import compose_method
     from mmdmt.config import merge_options, resolve_config
+    from mmdmt.engine.own_data import (
+        config_of_folder,
+        method_of_folder,
+        summary,
+        write_report_of,
+    )
     from mmdmt.engine.runners import MutualTrainingRunner, SemiRunner
     from mmdmt.engine.runners.work_dir import only_run
+    from mmdmt.engine.screen import be_quiet
     from mmdmt.registry import RUNNERS
+    from mmdmt.weights import MissingWeightsError
+
+#: What a config may hold that names a folder of images, as options of the command line.
+REQUEST_KEYS = ('data', 'classes', 'method', 'labels', 'mask_values', 'work_dir', 'method_options')
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Train a segmentor or a classifier')
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', nargs='?', help='config file')
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
+    _add_method_options(parser)
+    _add_folder_options(parser)
+    _add_stage_options(parser)
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -45,22 +66,10 @@ def parse_args() -> argparse.Namespace:
         'work dir, or start if there is none',
     )
     parser.add_argument(
-        '--stage', help='run only this stage of mutual training, such as round_2.a or stage_2_a'
-    )
-    parser.add_argument(
         '--print-config',
         action='store_true',
         help='print the config with every setting in its place, or that of --stage, and exit; the '
         'text is a config of its own',
-    )
-    parser.add_argument(
-        '--list-stages', action='store_true', help='print the stages with their state, and exit'
-    )
-    parser.add_argument(
-        '--redo',
-        metavar='STAGE',
-        help='put this stage of mutual training, and all that are made from it, into '
-        'WORK_DIR/replaced, and make them again',
     )
     parser.add_argument(
         '--amp',
@@ -87,13 +96,71 @@ def parse_args() -> argparse.Namespace:
         'key="[a,b]"',
     )
     parser.add_argument(
+        '--verbose',
+        action='store_true',
+        help='print all that is logged; else what is not needed is in the log file alone',
+    )
+    parser.add_argument(
         '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='launcher'
     )
     # torch.distributed.launch passes it; torchrun sets the variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args()
+    if (args.config is None) == (args.data is None):
+        parser.error('give a config, or a folder of images as --data FOLDER')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
+
+
+def _add_stage_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--stage', help='run only this stage of mutual training, such as round_2.a or stage_2_a'
+    )
+    parser.add_argument(
+        '--list-stages', action='store_true', help='print the stages with their state, and exit'
+    )
+    parser.add_argument(
+        '--redo',
+        metavar='STAGE',
+        help='put this stage of mutual training, and all that are made from it, into '
+        'WORK_DIR/replaced, and make them again',
+    )
+
+
+def _add_method_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('composing a method with any config (docs/any_config.md)')
+    group.add_argument(
+        '--method',
+        help='mean_teacher, unimatch, dual_teacher, dmt, st_plus_plus, ..., or supervised: labeled '
+        'images alone; with --data also auto (default)',
+    )
+    group.add_argument(
+        '--unlabeled',
+        metavar='FOLDER_OR_LIST',
+        help='unlabeled images: a folder, or a list of names or files; by default the training '
+        'images that --labeled does not name',
+    )
+    group.add_argument(
+        '--labeled', metavar='LIST', help='which training images of the config are labeled'
+    )
+    group.add_argument(
+        '--method-options', nargs='+', action=DictAction, help='settings of the method: key=value'
+    )
+
+
+def _add_folder_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('training on a folder without a config (docs/own_data.md)')
+    group.add_argument('--data', metavar='FOLDER', help='images, and masks of some of them')
+    group.add_argument('--classes', help='names of the classes in the order of their mask values')
+    group.add_argument(
+        '--labels', type=int, help='draw so many labeled images; others are unlabeled'
+    )
+    group.add_argument(
+        '--mask-values',
+        type=int,
+        nargs='+',
+        help='value of each class in the masks (default: as they are found)',
+    )
 
 
 def enable_amp(cfg: Config) -> None:
@@ -127,16 +194,34 @@ def set_resume(cfg: Config, resume: str) -> None:
             cfg.load_from = None
 
 
+def with_method(cfg: Config, args: argparse.Namespace) -> Config:
+    """Apply ``--cfg-options``, and ``--method`` with its data."""
+    options = args.cfg_options or {}
+    if args.method:
+        own = dict(unlabeled=args.unlabeled, labeled=args.labeled)
+        return compose_method(
+            cfg, args.method, **own, method_options=args.method_options, options=options
+        )
+    for key in ('unlabeled', 'labeled', 'method_options'):
+        if getattr(args, key):
+            raise ValueError(f'--{key.replace("_", "-")} needs --method')
+    if options:
+        merge_options(cfg, options)
+    return cfg
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config and apply the command line to it."""
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
-    if args.cfg_options is not None:
-        merge_options(cfg, args.cfg_options)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
-        cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
+        name = osp.splitext(osp.basename(args.config))[0]
+        cfg.work_dir = osp.join('work_dirs', f'{name}_{args.method}' if args.method else name)
+    cfg = with_method(cfg, args)
+    if args.data:  # several runs of one process
+        cfg.experiment_name = f'{args.method}_{os.getpid()}'
     if args.amp:
         enable_amp(cfg)
     if args.seed is not None:
@@ -161,6 +246,8 @@ def load_config(args: argparse.Namespace) -> Config:
 def build_runner(cfg: Config) -> Runner:
     """Build the runner that the config asks for, ``mmdmt.SemiRunner`` by default."""
     cfg.setdefault('runner_type', 'mmdmt.SemiRunner')
+    if cfg.get('visualizer') and 'experiment_name' in cfg:
+        cfg.visualizer.name = cfg.experiment_name  # mmengine keeps one of a name in a process
     return RUNNERS.build(cfg)
 
 
@@ -174,14 +261,77 @@ def config_text(cfg: Config) -> str:
     return stage_cfg.pretty_text
 
 
+def read_request(args: argparse.Namespace) -> argparse.Namespace:
+    """Take the options of ``--data`` from a config that has them instead of a model.
+
+    Raises:
+        ValueError: If it has another key.
+    """
+    request = Config.fromfile(args.config) if args.config else {}
+    if 'data' not in request or 'model' in request:
+        return args
+    refuse_unknown_keys(args.config, request, REQUEST_KEYS)
+    args.work_dir = (
+        args.work_dir or osp.splitext(osp.join('work_dirs', osp.basename(args.config)))[0]
+    )
+    args.config = None
+    for key, value in request.items():
+        given = getattr(args, key, None)
+        setattr(args, key, value if given is None else given)
+    return args
+
+
+def train_folder(args: argparse.Namespace) -> None:
+    """Train on a folder: labeled images alone, then a method, in folders of one work dir."""
+    name = osp.basename(osp.abspath(args.data))
+    work_dir = args.work_dir or osp.join('work_dirs', name)
+    classes = args.classes.split(',') if isinstance(args.classes, str) else args.classes
+    options = args.cfg_options or {}
+    more = bool(args.unlabeled) or args.method == 'supervised'
+    config = config_of_folder(
+        args.data, work_dir, classes, args.labels, args.mask_values, options, more
+    )
+    length = options.get('max_iters')
+    method, settings, why = method_of_folder(config, args.method or 'auto', length)
+    print(f'method: {method} ({why})', file=sys.stderr)
+    runs = {}
+    for each in dict.fromkeys(['supervised', method]):
+        own = dict(settings, **(args.method_options or {})) if each == method else None
+        run = argparse.Namespace(**vars(args))
+        run.config, run.method, run.method_options = config, each, own
+        run.work_dir = runs[each] = osp.join(work_dir, each)
+        if not args.print_config:
+            run_config(run)
+        elif each == method:
+            print_config(run)
+    if not args.print_config and int(os.environ.get('RANK', 0)) == 0:
+        print(summary(runs))
+        print(write_report_of(runs, osp.join(work_dir, 'report.html')))
+
+
 def main() -> None:
     """Train."""
-    args = parse_args()
-    if args.print_config:
-        with contextlib.redirect_stdout(sys.stderr):
-            text = config_text(load_config(args))
-        print(text)
+    args = read_request(parse_args())
+    if args.print_config and not args.data:
+        print_config(args)
         return
+    if not (args.verbose or args.print_config):
+        be_quiet()
+    try:
+        train_folder(args) if args.data else run_config(args)
+    except MissingWeightsError as error:  # a traceback would bury it
+        sys.exit(f'{type(error).__name__}: {error}')
+
+
+def print_config(args: argparse.Namespace) -> None:
+    """Print what would be trained."""
+    with contextlib.redirect_stdout(sys.stderr):
+        text = config_text(load_config(args))
+    print(text)
+
+
+def run_config(args: argparse.Namespace) -> None:
+    """Train, or list or remove stages."""
     runner = build_runner(load_config(args))
     if args.list_stages:
         print(runner.describe())

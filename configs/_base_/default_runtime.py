@@ -19,13 +19,18 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='mmdmt.SafeCheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=2
+        type='mmdmt.SafeCheckpointHook',
+        by_epoch=False,
+        interval=2000,
+        max_keep_ckpts=2,
+        save_best='auto',  # on the validation set, by mIoU; one file of weights alone
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     iter_seed=dict(type='mmdmt.IterSeedHook'),
     method=dict(type='mmdmt.MethodHook'),  # moves teachers; nothing for plain models
     finite=dict(type='mmdmt.FiniteHook'),  # stops a run that has diverged
     dataset_check=dict(type='mmdmt.DatasetCheckHook'),
+    unpredicted_classes=dict(type='mmdmt.UnpredictedClassHook'),
     visualization=dict(type='SegVisualizationHook', draw=False),
 )
 
@@ -36,4 +41,4 @@ log_level = 'INFO'
 load_from = None
 resume = False
 
-tta_model = dict(type='SegTTAModel')
+tta_model = dict(type='mmdmt.MeanTTAModel')

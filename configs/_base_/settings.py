@@ -15,9 +15,17 @@ settings = dict(
     labeled_list=dict(sets=['train_dataloader.dataset.datasets.0.**.ann_file']),
     unlabeled_list=dict(sets=['train_dataloader.dataset.datasets.1.**.ann_file']),
     val_list=dict(sets=['val_dataloader.**.ann_file', 'test_dataloader.**.ann_file']),
+    labeled_folders=dict(sets=['train_dataloader.dataset.datasets.0.data_prefix']),
+    unlabeled_folders=dict(sets=['train_dataloader.dataset.datasets.1.data_prefix']),
+    val_folders=dict(
+        sets=['val_dataloader.dataset.data_prefix', 'test_dataloader.dataset.data_prefix']
+    ),
     img_suffix=dict(sets=['*_dataloader.**.img_suffix']),
     seg_map_suffix=dict(sets=['*_dataloader.**.seg_map_suffix']),
     metainfo=dict(sets=['*_dataloader.**.metainfo']),
+    mask_values=dict(
+        sets=['*_dataloader.**.LoadMasks.mask_values', '*_pipeline.**.LoadMasks.mask_values']
+    ),
     num_classes=dict(sets=['model.**.num_classes', 'mutual.**.num_classes']),
     image_size=dict(sets=['*_dataloader.**.scale', '*_pipeline.**.scale', 'mutual.**.scale']),
     resize_ratio=dict(sets=['train_dataloader.**.RandomRe*.ratio_range']),

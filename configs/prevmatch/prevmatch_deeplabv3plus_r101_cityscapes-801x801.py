@@ -1,11 +1,7 @@
-# PrevMatch, on UniMatch, with DeepLabV3+ R101 on Cityscapes, where all labels count; published with
-# OHEM.
-_base_ = [
-    '../supervised/deeplabv3plus_r101_cityscapes-801x801.py',
-    '../_base_/methods/prevmatch.py',
-]
+# PrevMatch, on UniMatch, with DeepLabV3+ R101 on Cityscapes, where all labels count. Published are
+# 200,000 pixels of the 4 labeled images of a device at least.
+_base_ = '../unimatch/unimatch_deeplabv3plus_r101_cityscapes-801x801.py'
 
-padding = 'black'
-source_ratio = [1, 1]
-method = dict(_base_.method, threshold=0.0, previous=dict(_base_.method.previous, threshold=0.0))
-model = dict(_delete_=True, segmentor=_base_.model, **method)
+previous = dict(every='epoch', keep=8, max_labelers=3, skip=0, threshold=0.0, device='cpu')
+ohem = dict(decode_head=dict(loss_decode=dict(min_kept=50000)))
+model = dict(previous=previous, segmentor=ohem)

@@ -6,10 +6,13 @@ from mmdmt.datasets.semi_dataset import SemiDataset
 from mmdmt.datasets.transforms.image_size import (
     LoadAnnotationsAtImageSize,
     LoadImageAtSize,
+    PadBands,
     PadToCrop,
     RandomRescale,
     ScoreAtImageSize,
 )
+from mmdmt.datasets.transforms.load_bands import LoadBands
+from mmdmt.datasets.transforms.load_masks import LoadMasks
 from mmdmt.datasets.transforms.load_pseudo_labels import LoadPseudoLabels
 from mmdmt.datasets.transforms.pack_semi_inputs import PackSemiInputs
 from mmdmt.datasets.transforms.strong_pseudo_augment import StrongPseudoAugment
@@ -17,10 +20,13 @@ from mmdmt.datasets.unlabeled_dataset import UnlabeledDataset
 
 __all__ = [
     'LoadAnnotationsAtImageSize',
+    'LoadBands',
     'LoadImageAtSize',
+    'LoadMasks',
     'LoadPseudoLabels',
     'MultiSourceSampler',
     'PackSemiInputs',
+    'PadBands',
     'PadToCrop',
     'RandomRescale',
     'ScoreAtImageSize',

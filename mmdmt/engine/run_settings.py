@@ -8,6 +8,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import nn
 
 from mmdmt.checks import check_range, listed, meant
+from mmdmt.evaluation.reliability_metric import metric_keys
 from mmdmt.registry import DATASETS
 
 #: What mmseg's ``IoUMetric`` gives, beside ``aAcc``, for each of its ``iou_metrics``.
@@ -64,6 +65,8 @@ def metric_names(evaluator: Any, key: str) -> Optional[List[str]]:
         kind = str(part.get('type')).split('.')[-1] if isinstance(part, Mapping) else ''
         if kind in ('IoUMetric', 'IoUOfClasses'):
             found = [*_iou_names(part.get('iou_metrics', ['mIoU']), key), *part.get('also', ())]
+        elif kind == 'ReliabilityMetric':
+            found = metric_keys(**part)
         elif kind == 'Accuracy' and 'thrs' not in part:  # of mmpretrain
             topk = part.get('topk', 1)
             found = [f'top{k}' for k in ([topk] if isinstance(topk, int) else topk)]

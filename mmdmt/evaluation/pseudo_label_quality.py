@@ -3,8 +3,11 @@
 from typing import Any, Dict, List, Optional, Sequence, Union
 
 import numpy as np
+import torch
 from prettytable import PrettyTable
 from torch import Tensor
+
+from mmdmt.evaluation.calibration import confidence_histogram, expected_calibration_error
 
 Map = Union[np.ndarray, Tensor]
 
@@ -40,7 +43,11 @@ class PseudoLabelQuality:
         # Rows: true class. Columns: pseudo-label; the last one for pixels without any.
         self.confusion = np.zeros((num_classes, num_classes + 1), np.int64)
         self.confusion_kept = np.zeros((num_classes, num_classes + 1), np.int64)
-        self.bins = {key: _Bins(num_bins) for key in ('all', 'kept')}
+        # Of the pixels that each class was predicted for.
+        self.bins = {
+            key: torch.zeros(num_classes, num_bins, 3, dtype=torch.float64)
+            for key in ('all', 'kept')
+        }
 
     def update(
         self, label: Map, confidence: Map, kept: Map, ground_truth: Optional[Map] = None
@@ -76,7 +83,13 @@ class PseudoLabelQuality:
         ):
             confusion += self._cross(truth[part], column[part])
             part = part & has_label
-            self.bins[key].add(confidence[part], (label == truth)[part])
+            self.bins[key] += confidence_histogram(
+                torch.from_numpy(confidence[part].astype(np.float64)),
+                torch.from_numpy((label == truth)[part]),
+                self.num_bins,
+                torch.from_numpy(label[part].astype(np.int64)),
+                self.num_classes,
+            )
 
     def compute(self) -> Dict[str, Any]:
         """All statistics.
@@ -94,8 +107,10 @@ class PseudoLabelQuality:
             - ``accuracy_kept``, ``miou_kept``, ``ece_kept``: the same of kept pixels alone.
             - ``classes``: per class ``predicted_share`` and ``true_share`` (of all pixels, of
               those with truth), ``kept_share`` (of the pixels that it was predicted for),
-              ``precision`` and ``precision_kept`` (of the pixels it was predicted for, those that
-              are of it), ``iou`` and ``iou_kept``.
+              ``share_of_kept`` (of the pixels that are kept: what training sees of the class, to
+              be compared with its ``true_share``), ``ece`` and ``ece_kept``, ``precision`` and
+              ``precision_kept`` (of the pixels it was predicted for, those that are of it), ``iou``
+              and ``iou_kept``.
             - ``reliability``: per bin ``low``, ``high``, ``pixels``, mean ``confidence`` and
               ``accuracy``, over all pixels with ground truth.
         """
@@ -108,8 +123,8 @@ class PseudoLabelQuality:
         for suffix, confusion in (('', self.confusion), ('_kept', self.confusion_kept)):
             result[f'accuracy{suffix}'] = _share(np.trace(confusion), confusion.sum())
             result[f'miou{suffix}'] = _mean(_iou(confusion))
-            result[f'ece{suffix}'] = self.bins[suffix.strip('_') or 'all'].error()
-        return dict(result, classes=self._classes(), reliability=self.bins['all'].table())
+            result[f'ece{suffix}'] = _error(self.bins[suffix.strip('_') or 'all'].sum(0))
+        return dict(result, classes=self._classes(), reliability=_bin_rows(self.bins['all'].sum(0)))
 
     def _classes(self) -> List[Dict[str, Any]]:
         true, true_pixels = self.confusion.sum(1), self.confusion.sum()
@@ -120,6 +135,9 @@ class PseudoLabelQuality:
                 predicted_share=_share(self.predicted[index], self.num_pixels),
                 true_share=_share(true[index], true_pixels),
                 kept_share=_share(self.kept[index], self.predicted[index]),
+                share_of_kept=_share(self.kept[index], self.kept.sum()),
+                ece=_error(self.bins['all'][index]),
+                ece_kept=_error(self.bins['kept'][index]),
                 precision=precisions[0][index],
                 precision_kept=precisions[1][index],
                 iou=ious[0][index],
@@ -152,38 +170,19 @@ class PseudoLabelQuality:
         return np.bincount(flat, minlength=self.confusion.size).reshape(self.confusion.shape)
 
 
-class _Bins:
-    """Pixels, correct pixels and summed confidence in bins (low, high] of the confidence."""
-
-    def __init__(self, count: int) -> None:
-        self.pixels = np.zeros(count, np.int64)
-        self.correct = np.zeros(count, np.int64)
-        self.confidence = np.zeros(count)
-
-    def add(self, confidence: np.ndarray, correct: np.ndarray) -> None:
-        count = len(self.pixels)
-        confidence = confidence.astype(np.float64)
-        index = np.clip(np.ceil(confidence * count).astype(np.int64) - 1, 0, count - 1)
-        self.pixels += np.bincount(index, minlength=count)
-        self.correct += np.bincount(index[correct], minlength=count)
-        self.confidence += np.bincount(index, confidence, minlength=count)
-
-    def error(self) -> Optional[float]:
-        """Expected calibration error: mean gap of a bin, weighted by its pixels."""
-        return _share(np.abs(self.correct - self.confidence).sum(), self.pixels.sum())
-
-    def table(self) -> List[Dict[str, Any]]:
-        edges = np.linspace(0, 1, len(self.pixels) + 1)
-        return [
-            dict(
-                low=float(edges[index]),
-                high=float(edges[index + 1]),
-                pixels=int(pixels),
-                confidence=_share(self.confidence[index], pixels),
-                accuracy=_share(self.correct[index], pixels),
-            )
-            for index, pixels in enumerate(self.pixels)
-        ]
+def _bin_rows(hist: Tensor) -> List[Dict[str, Any]]:
+    """A histogram (bins, 3) of confidence, bin by bin."""
+    edges = np.linspace(0, 1, len(hist) + 1).tolist()
+    return [
+        dict(
+            low=low,
+            high=high,
+            pixels=int(pixels),
+            confidence=_share(confidence, pixels),
+            accuracy=_share(correct, pixels),
+        )
+        for low, high, (pixels, confidence, correct) in zip(edges, edges[1:], hist.tolist())
+    ]
 
 
 def quality_table(quality: Dict[str, Any], classes: Sequence[str]) -> str:
@@ -197,8 +196,8 @@ def quality_table(quality: Dict[str, Any], classes: Sequence[str]) -> str:
         Lines: a summary, a table of the classes, and one of the calibration.
     """
     head = f'{quality["num_images"]} images, {_percent(quality["kept_share"])} % of the pixels kept'
-    keys = ('predicted_share', 'kept_share')
-    titles = ['class', 'labels %', 'kept %']
+    keys = ('predicted_share', 'kept_share', 'share_of_kept')
+    titles = ['class', 'labels %', 'kept %', 'of all kept %']
     if quality['num_true_pixels']:
         head += ''.join(
             f'\n{name}: accuracy {_percent(quality["accuracy" + suffix])} %, '
@@ -206,8 +205,10 @@ def quality_table(quality: Dict[str, Any], classes: Sequence[str]) -> str:
             f'calibration error {_percent(quality["ece" + suffix])} %'
             for name, suffix in (('all pixels ', ''), ('kept pixels', '_kept'))
         )
-        keys += ('true_share', 'precision', 'precision_kept', 'iou', 'iou_kept')
-        titles += ['truth %', 'correct %', 'correct of kept %', 'IoU', 'IoU of kept']
+        keys += ('true_share', 'precision', 'precision_kept', 'ece', 'ece_kept')
+        keys += ('iou', 'iou_kept')
+        titles += ['truth %', 'correct %', 'correct of kept %', 'ECE %', 'ECE of kept %']
+        titles += ['IoU', 'IoU of kept']
     rows = [
         [name, *(_percent(values[key]) for key in keys)]
         for name, values in zip(classes, quality['classes'])
@@ -220,6 +221,42 @@ def quality_table(quality: Dict[str, Any], classes: Sequence[str]) -> str:
             for row in quality['reliability']
         ]
         parts.append(_text_table(['confidence', 'pixels', 'mean %', 'correct %'], rows))
+    return '\n\n'.join(parts)
+
+
+def rounds_table(qualities: Dict[str, Dict[str, Any]], classes: Sequence[str]) -> str:
+    """How the labels of a chain change from stage to stage.
+
+    Args:
+        qualities: Of :meth:`PseudoLabelQuality.compute` by the name of the stage.
+        classes: Class names.
+
+    Returns:
+        Lines: one table with a row for each stage, and where there is truth one for the share of
+        each class among the kept pixels, its precision and its calibration error there, with a
+        column for each stage.
+    """
+    keys = dict(kept_share='kept %', accuracy='correct %', accuracy_kept='correct of kept %')
+    keys.update(miou='mIoU', miou_kept='mIoU of kept', ece='ECE %', ece_kept='ECE of kept %')
+    rows = [
+        [stage, str(found['num_images']), *(_percent(found[key]) for key in keys)]
+        for stage, found in qualities.items()
+    ]
+    parts = [_text_table(['stage', 'images', *keys.values()], rows)]
+    known = [found for found in qualities.values() if found['num_true_pixels']]
+    tables = dict(share_of_kept='share of kept, %', precision_kept='correct of kept, %')
+    tables['ece_kept'] = 'ECE of kept, %'
+    for key, title in tables.items() if known else ():
+        rows = [
+            [name, *(_percent(found['classes'][index][key]) for found in qualities.values())]
+            for index, name in enumerate(classes)
+        ]
+        titles = [title, *qualities]
+        if key == 'share_of_kept':
+            titles.append('truth')
+            for row, of_class in zip(rows, known[-1]['classes']):
+                row.append(_percent(of_class['true_share']))
+        parts.append(_text_table(titles, rows))
     return '\n\n'.join(parts)
 
 
@@ -243,6 +280,11 @@ def _numpy(values: Map) -> np.ndarray:
 
 def _share(part: float, whole: float) -> Optional[float]:
     return float(part) / float(whole) if whole else None
+
+
+def _error(hist: Tensor) -> Optional[float]:
+    value = float(expected_calibration_error(hist))
+    return None if np.isnan(value) else value
 
 
 def _mean(values: Sequence[Optional[float]]) -> Optional[float]:

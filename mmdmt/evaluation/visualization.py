@@ -71,7 +71,12 @@ def confidence_heatmap(confidence: np.ndarray, valid: Optional[np.ndarray] = Non
 
 
 def to_uint8_image(image: Tensor) -> np.ndarray:
-    """Convert a tensor (3, H, W), RGB in [0, 1] on any device, to an image."""
+    """Convert a tensor (C, H, W) in [0, 1] on any device to an image.
+
+    Three channels are RGB; of others the first three are shown, or the first one as gray.
+    """
+    if len(image) != 3:
+        image = image[:3] if len(image) > 3 else image[:1].expand(3, -1, -1)
     array = image.detach().float().clamp(0, 1).mul(255).round().byte().cpu().numpy()
     return np.ascontiguousarray(array.transpose(1, 2, 0))
 

@@ -18,6 +18,7 @@ from mmdmt.checkpoint import (
 )
 from mmdmt.config import resolve_config
 from mmdmt.export.stored_types import SCOPES, check_scope, check_stored_config, packages_of
+from mmdmt.export.temperature import scale_logits
 from mmdmt.finite import refuse_non_finite
 from mmdmt.registry import MODELS
 
@@ -63,11 +64,6 @@ def read_trained(
     if 'state_dict' not in loaded:
         raise ValueError(f'{checkpoint} has no state_dict: it was not written by a runner')
     refuse_non_finite(loaded['state_dict'], f'checkpoint {checkpoint}')
-    if any(key.startswith('members.') for key in loaded['state_dict']):
-        raise ValueError(
-            f'{checkpoint} is an ensemble of several networks, not one plain model: export the '
-            f'checkpoint of a member, of {loaded.get("meta", {}).get("members")}'
-        )
     if config is not None:
         return Trained(checkpoint, loaded, resolve_config(Config.fromfile(config)), True)
     text = loaded.get('meta', {}).get('cfg')
@@ -88,6 +84,7 @@ def write_plain(
     weights: Dict[str, Tensor],
     dataset_meta: dict,
     what: str,
+    temperature: Optional[float] = None,
 ) -> Tuple[Path, Path]:
     """Write config and weights as ``<stem>.py`` and ``<stem>.pth`` if they fit.
 
@@ -98,15 +95,17 @@ def write_plain(
         weights: State dict; what the model of the config does not have is left out.
         dataset_meta: Classes and palette, which inferencers read from the checkpoint.
         what: What the weights are, for the message.
+        temperature: What the logits of a segmentor are divided by, if by anything.
 
     Raises:
-        ValueError: Weights are missing or have another shape.
+        ValueError: Weights are missing or have another shape, or cannot hold the temperature.
         UntrustedCheckpointError: The config asks for what only a trusted checkpoint may.
     """
     if not trained.vouched:
         check_stored_config(plain, trained.path)
     with safe_loading():
-        expected = MODELS.build(copy.deepcopy(plain.model)).state_dict()
+        model = MODELS.build(copy.deepcopy(plain.model))
+    expected = model.state_dict()
     missing = [key for key in expected if key not in weights]
     given = {key: weights[key] for key in expected if key in weights}
     differing = [key for key, value in given.items() if value.shape != expected[key].shape]
@@ -115,6 +114,9 @@ def write_plain(
             f'{what} does not fit the config: {len(missing)} weights are missing '
             f'{missing[:3]}, {len(differing)} have another shape {differing[:3]}'
         )
+    if temperature is not None:
+        given = scale_logits(model, plain.model, given, temperature)
+        plain.temperature = plain.get('temperature', 1.0) * temperature
     stem.parent.mkdir(parents=True, exist_ok=True)
     meta = {'dataset_meta': dataset_meta, 'cfg': plain.pretty_text}
     # Copies, since a view would be saved with the storage of all networks.

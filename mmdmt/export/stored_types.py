@@ -161,7 +161,8 @@ def _walk(node: Any, path: Path, scopes: Set[str]) -> Iterator[Tuple[Path, Any, 
 def _problem(path: Path, value: Any, scopes: Set[str]) -> str:
     """What is wrong with a place of a config, empty if nothing."""
     top, key, in_model = path[0], path[-1], path[0] in ('model', 'tta_model')
-    if not isinstance(key, (str, int)) or not _KEY.fullmatch(str(key)):
+    color = isinstance(key, tuple) and all(type(part) is int for part in key)  # of mask_values
+    if not color and (not isinstance(key, (str, int)) or not _KEY.fullmatch(str(key))):
         return 'has a key that could end its quotes in a written config'
     if not isinstance(value, (dict, list, tuple, *_PLAIN)) or (
         isinstance(value, str) and '{{' in value

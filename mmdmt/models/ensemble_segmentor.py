@@ -9,6 +9,7 @@ from mmseg.models.segmentors import BaseSegmentor
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
+from mmdmt.models.forward import class_probabilities
 from mmdmt.models.methods.base import build_segmentor
 from mmdmt.registry import MODELS
 
@@ -32,23 +33,23 @@ class EnsembleSegmentor(BaseSegmentor):
             it.
 
     Raises:
-        ValueError: If there are no members, their numbers of classes differ, or one has a single
-            output channel.
+        ValueError: If there are no members, or their numbers of classes differ.
     """
 
     def __init__(self, members: List[dict]) -> None:
         # Images stay as loaded: each member has a preprocessor of its own.
         super().__init__(data_preprocessor=BaseDataPreprocessor())
         self.members = nn.ModuleList(build_segmentor(cfg) for cfg in members)
-        channels = [member.out_channels for member in self.members]
-        if len(set(channels)) != 1 or channels[0] < 2:
+        # A head of one channel predicts two classes.
+        channels = [max(2, member.out_channels) for member in self.members]
+        if len(set(channels)) != 1:
             raise ValueError(
-                '`members` must be one or more segmentors with the same number of output channels, '
-                f'at least two; they have {channels}'
+                '`members` must be one or more segmentors with the same number of classes; they '
+                f'have {channels}'
             )
         first = self.members[0]
         self.num_classes = first.num_classes
-        self.out_channels = first.out_channels
+        self.out_channels = channels[0]
         self.align_corners = first.align_corners
 
     @property
@@ -78,7 +79,7 @@ class EnsembleSegmentor(BaseSegmentor):
             samples = [SegDataSample(metainfo=sample.metainfo) for sample in data_samples]
             data = member.data_preprocessor(dict(inputs=list(inputs), data_samples=samples), False)
             results = member.predict(data['inputs'], data['data_samples'])
-            new = [result.seg_logits.data.float().softmax(dim=0) for result in results]
+            new = [class_probabilities(result) for result in results]
             probs = [old.add_(prob) for old, prob in zip(probs, new)] if probs else new
         return [self._write(*pair) for pair in zip(data_samples, probs)]
 

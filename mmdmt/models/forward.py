@@ -46,12 +46,30 @@ def image_metas(images: Tensor, samples: Optional[List[SegDataSample]] = None) -
     return [meta] * len(images)
 
 
+def two_logits(logits: Tensor) -> Tensor:
+    """Logits (N, C, *) of classes: of one channel ``z`` those of both, ``(0, z)``.
+
+    A head with ``out_channels=1`` predicts class 1 by ``sigmoid(z)``, which is the softmax of these
+    two: probabilities, cross entropies and gradients are the same.
+    """
+    return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], 1)
+
+
+def class_probabilities(sample: SegDataSample) -> Tensor:
+    """Probabilities (C, H, W) in float32 of a predicted sample; C is 2 for a head of one channel.
+
+    Of such a head mmseg puts the sigmoid into ``seg_logits``.
+    """
+    found = sample.seg_logits.data.float()
+    return found.softmax(dim=0) if len(found) > 1 else torch.cat([1 - found, found])
+
+
 def dense_logits(segmentor: BaseSegmentor, images: Tensor) -> Tensor:
     """Logits of a segmentor at the resolution of its input, whatever its head.
 
     ``mode='predict'`` would undo flips and padding and resize to the original image, so that its
     labels would not lie on the pixels the student sees; ``encode_decode`` keeps the geometry.
-    Normalized images (N, 3, H, W) become logits (N, C, H, W).
+    Normalized images (N, 3, H, W) become logits (N, C, H, W), two for a head of one channel.
     """
     backbone, head = (getattr(segmentor, name, None) for name in ('backbone', 'decode_head'))
     # Some heads and backbones, as of DDRNet and PIDNet, give what only their loss takes while they
@@ -61,7 +79,7 @@ def dense_logits(segmentor: BaseSegmentor, images: Tensor) -> Tensor:
     try:
         for part in trained:
             part.training = False
-        return segmentor.encode_decode(images, image_metas(images))
+        return two_logits(segmentor.encode_decode(images, image_metas(images)))
     finally:
         for part in trained:
             part.training = True
@@ -166,7 +184,7 @@ def joint_forward(
         losses.update(segmentor._auxiliary_head_forward_train(sup_feats, sup_samples))
     wanted = logits if with_sup else logits[count:]
     options = dict(mode='bilinear', align_corners=segmentor.align_corners)
-    return losses, resize(wanted, size=unsup.shape[2:], **options)
+    return losses, resize(two_logits(wanted), size=unsup.shape[2:], **options)
 
 
 def weighted_losses(losses: Dict[str, Tensor], weight: float, prefix: str) -> Dict[str, Tensor]:

@@ -13,7 +13,7 @@ from mmseg.models.utils import resize
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from mmdmt.models.forward import auxiliary_heads, is_dense_classifier, stack_pixel_data
+from mmdmt.models.forward import auxiliary_heads, is_dense_classifier, stack_pixel_data, two_logits
 from mmdmt.models.supervised import losses_of
 from mmdmt.registry import MODELS
 
@@ -41,8 +41,7 @@ class PseudoLabelSegmentor(EncoderDecoder):
         **kwargs: Arguments of mmseg's ``EncoderDecoder``.
 
     Raises:
-        ValueError: If a head does not give one dense map of logits, or has a single output
-            channel, which has no softmax.
+        ValueError: If a head does not give one dense map of logits.
     """
 
     def __init__(self, *args, pseudo_loss: dict, ignore_index: int = 255, **kwargs) -> None:
@@ -106,7 +105,10 @@ class PseudoLabelSegmentor(EncoderDecoder):
 
     def _head_loss(self, head, feats, label, confidence, is_pseudo):
         logits = resize(
-            head(feats), size=label.shape[1:], mode='bilinear', align_corners=self.align_corners
+            two_logits(head(feats)),
+            size=label.shape[1:],
+            mode='bilinear',
+            align_corners=self.align_corners,
         )
         label = self._without_ignored(label, head)
         loss, stats = self.pseudo_loss(
@@ -148,11 +150,6 @@ def _check_head(name: str, head: nn.Module) -> None:
             'pseudo loss needs a head whose forward gives one dense map of logits, such as '
             'FCNHead, DepthwiseSeparableASPPHead, UPerHead or SegformerHead'
         )
-    if head.out_channels == 1:
-        raise ValueError(
-            f'{name} ({type(head).__name__}) has out_channels=1: the pseudo loss needs a softmax '
-            'over at least two channels; set out_channels=2'
-        )
 
 
 def _loss_weight(head: BaseDecodeHead) -> float:
@@ -173,7 +170,9 @@ def _replaced_settings(head: BaseDecodeHead) -> List[str]:
         found.append(f'loss_decode={names[0]}')
     for loss in losses:
         if isinstance(loss, CrossEntropyLoss):
-            keys = ('class_weight', 'use_sigmoid', 'use_mask')
+            # Of one channel, a sigmoid is the softmax of both classes.
+            sigmoid = ('use_sigmoid',) if head.out_channels > 1 else ()
+            keys = ('class_weight', *sigmoid, 'use_mask')
             values = {key: getattr(loss, key, None) for key in keys}
             found += [f'{k}={v}' for k, v in values.items() if v is not None and v is not False]
     if head.sampler is not None:

@@ -19,7 +19,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from mmdmt.models.data_preprocessor import PaddingPreprocessor
-from mmdmt.models.forward import stack_pixel_data
+from mmdmt.models.forward import stack_pixel_data, two_logits
 
 
 def train_without_waiting(model: nn.Module) -> None:
@@ -93,10 +93,11 @@ def losses_of(head: BaseDecodeHead) -> List[nn.Module]:
 def pixel_accuracy(logits: Tensor, label: Tensor, ignore_index: int) -> Tensor:
     """Percentage of pixels, but for ignored ones, whose class is predicted; a tensor (1,).
 
-    As mmseg's ``accuracy``, 100 if all pixels are ignored.
+    As mmseg's ``accuracy``, 100 if all pixels are ignored. A head of one channel predicts class 1
+    where its logit is positive; mmseg would compare with class 0 everywhere.
     """
     kept = label != ignore_index
-    correct = (logits.detach().argmax(dim=1) == label) & kept
+    correct = (two_logits(logits.detach()).argmax(dim=1) == label) & kept
     eps = torch.finfo(torch.float32).eps
     return (100 * (correct.sum() + eps) / (kept.sum() + eps)).reshape(1)
 
@@ -104,9 +105,14 @@ def pixel_accuracy(logits: Tensor, label: Tensor, ignore_index: int) -> Tensor:
 def _decode_loss(
     loss: nn.Module, logits: Tensor, label: Tensor, weight: Optional[Tensor], ignore_index: int
 ) -> Tensor:
-    """A loss of a head; a mean of softmax cross entropies with its divisor as a tensor."""
+    """A loss of a head; a mean of cross entropies with its divisor as a tensor.
+
+    The binary one of a head of one channel is the softmax one of both classes.
+    """
     softmax = type(loss) is CrossEntropyLoss and loss.cls_criterion is cross_entropy
-    if not softmax or loss.reduction != 'mean':
+    binary = type(loss) is CrossEntropyLoss and loss.use_sigmoid and logits.shape[1] == 1
+    exact = softmax or (binary and loss.class_weight is None)
+    if not exact or loss.reduction != 'mean':
         return loss(logits, label, weight=weight, ignore_index=ignore_index)
     kept = label != ignore_index
     class_weight = divisor = None
@@ -117,7 +123,7 @@ def _decode_loss(
     elif loss.avg_non_ignore:
         divisor = kept.sum()
     return loss.loss_weight * cross_entropy(
-        logits,
+        two_logits(logits) if binary else logits,
         label,
         weight,
         class_weight=class_weight,

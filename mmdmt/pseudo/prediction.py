@@ -10,6 +10,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from mmdmt.checks import refuse_unknown_keys
+from mmdmt.models.forward import class_probabilities
 
 Batch = Dict[str, list]
 
@@ -33,7 +34,7 @@ def predict_probabilities(
     Images of different sizes are predicted one by one.
 
     Args:
-        model: An ordinary mmseg segmentor in eval mode.
+        model: A segmentor in eval mode.
         batch: ``inputs``, a list of (3, h, w) images, and ``data_samples``, as a test pipeline
             and mmengine's ``pseudo_collate`` make them.
         amp: Whether to predict in half precision (bfloat16 on a CPU).
@@ -85,6 +86,7 @@ def _view(
 
 def _predict(model: BaseSegmentor, batch: Batch, amp: bool) -> List[Tensor]:
     data = model.data_preprocessor(batch, False)
-    with torch.autocast(data['inputs'].device.type, enabled=amp):
+    device = next(model.parameters()).device  # an ensemble's images are a list
+    with torch.autocast(device.type, enabled=amp):
         samples = model.predict(data['inputs'], data['data_samples'])
-    return [sample.seg_logits.data.float().softmax(dim=0) for sample in samples]
+    return [class_probabilities(sample) for sample in samples]

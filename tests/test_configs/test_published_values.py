@@ -3,10 +3,13 @@
 import pytest
 from shipped_configs import load, read
 
+from mmdmt.config import merge_options, resolve_config
+
 #: By folder and method: network, data, images in a step, steps, optimizer, head, decay, threshold.
 UNIMATCH = 'unimatch/unimatch'
 V2 = 'unimatch_v2/unimatch-v2'
 CPS, CPS_CUTMIX = 'cps/cps', 'cps/cps-cutmix'
+KINDS = ('labeled', 'unlabeled')
 VOC, CITY = 'pascal_voc12', 'cityscapes'
 R50, R101 = 'deeplabv3plus_r50', 'deeplabv3plus_r101'
 S, B, V3 = 'dpt_dinov2-small', 'dpt_dinov2-base', 'dpt_dinov3-small'
@@ -133,6 +136,35 @@ def test_unimatch_v2_has_its_published_lengths():
 def test_unimatch_has_its_published_lengths_on_cityscapes():
     lengths = read('supervised/ohem_deeplabv3plus_r50_cityscapes-801x801').unimatch_iters
     assert lengths == {'186': 83520, '372': 78000, '744': 66720, '1488': 44400}
+
+
+LISTS = {
+    f'unimatch/unimatch_{R50}_pascal_voc12-321x321': ('92', '183', '366', '732', '662', '1323'),
+    f'unimatch/unimatch_{R50}_cityscapes-801x801': ('186', '372', '744', '1488'),
+    f'unimatch_v2/unimatch-v2_{S}_ade20k-518x518': ('316', '631', '1263', '2526', '5052'),
+    f'unimatch_v2/unimatch-v2_{S}_coco81-518x518': ('232', '463', '925', '1849', '3697'),
+}
+
+
+@pytest.mark.parametrize('name', LISTS)
+def test_any_published_list_is_an_option(name):
+    for labels in LISTS[name]:
+        cfg = read(name)
+        merge_options(cfg, {f'{kind}_list': f'splits/{labels}/{kind}.txt' for kind in KINDS})
+        found = resolve_config(cfg).train_dataloader.dataset.datasets
+        for kind, dataset in zip(KINDS, found):
+            assert dataset.ann_file == f'splits/{labels}/{kind}.txt'
+
+
+def test_prevmatch_on_cityscapes_is_unimatch_with_earlier_students():
+    method = load(f'prevmatch/prevmatch_{R101}_cityscapes-801x801').model
+    own = load(f'{UNIMATCH}_{R101}_cityscapes-801x801').model
+    # Of 4 labeled images of each of two devices.
+    assert method.segmentor.decode_head.loss_decode.pop('min_kept') * 4 == 200000
+    own.segmentor.decode_head.loss_decode.pop('min_kept')
+    previous = method.pop('previous')
+    assert method == own and method.threshold == 0
+    assert (previous.keep, previous.max_labelers, previous.threshold) == (8, 3, 0)
 
 
 def test_ade20k_is_scored_at_the_size_of_its_images():

@@ -119,7 +119,8 @@ def test_a_run_is_resumed_from_the_last_good_checkpoint(tree, tmp_path):
     assert left(tmp_path) == ['iter_2.pth']
     cfg.pop('custom_hooks')
     run(dict(cfg, resume=True), tmp_path)
-    assert left(tmp_path) == ['iter_4.pth', 'iter_6.pth']
+    ended = ['best_mIoU_iter_6.pth', 'final.pth', 'iter_4.pth', 'iter_6.pth']
+    assert left(tmp_path) == ended
 
 
 @HOOKS.register_module()
@@ -178,7 +179,7 @@ def test_a_score_that_is_nan_is_never_the_best(tree, tmp_path):
     cfg['val_evaluator'] = dict(type='SpoilMetric')
     cfg['default_hooks']['checkpoint']['save_best'] = 'mIoU'
     run(cfg, tmp_path)
-    assert left(tmp_path) == ['iter_2.pth']
+    assert left(tmp_path) == ['final.pth', 'iter_2.pth']
 
 
 # ------------------------------------------------------------------------------- two processes

@@ -4,10 +4,11 @@ import shutil
 
 import pytest
 import torch
-from mmengine.registry import RUNNERS
+from mmengine.registry import RUNNERS, DefaultScope
 from tiny_project import base_config, load_config, make_tree, online
 
 from mmdmt.export.segmentor import select_network
+from mmdmt.registry import MODELS
 
 MAX_ITERS = 6
 CUTMIX = dict(type='mmdmt.CutMix')
@@ -44,6 +45,20 @@ def train(tree, work_dir, name, workers=0, **settings):
 
 def load(path):
     return torch.load(path, map_location='cpu', weights_only=True)['state_dict']
+
+
+def test_a_new_run_starts_from_the_checkpoint_of_another_method(tree, tmp_path):
+    """PrevMatch from UniMatch: the networks are loaded, copies and ramps start anew."""
+    cfg = online(base_config(tree, tmp_path), 'mmdmt.UniMatch')['model']
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        state = MODELS.build(cfg).state_dict()
+    state['iterations'] += 100
+    torch.save(dict(state_dict=state), tmp_path / 'unimatch.pth')
+    runner = train(tree, tmp_path, 'prevmatch', load_from=str(tmp_path / 'unimatch.pth'))
+    logs = ''.join(log.read_text() for log in tmp_path.rglob('*.log'))
+    assert 'has no previous.copies: UniMatch starts with new ones' in logs
+    assert runner.model.step == runner.model.iterations == MAX_ITERS
+    assert runner.message_hub.log_scalars['train/previous_loss'].current() >= 0
 
 
 @pytest.mark.parametrize('name', METHODS)

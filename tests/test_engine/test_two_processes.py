@@ -11,6 +11,8 @@ from tiny_project import load_config, make_tree
 from torch import nn
 from train_together import LEAVES, METHODS, STEPS
 
+from mmdmt.models.forward import BATCH_STATISTICS, image_metas, joint_forward
+
 HERE = Path(__file__).resolve().parents[1]
 RUNS = [*METHODS, 'cnn_transformer', *(name.split('/')[1] for name in LEAVES)]
 
@@ -67,6 +69,24 @@ def test_the_emulation_is_batch_norm_over_the_images_of_both_ranks(trained):
     for key, expected in layer.state_dict().items():
         torch.testing.assert_close(ranks[0][key], expected)
     assert differing(*({key: rank[key] for key in layer.state_dict()} for rank in ranks)) == set()
+
+
+@pytest.mark.parametrize('kind', BATCH_STATISTICS)
+def test_statistics_are_collected_from_the_images_of_both_ranks(trained, kind):
+    """Those of both domains, or of the unlabeled images alone, as in a single process."""
+    network, sup, unsup = train_together.two_domains()
+    network.train()
+    if kind == 'domain':  # labeled images leave no trace in them
+        network.encode_decode(unsup, image_metas(unsup))
+    else:
+        samples = train_together.labeled_samples(torch.zeros(len(sup), 32, 32))
+        joint_forward(network, sup, samples, unsup, batch_statistics=kind)
+    ranks = [load(trained / f'{kind}.rank_{rank}.pth') for rank in range(2)]
+    assert differing(*ranks) == set()
+    expected = network.state_dict()
+    assert running(expected)
+    for key in running(expected):
+        torch.testing.assert_close(ranks[0][key], expected[key], rtol=1e-4, atol=1e-5)
 
 
 def test_ranks_that_skip_different_layers_are_found_out_at_once(tree, tmp_path):

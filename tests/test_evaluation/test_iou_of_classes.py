@@ -35,6 +35,15 @@ def test_the_mean_is_over_the_named_classes_and_every_labeled_pixel_counts():
     assert found['mAcc'] == pytest.approx(100 * (1 + 2 / 3 + 1) / 3, abs=0.01)
 
 
+def test_a_class_without_a_pixel_is_left_out_or_counts_as_0():
+    """As mmseg, or as the released code of UniMatch: a difference of 1 / C of the mean."""
+    images = [[[0, 0, 2, 2]]], [[[0, 0, 2, 2]]]
+    classes = ['road', 'car', 'wall']
+    assert evaluated(*images, classes=classes)['mIoU'] == 100
+    found = evaluated(*images, classes=classes, nan_to_num=0)
+    assert found['mIoU'] == pytest.approx(100 * 2 / 3, abs=0.01)
+
+
 def test_a_class_that_the_dataset_lacks_is_refused_before_anything_is_evaluated():
     metric = IoUOfClasses(classes=['road'], also=dict(mIoU_x=['sky']))
     with pytest.raises(ValueError, match=r'averages over sky, but the dataset has .*road'):

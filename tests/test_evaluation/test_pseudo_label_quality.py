@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdmt.evaluation.pseudo_label_quality import PseudoLabelQuality, quality_table
+from mmdmt.evaluation.pseudo_label_quality import PseudoLabelQuality, quality_table, rounds_table
 
 CLASSES = 4
 
@@ -102,6 +102,35 @@ def test_shares_count_every_image_also_those_without_truth():
         predicted = sum(label == index for label, *_ in all_pixels)
         assert row['predicted_share'] == pytest.approx(predicted / len(all_pixels))
         assert row['kept_share'] == pytest.approx(kept.count(index) / predicted)
+
+
+def test_classes_have_a_calibration_error_and_a_share_of_what_is_kept():
+    scenes = [scene(0), scene(1, 5, 6)]
+    rows = quality_of(scenes).compute()['classes']
+    every = [each for each in pixels(scenes) if each[0] != 255]
+    kept = [label for label, _, is_kept, _ in every if is_kept]
+    for index, row in enumerate(rows):
+        assert row['share_of_kept'] == pytest.approx(kept.count(index) / len(kept))
+        # Of a class alone: labels of other classes are unlabeled.
+        alone = [
+            (label, confidence, is_kept & (label == index), np.where(label == index, truth, 255))
+            for label, confidence, is_kept, truth in scenes
+        ]
+        for suffix in ('', '_kept'):
+            expected = brute_force(alone, bool(suffix))['ece']
+            assert row[f'ece{suffix}'] == pytest.approx(expected), (index, suffix)
+
+
+def test_the_table_of_rounds():
+    qualities = {f'stage_{i}_a': quality_of([scene(i)]).compute() for i in (1, 2)}
+    text = rounds_table(qualities, ['sky', 'road', 'car', 'cow'])
+    overview, *tables = text.split('\n\n')
+    assert len(tables) == 3 and all('stage_2_a' in table and 'cow' in table for table in tables)
+    for name, found in qualities.items():
+        (row,) = [line for line in overview.splitlines() if name in line]
+        assert f'{100 * found["ece"]:.2f}' in row and f'{100 * found["kept_share"]:.2f}' in row
+    without = {'stage_1_a': quality_of([scene(0, truth=False)]).compute()}
+    assert len(rounds_table(without, list('abcd')).split('\n\n')) == 1
 
 
 def test_tensors_give_what_arrays_give():

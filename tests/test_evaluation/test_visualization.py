@@ -115,3 +115,12 @@ def test_save_image_creates_the_folder(tmp_path):
     image = solid(3, 4, (1, 2, 3))
     path = save_image(tmp_path / 'a' / 'b.png', image)
     assert np.array_equal(np.asarray(Image.open(path)), image)
+
+
+@pytest.mark.parametrize('bands', [1, 2, 4, 13])
+def test_images_of_other_bands_have_a_picture(bands):
+    image = torch.rand(bands, 5, 6)
+    picture = to_uint8_image(image)
+    assert picture.shape == (5, 6, 3)
+    shown = image[:3] if bands > 3 else image[[0, 0, 0]]
+    assert np.array_equal(picture, to_uint8_image(shown))

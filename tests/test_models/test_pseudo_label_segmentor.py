@@ -284,8 +284,3 @@ def test_heads_with_one_map_of_logits_learn(settings):
     loss.backward()
     assert loss.isfinite()
     assert any(p.grad is not None and p.grad.any() for p in model.decode_head.parameters())
-
-
-def test_a_single_output_channel_is_refused():
-    with pytest.raises(ValueError, match=r'decode_head .* out_channels=1'):
-        build(num_classes=2, out_channels=1)

@@ -28,7 +28,21 @@ def dual_teacher(cfg):
     return online(cfg, 'mmdmt.DualTeacher', threshold=0.3)
 
 
-METHODS = dict(supervised=labeled_only, mean_teacher=mean_teacher, dual_teacher=dual_teacher)
+def prevmatch(cfg):
+    return online(cfg, 'mmdmt.FixMatch', previous=dict(every='epoch', keep=2))
+
+
+def unimatch(cfg):
+    return online(cfg, 'mmdmt.UniMatch')
+
+
+METHODS = dict(
+    supervised=labeled_only,
+    mean_teacher=mean_teacher,
+    dual_teacher=dual_teacher,
+    prevmatch=prevmatch,
+    unimatch=unimatch,
+)
 
 
 def write(tmp_path, method):
@@ -60,6 +74,19 @@ def run(monkeypatch, capsys, *args):
                 'student, 4 images: forward, loss, backward',
                 'student, 2 images: forward, loss, backward',
             ],
+        ),
+        # Dropped features pass through the head alone.
+        (
+            'unimatch',
+            [
+                'student, 4 images (head 6): forward, loss, backward',
+                'student, 4 images: forward, loss, backward',
+            ],
+        ),
+        # Its own labels, and those of the two copies that are kept.
+        (
+            'prevmatch',
+            ['student, 2 images: forward'] * 3 + ['student, 4 images: forward, loss, backward'],
         ),
     ],
 )

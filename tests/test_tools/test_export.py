@@ -243,9 +243,12 @@ def test_the_network_that_predicts_is_the_default():
     for predict_on, network in (
         ('average', 'student'),
         ('teacher_average', 'teacher'),
-        (['teacher', 'student'], 'teacher'),
     ):
         assert select_network(weights, dict(predict_on=predict_on)) == network
+    with pytest.raises(
+        ValueError, match=r"\['teacher', 'student'\].*no single mmseg.*--network teacher"
+    ):
+        select_network(weights, dict(predict_on=['teacher', 'student']))
     with pytest.raises(ValueError, match=r"holds \['student', 'teacher'\]"):
         select_network(weights, {}, 'peer')
     with pytest.raises(ValueError, match='holds a single one'):
@@ -316,12 +319,6 @@ def test_checkpoints_without_a_config_and_unsafe_ones_are_refused(tmp_path):
     save_atomically(dict(state_dict={}, extra=PixelData()), tmp_path / 'b.pth')
     with pytest.raises(UntrustedCheckpointError, match='PixelData'):
         export_segmentor(tmp_path / 'b.pth', tmp_path)
-    meta = dict(members=['a.pth', 'b.pth'], kind='predictions')
-    weights = {'members.0.decode_head.conv_seg.bias': torch.ones(1)}
-    save_atomically(dict(state_dict=weights, meta=meta), tmp_path / 'd.pth')
-    for config in (None, tmp_path / 'any.py'):
-        with pytest.raises(ValueError, match=r"ensemble of several.* member, .*'a.pth', 'b.pth'"):
-            export_segmentor(tmp_path / 'd.pth', tmp_path, config)
     save_atomically(dict(weight=torch.ones(1)), tmp_path / 'c.pth')
     with pytest.raises(ValueError, match='no state_dict'):
         export_segmentor(tmp_path / 'c.pth', tmp_path)

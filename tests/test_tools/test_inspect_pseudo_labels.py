@@ -168,3 +168,34 @@ def test_what_is_not_there_is_named(run, tmp_path):
     cfg.train_dataloader.dataset.datasets = cfg.train_dataloader.dataset.datasets[:1]
     with pytest.raises(ValueError, match='a labeled and an unlabeled source, it has 1'):
         inspect.LabelSource(cfg)
+
+
+def test_the_rounds_of_a_chain(run, tmp_path, capsys):
+    stage, _, truth = run
+    chain = tmp_path / 'chain'
+    for number, wrong in ((2, 0), (10, 16)):
+        folder = chain / f'stage_{number}_a'
+        folder.mkdir(parents=True)
+        (folder / 'config.py').write_text((stage / 'config.py').read_text())
+        store = PseudoLabelStore(folder / 'pseudo_labels')
+        store.begin(dict(ratio=0.5, num_classes=4, checkpoint=dict(file='teacher.pth')))
+        label = np.where(truth == 255, 0, truth).astype(np.uint8)
+        label[4 : 4 + wrong] = 2
+        store.put('unlabeled_1', label, np.full(SIZE, 0.95, np.float32))
+        store.finish(['unlabeled_1'], THRESHOLDS)
+    (chain / 'stage_11_a' / 'pseudo_labels').mkdir(parents=True)  # being labeled
+    found = inspect.main([str(chain), '--pictures', '0'])
+    assert list(found) == ['stage_2_a', 'stage_10_a']
+    assert json.loads((chain / 'inspection' / 'rounds.json').read_text()) == found
+    assert (chain / 'stage_2_a' / 'inspection' / 'quality.json').is_file()
+    assert found['stage_2_a']['accuracy'] == 1
+    assert found['stage_10_a']['accuracy'] == pytest.approx(1 - 16 / 30)
+    text = (chain / 'inspection' / 'rounds.txt').read_text()
+    printed = capsys.readouterr().out
+    assert text.strip() in printed and 'stage_11_a' in printed
+    overview, shares, precision, _ = text.split('\n\n')
+    assert '46.67' in overview and '100.00' in overview
+    # The class that labels replace others with has half of what is kept, and none of the truth.
+    cells = [line.strip('|').split('|') for line in shares.splitlines() if line.startswith('|')]
+    assert [cell.strip() for cell in cells[3][1:]] == ['0.00', '50.00', '0.00']
+    assert 'correct of kept' in precision

@@ -112,18 +112,6 @@ def test_stock_mmseg_tools_run_the_same_config(supervised, tmp_path):
 
 def test_predictions_are_written_for_a_named_network(tree, tmp_path):
     cfg = mean_teacher(base_config(tree, tmp_path / 'run', max_iters=2))
-    cfg['tta_model'] = dict(type='SegTTAModel')
-    cfg['tta_pipeline'] = [
-        dict(type='LoadImageFromFile'),
-        dict(
-            type='TestTimeAug',
-            transforms=[
-                [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)],
-                [dict(type='LoadAnnotations')],
-                [dict(type='PackSegInputs')],
-            ],
-        ),
-    ]
     config = write_config(cfg, tmp_path / 'tiny.py')
     ForkedTool('train.py', config, log=tmp_path / 'train.log').finish()
 
@@ -142,8 +130,11 @@ def test_predictions_are_written_for_a_named_network(tree, tmp_path):
         return np.stack([np.array(Image.open(path)) for path in sorted(out.glob('*.png'))])
 
     assert (predict('student') == 3).all()
-    assert not (predict('teacher', '--tta') == 3).all()
+    assert not (predict('teacher', '--tta') == 3).all()  # the config has no `tta_pipeline`
     assert list((tmp_path / 'pictures').rglob('*.png'))
+    # What testing writes lies beside the checkpoint; the run keeps its config.
+    assert list((tmp_path / 'test').glob('*/*.log'))
+    assert 'predict_on' not in (tmp_path / 'run' / 'tiny.py').read_text()
 
 
 def test_predict_on_needs_several_networks(supervised, tmp_path):

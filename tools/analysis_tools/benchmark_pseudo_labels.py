@@ -151,7 +151,11 @@ def image_config(args: argparse.Namespace, cfg: Config, folder: Path) -> dict:
     else:
         dataset = dict(cfg.train_dataloader.dataset.datasets[-1])
     steps = cfg.test_dataloader.dataset.pipeline
-    pipeline = [step for step in steps if 'LoadAnnotations' not in step['type']]
+    pipeline = [
+        step
+        for step in steps
+        if not step['type'].split('.')[-1].startswith(('LoadAnnotations', 'LoadMasks'))
+    ]
     if args.images:
         dataset['indices'] = args.images
     return dict(dataset, pipeline=pipeline)

@@ -12,14 +12,17 @@ machine slows both alike::
 A bare pass with gradient is what mmseg needs to train that network on as many labeled images:
 forward, loss, backward. A bare pass without gradient is a forward. Images are noise, weights are
 random. Skipping of residual blocks is switched off: it would make a step cheaper than its passes.
+Earlier students (PrevMatch) are there from the first step on, and as many label as ever may.
 """
 
 import argparse
 import statistics
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import torch
@@ -38,6 +41,8 @@ from mmdmt.config import merge_options, resolve_config
 from mmdmt.models.forward import dense_logits
 from mmdmt.models.methods import SemiSegmentor
 from mmdmt.models.methods.base import build_segmentor
+from mmdmt.models.perturbations import perturbed_features
+from mmdmt.models.previous import PreviousStudents
 
 CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
 
@@ -52,11 +57,14 @@ class Pass(NamedTuple):
     """Whether it is followed by a backward pass."""
     training: bool
     """Whether the network is in training mode."""
+    repeated: int = 0
+    """How many of the images pass through the decode head once more, as dropped features do."""
 
     def __str__(self) -> str:
         """Line of the table."""
         kind = 'forward, loss, backward' if self.gradient else 'forward'
-        return f'{self.network}, {self.shape[0]} images: {kind}'
+        head = f' (head {self.shape[0] + self.repeated})' if self.repeated else ''
+        return f'{self.network}, {self.shape[0]} images{head}: {kind}'
 
 
 class Stopwatch:
@@ -143,12 +151,22 @@ def build_model(cfg: Config, args: argparse.Namespace) -> BaseSegmentor:
         model.start_run(args.warmup + args.rounds + 1, [1, 1])
     if hasattr(model, 'shift_iters'):
         model.shift_iters = 1  # so that all shifts are in the median
+    if getattr(model, 'previous', None) is not None:
+        label_always(model.previous, model.student)
     preprocessor = model.data_preprocessor
     if args.size:
         preprocessor.size, preprocessor.size_divisor = tuple(args.size), None
     if preprocessor.size is None:
         raise SystemExit('The config has no `data_preprocessor.size`: give --size H W')
     return model.train()
+
+
+def label_always(previous: PreviousStudents, student: BaseSegmentor) -> None:
+    """Let as many copies of the student label in each step as may, and take no others."""
+    for _ in range(previous.max_labelers):
+        previous.take(student)
+    previous.every, count = sys.maxsize, len(previous)
+    previous.draw = lambda step: (list(range(count)), [1 / count] * count)
 
 
 def images_per_source(cfg: Config) -> Tuple[int, int]:
@@ -187,17 +205,27 @@ def networks_of(model: BaseSegmentor) -> Dict[str, BaseSegmentor]:
 
 def record_passes(model: BaseSegmentor, step: Callable[[], Any]) -> List[Pass]:
     """The passes that one step makes, in their order."""
-    passes, handles = [], []
+    passes, handles, heads = [], [], []
     for name, network in networks_of(model).items():
 
         def note(module: nn.Module, args: tuple, name: str = name) -> None:
             shape = tuple(args[0].shape)
             passes.append(Pass(name, shape, torch.is_grad_enabled(), module.training))
 
+        def note_head(forward: Callable, feats: Any) -> Any:
+            count = len(feats[-1] if isinstance(feats, (list, tuple)) else feats)
+            repeated = max(0, count - passes[-1].shape[0])
+            passes[-1] = passes[-1]._replace(repeated=repeated)
+            return forward(feats)
+
         handles.append(network.backbone.register_forward_pre_hook(note))
+        heads.append(network.decode_head)
+        network.decode_head.forward = partial(note_head, network.decode_head.forward)
     step()
     for handle in handles:
         handle.remove()
+    for head in heads:
+        del head.forward
     return passes
 
 
@@ -205,16 +233,21 @@ def bare_pass(model: BaseSegmentor, one: Pass, device: str) -> Callable[[], None
     """A function that makes one pass and nothing else."""
     network = networks_of(model)[one.network]
     images = torch.randn(one.shape, device=device)
-    samples = [make_sample(one.shape[2:], network.num_classes).to(device) for _ in images]
+    count = len(images) + one.repeated
+    samples = [make_sample(one.shape[2:], network.num_classes).to(device) for _ in range(count)]
+
+    def repeat(maps: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+        return [torch.cat([each, each[: one.repeated]]) for each in maps]
 
     def run() -> None:
         network.train(one.training)
-        if one.gradient:
-            loss, _ = network.parse_losses(network.loss(images, samples))
-            loss.backward()
-        else:
-            with torch.no_grad():
-                dense_logits(network, images)
+        with perturbed_features(network, repeat) if one.repeated else nullcontext():
+            if one.gradient:
+                loss, _ = network.parse_losses(network.loss(images, samples))
+                loss.backward()
+            else:
+                with torch.no_grad():
+                    dense_logits(network, images)
 
     return run
 

@@ -3,12 +3,15 @@
 Usage::
 
 python tools/analysis_tools/inspect_pseudo_labels.py work_dirs/dmt/stage_1_a/pseudo_labels
+# all rounds of a chain, and how they compare:
+python tools/analysis_tools/inspect_pseudo_labels.py work_dirs/dmt
 # labels of another origin, or masks at another place than those of the labeled images:
 python tools/analysis_tools/inspect_pseudo_labels.py STORE --config CONFIG --mask-dir masks/all
 
 Where an image has a mask, of whatever origin, its pseudo-label is compared with it; masks are
 looked for where those of the labeled images are. Writes quality.json, quality.txt and sheet.png
-(the best and worst images) to STORE/../inspection, or to --out-dir.
+(the best and worst images) to STORE/../inspection, or to --out-dir. Of a chain, this is done for
+every stage, and rounds.json and rounds.txt go to WORK_DIR/inspection.
 """
 
 import argparse
@@ -21,14 +24,13 @@ from typing import Any, Dict, List, Optional
 
 import cv2
 import numpy as np
-from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmseg.datasets.transforms import LoadAnnotations
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.config import resolve_config
-from mmdmt.evaluation.pseudo_label_quality import PseudoLabelQuality, quality_table
+from mmdmt.evaluation.label_source import LabelSource
+from mmdmt.evaluation.pseudo_label_quality import PseudoLabelQuality, quality_table, rounds_table
 from mmdmt.evaluation.visualization import (
     class_legend,
     colorize_label,
@@ -39,7 +41,6 @@ from mmdmt.evaluation.visualization import (
 )
 from mmdmt.files import atomic_path, write_text_atomically
 from mmdmt.pseudo import PseudoLabelStore, apply_thresholds
-from mmdmt.registry import DATASETS
 
 #: Colors of kept pixels that are right and wrong.
 RIGHT, WRONG = [0, 140, 0], [220, 0, 0]
@@ -49,7 +50,10 @@ COLUMNS = ['image', 'pseudo-label, kept', 'confidence', 'truth', 'kept: right, w
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Say how good stored pseudo-labels are')
-    parser.add_argument('store', help='folder of the pseudo-labels, such as .../pseudo_labels')
+    parser.add_argument(
+        'store',
+        help='folder of the pseudo-labels, such as .../pseudo_labels, or work dir of a chain',
+    )
     parser.add_argument(
         '--config', help='config with both training sources (default: config.py beside the store)'
     )
@@ -63,9 +67,6 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.pictures < 0 or args.cell < 16:
         parser.error('--pictures must not be negative and --cell at least 16')
-    beside = osp.dirname(osp.abspath(args.store))
-    args.config = args.config or osp.join(beside, 'config.py')
-    args.out_dir = Path(args.out_dir or osp.join(beside, 'inspection'))
     return args
 
 
@@ -76,72 +77,6 @@ class ImageScore:
     name: str
     value: float
     text: str
-
-
-class LabelSource:
-    """Images, masks and class names that belong to the names of a store.
-
-    Args:
-        cfg: Config whose ``train_dataloader.dataset`` has a labeled and an unlabeled source.
-        mask_dir: Folder of the masks; default that of the labeled source, for images that lie in
-            its image folder. Those of another dataset may have the same names.
-        mask_suffix: End of their names; default that of the labeled source.
-
-    Raises:
-        ValueError: If the config has not two sources.
-    """
-
-    def __init__(
-        self, cfg: Config, mask_dir: Optional[str] = None, mask_suffix: Optional[str] = None
-    ) -> None:
-        sources = cfg.train_dataloader.dataset.get('datasets', [])
-        if len(sources) != 2:
-            raise ValueError(
-                f'{cfg.filename}: `train_dataloader.dataset` must be a mmdmt.SemiDataset of a '
-                f'labeled and an unlabeled source, it has {len(sources)}'
-            )
-        self.labeled = DATASETS.build(dict(sources[0], pipeline=[], lazy_init=True))
-        unlabeled = DATASETS.build(sources[1])
-        infos = (unlabeled.get_data_info(index) for index in range(len(unlabeled)))
-        self.image_paths = {info['name']: info['img_path'] for info in infos}
-        # As the images were loaded for labeling: the first transform decides on the size.
-        self.load_image = Compose([_first_step(sources[1])])
-        self.mask_dir = mask_dir or self._own_masks()
-        self.mask_suffix = mask_suffix or self.labeled.seg_map_suffix
-
-    def _own_masks(self) -> str:
-        """The mask folder of the labeled source; '' where no image to label is of this source."""
-        prefix = self.labeled.data_prefix
-        folder = osp.join(osp.realpath(prefix.get('img_path') or ''), '')
-        folders = {osp.dirname(path) for path in self.image_paths.values()}
-        own = any(osp.join(osp.realpath(path), '').startswith(folder) for path in folders)
-        return (prefix.get('seg_map_path') or '') if own else ''
-
-    @property
-    def metainfo(self) -> Dict[str, Any]:
-        """``classes`` and ``palette`` of the labeled source."""
-        return self.labeled.metainfo
-
-    def image(self, name: str) -> np.ndarray:
-        """(H, W, 3) uint8 RGB image."""
-        image = self.load_image(dict(img_path=self.image_paths[name]))['img']
-        return np.ascontiguousarray(image[..., ::-1])
-
-    def truth(self, name: str, size: Sequence[int]) -> Optional[np.ndarray]:
-        """(H, W) uint8 true classes at ``size`` (nearest neighbor); None if there is no mask."""
-        path = osp.join(self.mask_dir, name + self.mask_suffix)
-        if not self.mask_dir or not osp.isfile(path):
-            return None
-        info = dict(
-            seg_map_path=path,
-            seg_fields=[],
-            reduce_zero_label=self.labeled.reduce_zero_label,
-            label_map=self.labeled.label_map,
-        )
-        mask = LoadAnnotations()(info)['gt_seg_map']
-        if mask.shape != tuple(size):  # labels of a protocol at reduced size
-            mask = cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
-        return mask
 
 
 class Inspector:
@@ -206,13 +141,6 @@ class Inspector:
         return [*row, overlay_label(image, truth, palette), colorize_label(marks, [RIGHT, WRONG])]
 
 
-def _first_step(source: Dict[str, Any]) -> Dict[str, Any]:
-    """The transform that loads the images of a source, or of its first part."""
-    while 'pipeline' not in source:
-        source = source['datasets'][0]
-    return dict(source['pipeline'][0])
-
-
 def _score(
     name: str,
     label: np.ndarray,
@@ -232,33 +160,66 @@ def _score(
     return ImageScore(name, accuracy, f'{share}, {100 * accuracy:.1f} % of it correct')
 
 
+def stages_of(folder: str) -> Dict[str, Path]:
+    """Finished stores of a chain by the name of their stage, in order; none of a single store."""
+    found = {}
+    for path in Path(folder).glob('stage_*_*/pseudo_labels'):
+        if (path / 'manifest.json').is_file():
+            found[path.parent.name] = path
+        else:
+            print(f'{path} is left out: its labeling was not finished')
+    return dict(sorted(found.items(), key=lambda pair: (int(pair[0].split('_')[1]), pair[0])))
+
+
+def inspect_store(store: Path, out_dir: Path, args: argparse.Namespace) -> Dict[str, Any]:
+    """Inspect a store; what ``quality.json`` holds."""
+    config = args.config or str(store.absolute().parent / 'config.py')
+    if not osp.isfile(config):
+        raise FileNotFoundError(f'{config} does not exist: name the config with --config')
+    cfg = resolve_config(Config.fromfile(config))
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    source = LabelSource(cfg, args.mask_dir, args.mask_suffix)
+    inspector = Inspector(PseudoLabelStore(store), source)
+    quality = dict(inspector.run(), class_names=list(source.metainfo['classes']))
+    table = quality_table(quality, quality['class_names'])
+    write_text_atomically(out_dir / 'quality.json', json.dumps(quality, indent=1))
+    write_text_atomically(out_dir / 'quality.txt', table + '\n')
+    print(table)
+    if args.pictures:
+        sheet = inspector.sheet(args.pictures, args.cell)
+        with atomic_path(out_dir / 'sheet.png') as temporary:
+            temporary.write_bytes(cv2.imencode('.png', sheet[..., ::-1])[1].tobytes())
+    print(f'\nWritten to {out_dir}')
+    return quality
+
+
 def main(argv: Optional[Sequence[str]] = None) -> Dict[str, Any]:
-    """Inspect a store.
+    """Inspect a store, or all of a chain.
 
     Args:
         argv: Command line, for calls from Python.
 
     Returns:
-        dict: What ``quality.json`` holds.
+        dict: What ``quality.json`` holds; of a chain ``rounds.json``, which has it by stage.
     """
     args = parse_args(argv)
-    if not osp.isfile(args.config):
-        raise FileNotFoundError(f'{args.config} does not exist: name the config with --config')
-    cfg = resolve_config(Config.fromfile(args.config))
-    init_default_scope(cfg.get('default_scope', 'mmseg'))
-    source = LabelSource(cfg, args.mask_dir, args.mask_suffix)
-    inspector = Inspector(PseudoLabelStore(args.store), source)
-    quality = inspector.run()
-    table = quality_table(quality, source.metainfo['classes'])
-    write_text_atomically(args.out_dir / 'quality.json', json.dumps(quality, indent=1))
-    write_text_atomically(args.out_dir / 'quality.txt', table + '\n')
-    print(table)
-    if args.pictures:
-        sheet = inspector.sheet(args.pictures, args.cell)
-        with atomic_path(args.out_dir / 'sheet.png') as temporary:
-            temporary.write_bytes(cv2.imencode('.png', sheet[..., ::-1])[1].tobytes())
-    print(f'\nWritten to {args.out_dir}')
-    return quality
+    stages = stages_of(args.store)
+    if not stages:
+        store = Path(args.store)
+        return inspect_store(
+            store, Path(args.out_dir or store.absolute().parent / 'inspection'), args
+        )
+    out = Path(args.out_dir or osp.join(args.store, 'inspection'))
+    qualities = {}
+    for name, store in stages.items():
+        print(f'\n{name}')
+        folder = out / name if args.out_dir else store.parent / 'inspection'
+        qualities[name] = inspect_store(store, folder, args)
+    table = rounds_table(qualities, next(iter(qualities.values()))['class_names'])
+    write_text_atomically(out / 'rounds.json', json.dumps(qualities, indent=1))
+    write_text_atomically(out / 'rounds.txt', table + '\n')
+    print(f'\n{table}\n\nWritten to {out}')
+    return qualities
 
 
 if __name__ == '__main__':

@@ -11,14 +11,12 @@ together. mmseg's ``analyze_logs.py`` draws a single file, and needs seaborn.
 """
 
 import argparse
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict
 
 from prettytable import PrettyTable, TableStyle
 
-Curve = Dict[int, float]
+from mmdmt.evaluation.report.curves import Curve, find_logs, read_curves, thin_out
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,56 +29,6 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--out', help='picture to write: .svg, .png or .pdf')
     return parser.parse_args()
-
-
-def find_logs(work_dir: Path) -> List[Path]:
-    """The scalar logs of a run, the oldest first.
-
-    Raises:
-        FileNotFoundError: If there are none.
-    """
-    logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
-    if not logs:
-        raise FileNotFoundError(
-            f'{work_dir} has no */vis_data/scalars.json: name the work dir of a run that has '
-            'logged, with a LocalVisBackend'
-        )
-    return logs
-
-
-def read_curves(logs: Sequence[Path], keys: Sequence[str]) -> Dict[str, Curve]:
-    """Values of each key by iteration; a later log replaces values of an earlier one.
-
-    Args:
-        logs: Files of one JSON object a line, the oldest first.
-        keys: Names of the values.
-
-    Raises:
-        KeyError: If a key was never logged.
-    """
-    curves: Dict[str, Curve] = {key: {} for key in keys}
-    known = set()
-    for log in logs:
-        for line in log.read_text().splitlines():
-            values = json.loads(line)
-            known.update(values)
-            for key in keys:
-                if key in values:
-                    curves[key][int(values['step'])] = float(values[key])
-    for key, curve in curves.items():
-        if not curve:
-            raise KeyError(f'{key!r} was not logged in {logs[0].parent}; there are {sorted(known)}')
-    return curves
-
-
-def thin_out(curve: Curve, every: int) -> Curve:
-    """Mean over windows of iterations, under the last iteration of each; as it is for 0."""
-    if not every:
-        return curve
-    windows: Dict[int, List[float]] = {}
-    for step, value in curve.items():
-        windows.setdefault(-(-step // every) * every, []).append(value)
-    return {step: sum(values) / len(values) for step, values in windows.items()}
 
 
 def table(curves: Dict[str, Dict[str, Curve]]) -> str:

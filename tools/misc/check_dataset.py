@@ -11,11 +11,12 @@ can be checked, 2 if the command line is wrong.
 """
 
 import argparse
+import ast
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Optional
+from typing import Any, Optional, Union
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
@@ -24,7 +25,13 @@ import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.config import merge_options, resolve_config
 from mmdmt.datasets.checks.problems import Problem, format_problems
 from mmdmt.datasets.checks.validation import check_dataset
+from mmdmt.datasets.mask_values import MaskValues
+from mmdmt.export.plain import dicts_in
 from mmdmt.files import write_text_atomically
+
+MASK_VALUES = (
+    """what masks hold, as in a config: "{0: 'background', 255: 'polyp'}" or "[0, 255]\""""
+)
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -71,6 +78,7 @@ def _add_folder_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--num-classes', type=int, help='classes are 0 to this - 1')
     group.add_argument('--ignore-index', type=int, default=255, help='default: 255')
     group.add_argument('--reduce-zero-label', action='store_true', help='as in mmseg')
+    group.add_argument('--mask-values', type=ast.literal_eval, metavar='VALUES', help=MASK_VALUES)
     group.add_argument('--img-suffix', default='.jpg', help='default: .jpg')
     group.add_argument('--mask-suffix', default='.png', help='default: .png')
 
@@ -97,7 +105,17 @@ def configured_datasets(args: argparse.Namespace) -> dict:
         raise SystemExit(
             f'{args.config} has no train_dataloader.dataset: there is nothing to check'
         )
-    return datasets
+    return dict(datasets, num_classes=_head_classes(config.get('model')))
+
+
+def _head_classes(model: Any) -> Optional[int]:
+    """Number of classes of the first decode head, or head, in a config of a model."""
+    for part in dicts_in(model):
+        head = part.get('decode_head') or part.get('head')
+        head = head[-1] if isinstance(head, (list, tuple)) else head
+        if isinstance(head, dict) and 'num_classes' in head:
+            return head['num_classes']
+    return None
 
 
 def folder_datasets(args: argparse.Namespace) -> dict:
@@ -107,9 +125,13 @@ def folder_datasets(args: argparse.Namespace) -> dict:
         type='mmseg.BaseSegDataset',
         img_suffix=args.img_suffix,
         seg_map_suffix=args.mask_suffix,
-        metainfo=None if count is None else dict(classes=[str(c) for c in range(count)]),
+        metainfo=None if count is None else dict(classes=_class_names(count, args.mask_values)),
         ignore_index=args.ignore_index,
         reduce_zero_label=args.reduce_zero_label,
+        pipeline=[
+            dict(type='mmcv.LoadImageFromFile'),
+            dict(type='mmdmt.LoadMasks', mask_values=args.mask_values),
+        ],
     )
     images = dict(img_path=args.img_dir)
     both = dict(images, seg_map_path=args.mask_dir) if args.mask_dir else images
@@ -120,6 +142,11 @@ def folder_datasets(args: argparse.Namespace) -> dict:
         train.append(dict(common, ann_file=args.unlabeled, data_prefix=images))
     val = dict(common, ann_file=args.val, data_prefix=both) if args.val else None
     return dict(train=train, val=val)
+
+
+def _class_names(count: int, mask_values: Union[dict, list, None]) -> list[str]:
+    names = MaskValues.parse(mask_values).names if mask_values else ()
+    return list(names) if len(names) == count else [str(index) for index in range(count)]
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

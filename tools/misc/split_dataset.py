@@ -12,6 +12,7 @@ Denominators reproduce the published lists of DMT and DST-CBC (seed 7777, sorted
 """
 
 import argparse
+import ast
 import os.path as osp
 import random
 import sys
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Optional, Union
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.datasets.checks.file_facts import LabelRules, map_in_threads, mask_facts
+from mmdmt.datasets.checks.file_facts import LabelRules, color_facts, map_in_threads, mask_facts
+from mmdmt.datasets.mask_values import MaskValues
 from mmdmt.datasets.splits import difference_maximized_subsets
 from mmdmt.datasets.splits.draws import PUBLISHED_SEED, Splits, draw_splits, published_size
 from mmdmt.datasets.splits.files import describe_list, read_list, write_splits
@@ -85,6 +87,12 @@ def _add_class_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--num-classes', type=int)
     group.add_argument('--ignore-index', type=int, default=255, help='default: 255')
     group.add_argument('--reduce-zero-label', action='store_true', help='as in mmseg')
+    group.add_argument(
+        '--mask-values',
+        type=ast.literal_eval,
+        metavar='VALUES',
+        help='what masks hold, as in a config: "[0, 255]"',
+    )
     group.add_argument('--workers', type=int, help='threads (default: cores, at most 8)')
 
 
@@ -120,12 +128,14 @@ def read_presence(ids: Sequence[str], args: argparse.Namespace) -> Presence:
     Raises:
         ValueError: On a mask that cannot be read or has ids outside the classes, naming the file.
     """
-    rules = LabelRules(args.num_classes, args.ignore_index, args.reduce_zero_label)
+    values = MaskValues.parse(args.mask_values) if args.mask_values else None
+    rules = LabelRules(args.num_classes, args.ignore_index, args.reduce_zero_label, values=values)
+    read = color_facts if rules.kind == 'color' else mask_facts
 
     def classes_of(name: str) -> frozenset:
         path = osp.join(args.mask_dir, name + args.mask_suffix)
         try:
-            found = mask_facts(path).ids
+            found = read(path).ids
         except Exception as error:  # Pillow raises nearly anything on broken files
             raise ValueError(f'mask {path} cannot be read: {error}') from error
         illegal = rules.illegal(found)

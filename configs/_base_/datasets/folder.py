@@ -2,7 +2,8 @@
 #
 # data_root/
 #   images/{train,val}/**/*.jpg
-#   masks/{train,val}/**/*.png       uint8, one channel, class ids from 0, 255 = not labeled
+#   masks/{train,val}/**/*.png       class ids from 0, 255 = not labeled; or any other values, or
+#                                    colors, that `mask_values` names (docs/images.md)
 #   splits/labeled.txt               names below images/train without suffix, one per line
 #   splits/unlabeled.txt             the other names; tools/misc/split_dataset.py makes both
 #
@@ -11,6 +12,7 @@
 #   metainfo = dict(classes=('background', 'cat', 'dog'), palette=[[0, 0, 0], ...])
 #     without a palette colors are made up
 #   num_classes = 3
+#   mask_values = {0: 'background', 255: 'object'}   if masks do not hold class ids
 #   img_suffix, seg_map_suffix       if not .jpg and .png
 #   image_size                       (width, height) that images are brought to before the random
 #                                    resizing by resize_ratio; the aspect ratio is kept
@@ -33,6 +35,9 @@ data_root = 'data/mine'
 labeled_list = 'splits/labeled.txt'
 unlabeled_list = 'splits/unlabeled.txt'
 val_list = ''  # all images of the folder
+labeled_folders = dict(img_path='images/train', seg_map_path='masks/train')  # below data_root
+unlabeled_folders = dict(img_path='images/train')
+val_folders = dict(img_path='images/val', seg_map_path='masks/val')
 img_suffix = '.jpg'
 seg_map_suffix = '.png'
 image_size = (2048, 512)
@@ -42,12 +47,13 @@ batch_size = 8  # labeled and unlabeled images together, on each device
 source_ratio = [1, 0]  # of a batch: labeled images alone
 metainfo = dict(classes=('background', 'object'))
 num_classes = 2
+mask_values = {}  # masks hold class ids
 # The values above are what the places of `settings` are written with.
 settings = {name: dict(default=globals()[name]) for name in _base_.settings if name in globals()}
 
 sup_pipeline = [
     dict(type='LoadImageFromFile', imdecode_backend='pillow'),
-    dict(type='LoadAnnotations'),
+    dict(type='mmdmt.LoadMasks', mask_values=mask_values),
     dict(type='RandomResize', scale=image_size, ratio_range=resize_ratio, keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
@@ -64,7 +70,7 @@ test_pipeline = [
     dict(type='LoadImageFromFile', imdecode_backend='pillow'),
     dict(type='Resize', scale=image_size, keep_ratio=True),
     # After Resize: the labels keep their size.
-    dict(type='LoadAnnotations'),
+    dict(type='mmdmt.LoadMasks', mask_values=mask_values),
     dict(type='PackSegInputs'),
 ]
 
@@ -75,7 +81,7 @@ labeled_dataset = dict(
     img_suffix=img_suffix,
     seg_map_suffix=seg_map_suffix,
     ann_file=labeled_list,
-    data_prefix=dict(img_path='images/train', seg_map_path='masks/train'),
+    data_prefix=labeled_folders,
     pipeline=sup_pipeline,
 )
 unlabeled_dataset = dict(
@@ -84,7 +90,7 @@ unlabeled_dataset = dict(
     metainfo=metainfo,
     img_suffix=img_suffix,
     ann_file=unlabeled_list,
-    data_prefix=dict(img_path='images/train'),
+    data_prefix=unlabeled_folders,
     pipeline=unsup_pipeline,
 )
 train_dataloader = dict(
@@ -106,7 +112,7 @@ val_dataloader = dict(
         img_suffix=img_suffix,
         seg_map_suffix=seg_map_suffix,
         ann_file=val_list,
-        data_prefix=dict(img_path='images/val', seg_map_path='masks/val'),
+        data_prefix=val_folders,
         pipeline=test_pipeline,
     ),
 )

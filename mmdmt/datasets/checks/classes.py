@@ -1,7 +1,7 @@
 """Classes of whole images: the same numbers in all sets, the network and the checkpoint."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Optional
 
 from mmengine.logging import print_log
@@ -20,14 +20,16 @@ def classifies(sources: Sequence[Source]) -> bool:
 def compare_classes(
     train: Sequence[Source], val: Sequence[Source], test: Any, num_classes: Optional[int]
 ) -> list[Problem]:
-    """Find sets that number other classes than the first labeled set, and a head of another size.
+    """Find a head of another number of classes, and in classification sets of other classes.
 
-    Warned of are classes without labeled images, and a test set that cannot be read (yet). There
-    are no problems in segmentation. ``num_classes`` is ``model.head.num_classes``.
+    Those are compared with the first labeled set. Warned of are classes without labeled images, and
+    a test set that cannot be read (yet). ``num_classes`` is that of the head, if known.
     """
     labeled = [source for source in train if source.labeled and source.classes]
-    if not labeled or not classifies(labeled):
+    if not labeled:
         return []
+    if not classifies(labeled):
+        return list(_other_head(labeled[0], num_classes, 'model.**.decode_head', 'dataset has'))
     unread: list[Problem] = []
     others = [*labeled[1:], *val, *read_sources(test, unread)]
     for problem in unread:
@@ -35,14 +37,22 @@ def compare_classes(
     file, classes = labeled[0].file, labeled[0].classes
     _warn_of_missing_labels(labeled, classes)
     problems = other_classes(others, classes, f'training ({file})')
+    problems += _other_head(labeled[0], num_classes, 'model.head', 'images have')
+    return problems
+
+
+def _other_head(
+    source: Source, num_classes: Optional[int], head: str, whose: str
+) -> Iterator[Problem]:
+    """A head whose number of classes is not that of the data."""
+    classes = source.classes
     if num_classes is not None and num_classes != len(classes):
         found = (
-            f'`model.head.num_classes` is {num_classes}, but the images have {len(classes)} '
+            f'`{head}.num_classes` is {num_classes}, but the {whose} {len(classes)} '
             f'classes: {listed(classes)}'
         )
-        fix = f'set `num_classes` (of the config, or of model.head) to {len(classes)}'
-        problems.append(Problem('number of classes', file, None, found, fix))
-    return problems
+        fix = f'set `num_classes` (of the config, or of {head}) to {len(classes)}'
+        yield Problem('number of classes', source.file, None, found, fix)
 
 
 def other_classes(sources: Sequence[Source], expected: Sequence[str], whose: str) -> list[Problem]:

@@ -16,6 +16,8 @@ from mmengine.logging import print_log
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
+from mmdmt.datasets.mask_values import MaskValues, pack_colors, read_mask
+from mmdmt.datasets.rasters import is_windowed, raster_info, read_raster
 from mmdmt.files import write_text_atomically
 
 Item = TypeVar('Item')
@@ -59,10 +61,18 @@ class ImageRules:
     Attributes:
         rgb (bool): Whether they become 8-bit RGB; a loader for anything else is not judged.
         oriented (bool): Whether their EXIF orientation is applied, as mmcv does by default.
+        bands (Sequence[int], optional): Channels that ``LoadBands`` loads, empty for all; None: it
+            is another loader.
     """
 
     rgb: bool = True
     oriented: bool = True
+    bands: Optional[Sequence[int]] = None
+
+    @property
+    def kind(self) -> str:
+        """As which kind of file :class:`FactCache` reads such images."""
+        return 'image' if self.bands is None else 'bands'
 
     def size(self, facts: FileFacts) -> tuple[int, int]:
         """Width and height of the loaded image."""
@@ -72,6 +82,9 @@ class ImageRules:
     def refusal(self, facts: FileFacts) -> Optional[str]:
         """Why the loader would clip or change the pixels of an image; None if it would not."""
         kind, _, mode = facts.mode.partition(' ')
+        if kind == 'BANDS':
+            missing = [band for band in self.bands or () if band >= int(mode.split()[0])]
+            return f'it has {mode}, not {missing} of `LoadBands.bands`' if missing else None
         # A fourth channel of a TIFF may be anything, and loaders do not agree what to do with it.
         sound = mode in _SOUND_MODES and (kind, mode) != ('TIFF', 'RGBA')
         return None if sound or not self.rgb else f'mode {mode} is not loaded as it is'
@@ -92,16 +105,18 @@ class LabelRules:
         ignore_index (int): Id of pixels without a class. Defaults to 255.
         reduce_zero_label (bool): Raw 0 means ignored, raw 1 is class 0. Defaults to False.
         label_map (Mapping[int, int], optional): Renumbering, after ``reduce_zero_label``.
+        values (MaskValues, optional): What raw ids mean, before anything else.
     """
 
     num_classes: Optional[int]
     ignore_index: int = 255
     reduce_zero_label: bool = False
     label_map: Optional[Mapping[int, int]] = None
+    values: Optional[MaskValues] = None
 
     def to_class(self, raw: int) -> int:
-        """Turn a raw id into a class id the way mmseg's ``LoadAnnotations`` does."""
-        label = raw
+        """Turn a raw id into a class id as ``LoadMasks`` does; -1 if ``values`` do not list it."""
+        label = raw if self.values is None else self.values.ids.get(raw, -1)
         if self.reduce_zero_label:
             label = 255 if raw in (0, 255) else raw - 1
         return label if self.label_map is None else self.label_map.get(label, label)
@@ -112,7 +127,13 @@ class LabelRules:
         The loader keeps 8 bits of an id: one that needs more is illegal whatever the classes are.
         """
         legal = {*range(256 if self.num_classes is None else self.num_classes), self.ignore_index}
-        return [raw for raw in raw_ids if not 0 <= raw <= 255 or self.to_class(raw) not in legal]
+        fits = (lambda raw: True) if self.values else (lambda raw: 0 <= raw <= 255)
+        return [raw for raw in raw_ids if not fits(raw) or self.to_class(raw) not in legal]
+
+    @property
+    def kind(self) -> str:
+        """As which kind of file :class:`FactCache` reads such masks."""
+        return 'color' if self.values is not None and self.values.colors else 'mask'
 
 
 def image_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
@@ -132,6 +153,16 @@ def image_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
     return FileFacts(*((height, width) if turned else (width, height)), mode, turned)
 
 
+def bands_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
+    """As :func:`image_facts` of an image for ``LoadBands``; large ones are decoded in strips."""
+    info = raster_info(str(path))
+    large = info.height * info.width * info.bands > 1 << 28
+    rows = 1024 if large else info.height
+    for top in range(0, info.height if decode else 0, rows):
+        read_raster(str(path), None, (top, 0, min(rows, info.height - top), info.width))
+    return FileFacts(info.width, info.height, f'BANDS {info.bands} bands of {info.dtype}')
+
+
 def _mode(image: Image.Image) -> str:
     """Format and mode of an image that is not decoded yet; ``image.mode`` hides deep channels."""
     deep = _DEEP.search(str(image.tile)) and ';' not in image.mode
@@ -147,11 +178,27 @@ def mask_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
     Raises:
         MaskModeError: If it has more than one channel, or real numbers.
     """
+    if is_windowed(str(path)):
+        info = raster_info(str(path))
+        if info.bands != 1 or info.dtype.kind == 'f':
+            raise MaskModeError(
+                f'{info.bands} bands of {info.dtype} are not one channel of class ids'
+            )
+        ids = _unique_ids(read_raster(str(path))[..., 0]) if decode else None
+        return FileFacts(info.width, info.height, f'BANDS {info.dtype}', ids=ids)
     with Image.open(path) as mask:
         if len(mask.getbands()) != 1 or mask.mode == 'F':
             raise MaskModeError(f'mode {mask.mode} is not one channel of class ids')
         facts = FileFacts(*mask.size, _mode(mask))
         return replace(facts, ids=_unique_ids(np.asarray(mask))) if decode else facts
+
+
+def color_facts(path: Union[str, Path], decode: bool = True) -> FileFacts:
+    """As :func:`mask_facts` of a mask whose colors are its ids, as of ``pack_colors``."""
+    if not decode:
+        return image_facts(path, decode=False)
+    colors = pack_colors(read_mask(str(path), colors=True))
+    return FileFacts(colors.shape[1], colors.shape[0], 'colors', ids=np.unique(colors).tolist())
 
 
 def _unique_ids(pixels: np.ndarray) -> list[int]:
@@ -173,19 +220,20 @@ class FactCache:
         decode (bool): False reads headers only, and keeps nothing. Defaults to True.
     """
 
-    VERSION = 2
+    VERSION = 3
+    KINDS = ('image', 'bands', 'mask', 'color')
 
     def __init__(self, path: Optional[Union[str, Path]] = None, decode: bool = True) -> None:
         self.path = Path(path) if path and decode else None
         self.decode = decode
-        self._entries = {'image': {}, 'mask': {}}
+        self._entries = {kind: {} for kind in self.KINDS}
         self._changed = False
         if self.path and self.path.is_file():
             self._load()
 
     def facts(self, kind: str, path: str) -> FileFacts:
-        """Return the facts of an ``'image'`` or a ``'mask'``, kept ones where they still hold."""
-        read = image_facts if kind == 'image' else mask_facts
+        """Return the facts of a file read as one of ``KINDS``, kept ones where they hold."""
+        read = dict(image=image_facts, bands=bands_facts, mask=mask_facts, color=color_facts)[kind]
         if not self.decode:
             return read(path, decode=False)
         status, key = os.stat(path), os.path.abspath(path)
@@ -236,7 +284,7 @@ def map_in_threads(
         max_workers=workers or min(8, os.cpu_count() or 1),
         desc=title,
         unit='file',
-        disable=not progress,
+        disable=None if progress else True,  # None: where there is no terminal
         # In a log file every update is a piece of text, hence few of them.
         mininterval=0.1 if sys.stderr.isatty() else 30,
     )

@@ -31,9 +31,12 @@ FIXES = {
     "your own that keeps it (color_type='unchanged')",
     'image size': 'take its id out of the list: a side needs at least 2 pixels, and 1/50 of the '
     'other one',
-    'mask mode': 'save masks with one channel of class ids (8-bit gray or palette PNG)',
+    'mask mode': 'save masks with one channel of class ids (8-bit gray or palette PNG), or name '
+    'their colors by `mask_values` (docs/images.md)',
     'mask size': 'make the mask as large as its image (nearest resampling, or fix the pairing)',
-    'label id': 'correct the mask, `metainfo.classes`, `reduce_zero_label` or `ignore_index`',
+    'mask values': 'name the values of the masks: `mask_values`',
+    'label id': 'correct the mask, `metainfo.classes`, `reduce_zero_label` or `ignore_index`, or '
+    'name the values that masks have by `mask_values` (docs/images.md)',
 }
 """Kinds of problems and what to do about each, in the order they are reported."""
 

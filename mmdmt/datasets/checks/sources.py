@@ -15,7 +15,9 @@ from mmengine.utils import is_abs
 
 from mmdmt.datasets.checks.file_facts import ImageRules, LabelRules
 from mmdmt.datasets.checks.problems import Problem
+from mmdmt.datasets.mask_values import MaskValues
 from mmdmt.datasets.splits.files import write_list
+from mmdmt.datasets.transforms.load_bands import LoadBands
 from mmdmt.registry import DATASETS, TRANSFORMS
 
 
@@ -83,7 +85,7 @@ def read_sources(dataset: Any, problems: list[Problem]) -> list[Source]:
             # Again: only a built dataset knows the suffix that its class sets.
             listed = _read_list(leaf, _suffixes(built))
             problems += listed.problems if listed else []
-            sources.append(_read_source(built, listed, _image_rules(leaf), problems))
+            sources.append(_read_source(built, listed, leaf, problems))
     return sources
 
 
@@ -235,17 +237,35 @@ def _image_rules(leaf: Any) -> ImageRules:
     if not steps:
         return ImageRules()
     load = TRANSFORMS.build(steps[0]) if isinstance(steps[0], Mapping) else steps[0]
+    if isinstance(load, LoadBands):
+        return ImageRules(rgb=False, oriented=False, bands=load.bands or ())
     color = getattr(load, 'color_type', '')
     rgb = color.startswith('color') and getattr(load, 'imdecode_backend', '') != 'tifffile'
     return ImageRules(rgb, oriented=not color.endswith('ignore_orientation'))
 
 
+def mask_values_of(dataset: Any) -> Optional[MaskValues]:
+    """What the pipeline of a dataset, or of its config, says of the values of masks.
+
+    Raises:
+        ValueError: What it says is wrong.
+    """
+    steps = _setting(dataset, 'pipeline', ())
+    for step in getattr(steps, 'transforms', steps):
+        values = _setting(step, 'mask_values')
+        if values:
+            return values if isinstance(values, MaskValues) else MaskValues.parse(values)
+    return None
+
+
 def _read_source(
     dataset: BaseDataset,
     listed: Optional[_ListFile],
-    image_rules: ImageRules,
+    leaf: Any,
     problems: list[Problem],
 ) -> Source:
+    """Read a built dataset; ``leaf`` is what it was built from, with the pipeline."""
+    image_rules, values = _image_rules(leaf), mask_values_of(leaf)
     by_image = {} if listed is None else _names_by_image(dataset, listed)
     infos = map(dataset.get_data_info, range(len(dataset)))
     samples = [_sample(info, dataset, listed, by_image) for info in infos]
@@ -266,6 +286,7 @@ def _read_source(
             _setting(dataset, 'ignore_index', 255),
             _setting(dataset, 'reduce_zero_label', False),
             _setting(dataset, 'label_map'),
+            values,
         ),
         image_rules=image_rules,
     )

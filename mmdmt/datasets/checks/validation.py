@@ -6,16 +6,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from mmdmt.checks import listed
 from mmdmt.datasets.checks.classes import classifies, compare_classes, warn_of_missing_ids
 from mmdmt.datasets.checks.file_facts import (
     FactCache,
     FileFacts,
     LabelRules,
     MaskModeError,
+    color_facts,
     find_copies,
     is_trainable_size,
     map_in_threads,
 )
+from mmdmt.datasets.checks.mask_values import FoundValues, explain_values
 from mmdmt.datasets.checks.problems import Problem
 from mmdmt.datasets.checks.sources import Sample, Source, read_sources
 
@@ -61,11 +64,17 @@ def check_dataset(
         found = map_in_threads(lambda p: _check_files(*p, cache), pairs, title, workers, progress)
     finally:
         cache.save()  # also what an interrupted check has done need not be done again
-    masks = [(s.mask, source.rules, ids) for (s, source), (_, ids) in zip(pairs, found)]
+    masks = [(s.mask, source.rules, ids) for (s, source), (_, ids, _) in zip(pairs, found)]
     warn_of_missing_ids(
         masks[: sum(len(source.samples) for source in train_sources)], train_sources
     )
-    return list(dict.fromkeys([*problems, *chain.from_iterable(each for each, _ in found)]))
+    of_source = {id(source): FoundValues() for source in sources}
+    for (_, source), (_, ids, colors) in zip(pairs, found):
+        of_source[id(source)].add(ids, colors)
+    problems += chain.from_iterable(each for each, _, _ in found)
+    for source in sources:
+        problems = explain_values(source, of_source[id(source)], problems)
+    return list(dict.fromkeys(problems))
 
 
 def _by_identity(sources: Sequence[Source]) -> dict[str, Sample]:
@@ -110,13 +119,14 @@ def _training_and_validation(train: Sequence[Source], val: Sequence[Source]) -> 
 
 def _check_files(
     sample: Sample, source: Source, cache: FactCache
-) -> tuple[list[Problem], Optional[Sequence[int]]]:
-    """Problems of an image and its mask, and the mask's ids where they are known."""
+) -> tuple[list[Problem], Optional[Sequence[int]], bool]:
+    """Problems of an image and its mask, the mask's ids where known, and whether as colors."""
     problems: list[Problem] = []
     if sample.odd or sample.image is None:
-        return problems, None
-    image = _facts(sample, 'image', sample.image, cache, problems)
-    mask = sample.mask and _facts(sample, 'mask', sample.mask, cache, problems)
+        return problems, None, False
+    image = _facts(sample, source.image_rules.kind, sample.image, cache, problems)
+    kind = source.rules.kind
+    mask = sample.mask and _facts(sample, kind, sample.mask, cache, problems)
     if image:
         problems += _check_image(sample, image, source)
     if image and mask and source.image_rules.size(image) != (mask.width, mask.height):
@@ -125,11 +135,21 @@ def _check_files(
         )
         problems.append(sample.problem('mask size', f'{sample.mask} is {sizes}'))
     ids = mask.ids if mask else None
+    if mask is None and cache.decode and problems and problems[-1].kind == 'mask mode':
+        return problems, _colors(sample.mask), True
     illegal = source.rules.illegal(ids or ())
     if illegal:
         found = _describe_ids(sample.mask, illegal, source.rules)
         problems.append(sample.problem('label id', found))
-    return problems, ids
+    return problems, ids, kind == 'color'
+
+
+def _colors(path: str) -> Optional[Sequence[int]]:
+    """The colors of a mask that is not one channel; None if it has none either."""
+    try:
+        return color_facts(path).ids
+    except Exception:  # what is wrong has been said
+        return None
 
 
 def _check_image(sample: Sample, image: FileFacts, source: Source) -> Iterator[Problem]:
@@ -144,8 +164,9 @@ def _facts(
     sample: Sample, kind: str, path: str, cache: FactCache, problems: list[Problem]
 ) -> Optional[FileFacts]:
     """Read the facts of a file; None if that is not possible, which is a problem."""
+    file = 'mask' if kind == 'color' else 'image' if kind == 'bands' else kind
     if not osp.isfile(path):
-        problems.append(sample.problem(f'missing {kind}', f'{path} does not exist'))
+        problems.append(sample.problem(f'missing {file}', f'{path} does not exist'))
         return None
     try:
         return cache.facts(kind, path)
@@ -153,11 +174,14 @@ def _facts(
         problems.append(sample.problem('mask mode', f'{path}: {error}'))
     except Exception as error:  # Pillow raises nearly anything on broken files
         found = f'{path}: {type(error).__name__} {error}'
-        problems.append(sample.problem(f'corrupt {kind}', found))
+        problems.append(sample.problem(f'corrupt {file}', found))
     return None
 
 
 def _describe_ids(path: str, illegal: Sequence[int], rules: LabelRules) -> str:
+    if rules.values is not None:
+        names = [rules.values.shown(value) for value in illegal]
+        return f'{path} has values that `mask_values` does not list: {listed(names, 8)}'
     shown = ', '.join(str(label) for label in illegal[:8]) + (', ...' if len(illegal) > 8 else '')
     shift = ' after reduce_zero_label' if rules.reduce_zero_label else ''
     last = 255 if rules.num_classes is None else rules.num_classes - 1

@@ -3,9 +3,10 @@
 from typing import Optional, Tuple
 
 import mmcv
-from mmcv.transforms import BaseTransform, LoadImageFromFile, RandomResize
-from mmseg.datasets.transforms import LoadAnnotations
+import numpy as np
+from mmcv.transforms import BaseTransform, LoadImageFromFile, Pad, RandomResize
 
+from mmdmt.datasets.transforms.load_masks import LoadMasks
 from mmdmt.registry import TRANSFORMS
 
 
@@ -47,8 +48,8 @@ class LoadImageAtSize(LoadImageFromFile):
 
 
 @TRANSFORMS.register_module()
-class LoadAnnotationsAtImageSize(LoadAnnotations):
-    """mmseg's ``LoadAnnotations``, then nearest neighbor to the size of the image so far.
+class LoadAnnotationsAtImageSize(LoadMasks):
+    """:class:`.LoadMasks`, then nearest neighbor to the size of the image so far.
 
     Required keys: ``img`` and ``seg_map_path``. Added keys: ``gt_seg_map`` (H, W) uint8 of the
     size of ``img``, and ``seg_fields``.
@@ -121,6 +122,20 @@ class PadToCrop(BaseTransform):
                 results[key] = mmcv.impad(results[key], shape=shape, pad_val=value)
             results['img_shape'] = shape
         return results
+
+
+@TRANSFORMS.register_module()
+class PadBands(Pad):
+    """mmcv's ``Pad`` for images of any number of bands: OpenCV pads at most four with a value."""
+
+    def _pad_img(self, results: dict) -> None:
+        image, parts = results['img'], []
+        image = image if image.ndim == 3 else image[..., None]  # OpenCV drops a single band
+        for first in range(0, image.shape[-1], 4):
+            part = dict(results, img=np.ascontiguousarray(image[..., first : first + 4]))
+            super()._pad_img(part)
+            parts.append(part['img'].reshape(*part['img'].shape[:2], -1))
+        results.update(part, img=np.concatenate(parts, axis=-1))
 
 
 @TRANSFORMS.register_module()

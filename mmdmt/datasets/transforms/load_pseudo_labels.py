@@ -38,6 +38,10 @@ class LoadPseudoLabels(BaseTransform):
                 'LoadPseudoLabels needs `name` in the data info; use mmdmt.UnlabeledDataset'
             )
         label, confidence = self._store.get_thresholded(results['name'])
+        if 'window' in results:  # of LoadBands
+            top, left, height, width = results['window']
+            part = slice(top, top + height), slice(left, left + width)
+            label, confidence = label[part], confidence[part]
         size = results['img'].shape[:2]
         if label.shape != size:
             raise ValueError(

@@ -29,11 +29,11 @@ class PackSemiInputs(PackSegInputs):
         """Pack.
 
         Args:
-            results (dict): ``img`` (H, W, 3) uint8, optionally ``gt_seg_map`` and
+            results (dict): ``img`` (H, W, C) of any type, optionally ``gt_seg_map`` and
                 ``pseudo_confidence`` (H, W) float32.
 
         Returns:
-            dict: ``inputs`` (3, H, W) uint8 and ``data_samples``, a ``SegDataSample``.
+            dict: ``inputs`` (C, H, W) of the same type and ``data_samples``, a ``SegDataSample``.
 
         Raises:
             ValueError: If a map does not have the size of the image.

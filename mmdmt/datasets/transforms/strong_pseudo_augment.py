@@ -1,5 +1,6 @@
 """Strong augmentation of single pseudo-labeled images."""
 
+from collections.abc import Sequence
 from typing import Any, Dict, Optional
 
 import numpy as np
@@ -26,14 +27,22 @@ class StrongPseudoAugment(BaseTransform):
             of UniMatch and ST++ by default.
         cutout (dict, optional): ``prob``, and ranges of ``area`` (share of the image) and
             ``aspect`` (height over width) instead of those of ``CUTOUT``; ``prob=0`` for none.
+        value_range (Sequence[float]): Lowest and highest value of images; what lies beyond it is
+            cut off. Defaults to (0, 255).
 
-    Required keys: ``img`` (H, W, 3) uint8 in BGR. Modified keys: ``img``; in the box ``gt_seg_map``
-    is 255 and ``pseudo_confidence`` 0, where there are any, as in padding.
+    Required keys: ``img`` (H, W, C) of any type, in BGR if C is 3. Modified keys: ``img``; in the
+    box ``gt_seg_map`` is 255 and ``pseudo_confidence`` 0, where there are any, as in padding.
     """
 
     def __init__(
-        self, strong: Optional[dict] = None, cutout: Optional[Dict[str, Any]] = None
+        self,
+        strong: Optional[dict] = None,
+        cutout: Optional[Dict[str, Any]] = None,
+        value_range: Sequence[float] = (0, 255),
     ) -> None:
+        low, high = value_range
+        check_range('StrongPseudoAugment.value_range', high, np.nextafter(low, np.inf))
+        self.value_range = low, high
         refuse_unknown_keys('StrongPseudoAugment.cutout', cutout or {}, CUTOUT)
         self.cutout = dict(CUTOUT, **(cutout or {}))
         check_range('StrongPseudoAugment.cutout.prob', self.cutout['prob'], 0, 1)
@@ -41,10 +50,13 @@ class StrongPseudoAugment(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Change colors, then cut a box out."""
-        image = torch.from_numpy(np.ascontiguousarray(results['img'][..., ::-1]))
-        image = self.strong(image.permute(2, 0, 1)[None].float() / 255)[0]
-        image = (image * 255).round().byte().permute(1, 2, 0).numpy()
-        results['img'] = np.ascontiguousarray(image[..., ::-1])
+        image, (low, high) = results['img'], self.value_range
+        order = slice(None, None, -1 if image.shape[-1] == 3 else 1)
+        unit = (np.ascontiguousarray(image[..., order]).astype(np.float32) - low) / (high - low)
+        unit = self.strong(torch.from_numpy(unit).permute(2, 0, 1)[None].clamp(0, 1))[0]
+        found = unit.permute(1, 2, 0).numpy() * (high - low) + low
+        found = found.round() if image.dtype.kind in 'ui' else found
+        results['img'] = np.ascontiguousarray(found[..., order].astype(image.dtype))
         if torch.rand(()) < self.cutout['prob']:
             self._cut_out(results)
         return results
@@ -53,8 +65,12 @@ class StrongPseudoAugment(BaseTransform):
         size, ranges = results['img'].shape[:2], (self.cutout['area'], self.cutout['aspect'])
         top, left, bottom, right = area_boxes(1, size, *ranges)[0, 0].tolist()
         box = slice(top, bottom), slice(left, right)
-        noise = torch.randint(0, 256, (bottom - top, right - left, 3), dtype=torch.uint8)
-        results['img'][box] = noise.numpy()
+        image, (low, high) = results['img'], self.value_range
+        shape = bottom - top, right - left, image.shape[-1]
+        if image.dtype == np.uint8:
+            image[box] = torch.randint(int(low), int(high) + 1, shape, dtype=torch.uint8).numpy()
+        else:
+            image[box] = torch.rand(shape).numpy() * (high - low) + low
         for key, value in (('gt_seg_map', 255), ('pseudo_confidence', 0)):
             if key in results:
                 results[key] = results[key].copy()

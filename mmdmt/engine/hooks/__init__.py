@@ -9,6 +9,7 @@ from mmdmt.engine.hooks.method_hook import MethodHook
 from mmdmt.engine.hooks.progress_bar_hook import ProgressBarHook
 from mmdmt.engine.hooks.pseudo_label_hook import PseudoLabelHook
 from mmdmt.engine.hooks.safe_checkpoint_hook import SafeCheckpointHook
+from mmdmt.engine.hooks.unpredicted_class_hook import UnpredictedClassHook
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     'ProgressBarHook',
     'PseudoLabelHook',
     'SafeCheckpointHook',
+    'UnpredictedClassHook',
     'ValidateOnResumeHook',
 ]

@@ -7,6 +7,7 @@ from typing import Any, List, Optional, Tuple, Union
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
+from torch import nn
 
 from mmdmt.checks import check_choice
 from mmdmt.datasets.checks.classes import other_classes
@@ -65,7 +66,7 @@ class DatasetCheckHook(Hook):
         """
         loaders = runner._train_dataloader, runner._val_dataloader, runner._test_dataloader
         train, val, test = map(dataset_of, loaders)
-        num_classes = _num_classes(runner.model)
+        num_classes = _num_classes(runner.model) or _decode_classes(runner.model)
         self.check(train, val, runner.work_dir, test=test, num_classes=num_classes)
         self._checked = True
 
@@ -74,7 +75,8 @@ class DatasetCheckHook(Hook):
         if not self._checked:
             val = None if runner.val_loop is None else runner.val_loop.dataloader.dataset
             train = runner.train_dataloader.dataset
-            self.check(train, val, runner.work_dir, num_classes=_num_classes(runner.model))
+            num_classes = _num_classes(runner.model) or _decode_classes(runner.model)
+            self.check(train, val, runner.work_dir, num_classes=num_classes)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Note the classes of the network in the checkpoint."""
@@ -116,3 +118,10 @@ def _find_problems(train: Any, val: Any, options: dict) -> List[Problem]:
 def _num_classes(model: Any) -> Optional[int]:
     """Number of classes of a classifier; None for a segmentor."""
     return getattr(getattr(unwrap(model), 'head', None), 'num_classes', None)
+
+
+def _decode_classes(model: Any) -> Optional[int]:
+    """Number of classes of a segmentor; None if its decode head does not say."""
+    head = getattr(unwrap(model), 'decode_head', None)
+    head = head[-1] if isinstance(head, nn.ModuleList) else head
+    return getattr(head, 'num_classes', None)

@@ -27,6 +27,8 @@ class MethodHook(Hook):
         model = unwrap(runner.model)
         if not hasattr(model, 'start_run'):
             return
+        if runner.iter == 0:
+            model.reset_step()
         accumulate = _accumulative_counts(runner)
         sampler = getattr(runner.train_dataloader, 'sampler', None)
         sources = getattr(sampler, 'source_sizes', [])

@@ -2,7 +2,7 @@
 
 import os.path as osp
 from collections.abc import Sequence
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from mmengine.utils import apply_to
 
 from mmdmt.distributed import share_buffers, unwrap
+from mmdmt.engine.final import main_metric, numbers
 from mmdmt.files import write_text_atomically
 from mmdmt.registry import HOOKS
 
@@ -27,7 +28,9 @@ class SafeCheckpointHook(CheckpointHook):
       :meth:`mmdmt.SemiRunner.save_checkpoint`.
     - Metrics and logged scalars are stored as Python numbers and tensors, so that any
       ``torch.load(..., weights_only=True)`` reads the file.
-    - A metric that is NaN or infinite is never the best.
+    - A metric that is NaN or infinite is never the best. ``save_best='auto'`` goes by mIoU, or what
+      a classifier has instead (mmengine: by whichever metric comes first); where there is no such
+      metric, nothing is the best. All metrics of the best checkpoint are kept with its name.
     - With several processes, all validate the same network and go on from a checkpoint with what is
       on disk (:func:`~mmdmt.distributed.share_buffers`): the running statistics of ordinary batch
       norm are averaged over the ranks, those of teachers and of mmengine's ``EMAHook`` too. Between
@@ -112,6 +115,8 @@ class SafeCheckpointHook(CheckpointHook):
         """
         if not hasattr(self, 'file_backend'):  # no training, only a validation: nothing is saved
             return
+        if self.save_best == ['auto']:
+            self._decide_by(main_metric(metrics), runner)
         metrics = dict(metrics)
         for key in self.save_best or ():
             if not np.isfinite(metrics.get(key, 0)):
@@ -128,6 +133,29 @@ class SafeCheckpointHook(CheckpointHook):
         for path in deferred.removed:
             if path not in kept:
                 _remove(backend, path)
+        self._remember_metrics(runner, metrics)
+
+    def _decide_by(self, key: Optional[str], runner: Runner) -> None:
+        """Settle what ``save_best='auto'`` means."""
+        if key is None:
+            runner.logger.warning("save_best='auto' finds no metric to go by: no best is kept")
+        self.save_best = [] if key is None else [key]
+        self._init_rule(['greater'], self.save_best)
+
+    def _remember_metrics(self, runner: Runner, metrics: dict) -> None:
+        """Keep the metrics of the best checkpoints that exist, for the end of the run."""
+        if not self.save_best:
+            return
+        info = runner.message_hub.runtime_info
+        keys = self.key_indicators
+        names = ['best_ckpt'] if len(keys) == 1 else [f'best_ckpt_{key}' for key in keys]
+        before, now = info.get('best_metrics') or {}, {}
+        for path in filter(None, map(info.get, names)):
+            name = osp.basename(path)
+            new = name.endswith('_' + self.filename_tmpl.format(_progress(runner, self.by_epoch)))
+            now[name] = numbers(metrics) if new else before.get(name, {})
+        runner.message_hub.update_info('best_metrics', now)
+        runner.message_hub.update_info('best_key', keys[0])
 
 
 class _DeferringBackend:
@@ -140,6 +168,10 @@ class _DeferringBackend:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
+
+
+def _progress(runner: Runner, by_epoch: bool) -> int:
+    return runner.epoch if by_epoch else runner.iter
 
 
 def _plain_history(history: HistoryBuffer) -> dict:

@@ -2,7 +2,7 @@
 
 import copy
 import os.path as osp
-from typing import Any, Dict, List, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -59,11 +59,18 @@ def ensemble_config(cfg: Config, models: Sequence[dict], kind: str, folder: str)
     cfg._cfg_dict.pop('model')
     cfg.model = ConfigDict(model)
     cfg.update(runner_type='mmdmt.SemiRunner', work_dir=folder, resume=False, load_from=None)
+    cfg.chain = dict(ensemble=kind)
     cfg.merge_from_dict({'default_hooks.checkpoint': None})  # nothing is trained, nothing saved
     return cfg
 
 
-def merge_checkpoints(paths: Sequence[str], out: str, kind: str, trusted: Sequence = ()) -> None:
+def merge_checkpoints(
+    paths: Sequence[str],
+    out: str,
+    kind: str,
+    trusted: Sequence = (),
+    cfg: Optional[Config] = None,
+) -> None:
     """Write one checkpoint from those of the members.
 
     Args:
@@ -72,6 +79,8 @@ def merge_checkpoints(paths: Sequence[str], out: str, kind: str, trusted: Sequen
         kind (str): ``'predictions'`` keeps all weights, under ``members.<i>.``; ``'weights'``
             averages them, integer buffers are those of the first.
         trusted (Sequence[str]): Checkpoints that may hold more than tensors.
+        cfg (Config, optional): Of :func:`ensemble_config`, which is stored with the classes of the
+            first member, as in any other checkpoint.
 
     Raises:
         ValueError: If weights to be averaged do not have the same names and shapes.
@@ -90,6 +99,9 @@ def merge_checkpoints(paths: Sequence[str], out: str, kind: str, trusted: Sequen
     else:
         merged = _average(states, paths)
     meta = dict(members=[osp.basename(path) for path in paths], kind=kind)
+    classes = contents[0].get('meta', {}).get('dataset_meta')
+    meta.update(dict(dataset_meta=classes) if classes else {})
+    meta.update({} if cfg is None else dict(cfg=cfg.pretty_text))
     save_atomically(dict(meta=meta, state_dict=merged), out)
 
 

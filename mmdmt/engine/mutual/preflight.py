@@ -18,7 +18,7 @@ from mmdmt.engine.mutual.stage_config import StageConfigBuilder
 from mmdmt.engine.run_settings import check_classes, check_metric, check_run
 from mmdmt.files import is_remote
 from mmdmt.registry import DATASETS, HOOKS, MODELS
-from mmdmt.weights import load_weights
+from mmdmt.weights import load_weights, widened_input
 
 
 def check_chain(builder: StageConfigBuilder, work_dir: str) -> List[Config]:
@@ -78,7 +78,8 @@ def _check_initial_weights(model: nn.Module, cfg: Config) -> None:
     path = cfg.load_from
     if path and not is_remote(path):
         loaded = load_checkpoint_file(path, trusted=cfg.get('trusted_checkpoints', ()))
-        load_weights(model, loaded, path, cfg.get('allow_unmatched', ()))
+        with widened_input(model, cfg.get('widen_input')):
+            load_weights(model, loaded, path, cfg.get('allow_unmatched', ()))
 
 
 def check_names(builder: StageConfigBuilder) -> None:

@@ -10,7 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 
 from mmdmt.checks import check_choice, check_count, check_range, refuse_unknown_keys
-from mmdmt.config import resolve_config, schedulers_of
+from mmdmt.config import resolve_config, schedulers_of, shorten_warm_up
 from mmdmt.datasets.unlabeled_dataset import UnlabeledDataset
 from mmdmt.engine.mutual.ensemble import ensemble_kinds
 from mmdmt.engine.mutual.plan import SELECT_RULES, MutualPlan, Stage
@@ -234,6 +234,8 @@ class StageConfigBuilder:
             check.cache = osp.join(osp.dirname(cfg.work_dir), 'dataset_check.json')
         if self.select_of(stage) != 'last':
             hooks.checkpoint.save_best = self.metric
+        elif (hooks.get('checkpoint') or {}).get('save_best') == 'auto':
+            hooks.checkpoint.save_best = None  # nothing takes it
 
     def _set_data(self, cfg: Config, stage: Stage, settings: dict) -> None:
         """One labeled source in round 0, labeled and pseudo-labeled later."""
@@ -325,6 +327,7 @@ def _set_schedule(cfg: Config, max_iters: Optional[int], lr: Optional[float]) ->
     old = cfg.train_cfg.max_iters
     cfg.train_cfg.max_iters = max_iters
     cfg.train_cfg.val_interval = min(cfg.train_cfg.get('val_interval', max_iters), max_iters)
+    shorten_warm_up(cfg, [old], max_iters)
     for scheduler in schedulers_of(cfg):
         if scheduler.get('end') == old:
             scheduler['end'] = max_iters

@@ -10,49 +10,28 @@ import time
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 from uuid import uuid4
 
-import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.runner import Runner
 
 from mmdmt.checkpoint import find_latest_valid_checkpoint, load_checkpoint_file
 from mmdmt.config import resolve_config
 from mmdmt.distributed import from_main, join_process_group
+from mmdmt.engine.final import Candidate, conclude, forget_final, numbers
 from mmdmt.engine.mutual import build_stage_config_builder
 from mmdmt.engine.mutual.ensemble import ensemble_config, ensemble_kinds, merge_checkpoints
 from mmdmt.engine.mutual.ledger import Ledger, stage_table
 from mmdmt.engine.mutual.plan import Stage
 from mmdmt.engine.mutual.preflight import check_chain, check_data, check_names
 from mmdmt.engine.runners.semi_runner import SemiRunner
+from mmdmt.engine.screen import Screen, show
 from mmdmt.files import remove_stale_temporaries, require_writable
 from mmdmt.finite import NonFiniteError, refuse_non_finite
 from mmdmt.registry import RUNNERS
 
 #: Folder and ledger entry of each kind of ensemble.
 ENSEMBLE_NAMES = dict(predictions='ensemble', weights='averaged_weights')
-
-
-class ValidationResults(Hook):
-    """Keeps the metrics of the last validation."""
-
-    def __init__(self) -> None:
-        self.metrics: Dict[str, float] = {}
-
-    def after_val_epoch(self, runner: Runner, metrics: Optional[Dict[str, float]] = None) -> None:
-        """Take the metrics."""
-        self.metrics = _numbers(metrics or {})
-
-
-def _numbers(metrics: Dict[str, Any]) -> Dict[str, float]:
-    """The metrics that are numbers, for the ledger: a value for each class is a list."""
-    return {
-        key: float(value)
-        for key, value in metrics.items()
-        if hasattr(value, '__float__') and np.ndim(value) == 0
-    }
 
 
 @RUNNERS.register_module()
@@ -139,14 +118,50 @@ class MutualTrainingRunner:
         check_names(self.builder)
         from_main(self._dump_config)
         only = self.cfg.get('stage')
+        if Screen.quiet:
+            folders = {stage: osp.join(self.work_dir, stage.name) for stage in self.plan.stages}
+            lengths = [self.builder.build(*pair).train_cfg.max_iters for pair in folders.items()]
+            Screen.lengths = lengths
         for stage in [self.plan.find(only)] if only else self.plan.stages:
+            Screen.index = self.plan.stages.index(stage)
             self._run_unless_done(stage)
             if only or stage.member == self.plan.member_names[-1]:
-                self._log(f'Stages after round {stage.round}:', table=True)
+                self._log(f'Stages after round {stage.round}:', table=True, on_screen=bool(only))
         if not only and len(self.plan.members) > 1:
             for kind in ensemble_kinds(self.builder.mutual.get('ensemble', False)):
                 self._run_ensemble(kind)
+        if not only:
+            report = from_main(self._conclude)
+            self._log('All stages:', table=True)
+            show(report)
         return from_main(self.ledger.read)
+
+    def _conclude(self) -> str:
+        """Rank 0: note which of the last round's checkpoints and the ensembles to use, and why."""
+        entries, key = self.ledger.read(), self.builder.metric
+        last = [stage.name for stage in self.plan.stages[-len(self.plan.members) :]]
+        names = [*last, *(name for name in ENSEMBLE_NAMES.values() if self.ledger.is_done(name))]
+        rows = [
+            Candidate(
+                self.ledger.checkpoint(name),
+                '',
+                entries[name]['metrics'],
+                osp.join(self.work_dir, name, 'config.py'),
+            )
+            for name in names
+        ]
+        scored = [row for row in rows if key in row.metrics]
+        chosen = max(scored, key=lambda row: row.metrics[key]) if scored else rows[0]
+        name = names[rows.index(chosen)]
+        why = f'{name}, the first of the last round: nothing was validated'
+        if scored:
+            score = chosen.metrics[key]
+            why = f'{name}, of {names} the best on the validation set by {key} ({score:.2f})'
+        if name == ENSEMBLE_NAMES['predictions']:
+            why += f'; it runs {len(last)} networks for each image'
+        method = 'dmt' if len(last) > 1 else 'self_training'
+        task = self.builder.mutual.get('task', 'segmentation')
+        return conclude(self.work_dir, chosen, why, rows, method, task)
 
     def _dump_config(self) -> None:
         """Write what is trained into the work dir, unless the config that was read lies there."""
@@ -173,6 +188,7 @@ class MutualTrainingRunner:
         with contextlib.ExitStack() as held:
             for stage in stages:
                 held.enter_context(self.ledger.hold(stage.name))
+            forget_final(self.work_dir)
             for stage in reversed(stages):
                 self.ledger.forget(stage.name)
                 folder = osp.join(self.work_dir, stage.name)
@@ -211,14 +227,14 @@ class MutualTrainingRunner:
                 f'{stage.name})'
             )
         self.ledger.begin(stage.name, config, made_from)
+        forget_final(self.work_dir)
         return True, latest
 
     def _run(self, stage: Stage, cfg: Config) -> None:
         began = time.time()
         labels = f'labels from {stage.labeled_by}' if stage.round else 'labeled images only'
         self._log(f'{stage.name}: {"resumes" if cfg.resume else "starts"}, {labels}')
-        runner, results = self._build_runner(cfg), ValidationResults()
-        runner.register_hook(results)
+        runner = self._build_runner(cfg)
         try:
             runner.train()
         except NonFiniteError as error:
@@ -230,20 +246,21 @@ class MutualTrainingRunner:
                 'refused by name until they are made again, too.'
             ) from error
 
-        product = from_main(lambda: self._product(stage, runner, results))
+        product = from_main(lambda: self._product(stage, runner))
         self._finish(stage.name, *product, began)
         rule = self.builder.select_of(stage)
-        self._log(f'goes on with {osp.relpath(product[0], self.work_dir)} (select={rule})')
+        path = osp.relpath(product[0], self.work_dir)
+        self._log(f'goes on with {path} (select={rule})', on_screen=False)
 
     def _product(
-        self, stage: Stage, runner: SemiRunner, results: ValidationResults
+        self, stage: Stage, runner: SemiRunner
     ) -> Tuple[str, Dict[str, float], Dict[str, Any]]:
         """Rank 0: checkpoint of a finished stage by its rule, metrics, and facts for the ledger."""
         rule = self.builder.select_of(stage)
         facts = dict(select=rule)
         if rule == 'last':
             path = osp.join(runner.work_dir, f'iter_{runner.max_iters}.pth')
-            return path, results.metrics, facts
+            return path, runner.results.metrics, facts
         best = runner.message_hub.runtime_info.get('best_ckpt')
         if best is None:
             raise RuntimeError(
@@ -284,10 +301,7 @@ class MutualTrainingRunner:
         cfg.experiment_name = f'{osp.basename(cfg.work_dir)}_{uuid4().hex[:8]}'
         if cfg.get('visualizer'):
             cfg.visualizer.name = cfg.experiment_name
-        runner = SemiRunner.from_cfg(cfg)
-        if is_main_process():
-            cfg.dump(osp.join(cfg.work_dir, 'config.py'))
-        return runner
+        return SemiRunner.from_cfg(cfg)
 
     def _run_ensemble(self, kind: str) -> None:
         """Validate the final members as one network, unless that was done."""
@@ -296,15 +310,17 @@ class MutualTrainingRunner:
         cfg = ensemble_config(self.cfg, models, kind, osp.join(self.work_dir, name))
         path = osp.join(cfg.work_dir, 'ensemble.pth')
         with contextlib.ExitStack() as held:
-            if not from_main(lambda: self._begin_ensemble(name, kind, path, held)):
+            if not from_main(lambda: self._begin_ensemble(name, kind, path, cfg, held)):
                 return
             runner = self._build_runner(cfg)
             runner.load_checkpoint(path, strict=True)
             metrics = runner.val() if cfg.get('val_dataloader') else {}
-            self._finish(name, path, _numbers(metrics), {}, began)
-        self._log(f'Stages with {name}:', table=True)
+            self._finish(name, path, numbers(metrics), {}, began)
+        self._log(f'Stages with {name}:', table=True, on_screen=False)
 
-    def _begin_ensemble(self, name: str, kind: str, path: str, held: contextlib.ExitStack) -> bool:
+    def _begin_ensemble(
+        self, name: str, kind: str, path: str, cfg: Config, held: contextlib.ExitStack
+    ) -> bool:
         """Rank 0: whether the ensemble has to be validated; then its checkpoint is written."""
         checkpoints = list(self.final_checkpoints().values())
         facts = self.ledger.checksums([s.name for s in self.plan.stages[-len(checkpoints) :]])
@@ -316,7 +332,7 @@ class MutualTrainingRunner:
         self.ledger.begin(name, facts)
         remove_stale_temporaries(osp.dirname(path))
         trusted = self.cfg.get('trusted_checkpoints', ())
-        merge_checkpoints(checkpoints, path, kind, trusted)
+        merge_checkpoints(checkpoints, path, kind, trusted, cfg)
         return True
 
     def test(self) -> Dict[str, float]:
@@ -349,9 +365,10 @@ class MutualTrainingRunner:
         content = load_checkpoint_file(path, trusted=self.cfg.get('trusted_checkpoints', ()))
         refuse_non_finite(content.get('state_dict', content), f'{name}: checkpoint {path}')
 
-    def _log(self, message: str, table: bool = False) -> None:
+    def _log(self, message: str, table: bool = False, on_screen: bool = True) -> None:
         if is_main_process():
-            print_log(f'{message}\n{self.describe()}' if table else message, logger='current')
+            text = f'{message}\n{self.describe()}' if table else message
+            show(text) if on_screen else print_log(text, logger='current')
 
 
 def _free_memory() -> None:

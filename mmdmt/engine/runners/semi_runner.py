@@ -9,7 +9,9 @@ import mmengine
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import master_only
 from mmengine.hooks import EMAHook
+from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import Runner
@@ -26,15 +28,17 @@ from mmdmt.checkpoint import (
 from mmdmt.config import resolve_config
 from mmdmt.distributed import from_main, join_process_group, unwrap
 from mmdmt.engine.batch_size import loader_of_process
+from mmdmt.engine.final import ValidationResults, conclude_run, config_name, forget_final
 from mmdmt.engine.hooks.finite_hook import FiniteHook
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
 from mmdmt.engine.run_settings import check_classes, check_run, dataset_of, metric_names
 from mmdmt.engine.runners.work_dir import only_run
+from mmdmt.engine.screen import Screen, ScreenHook, quieten, show
 from mmdmt.files import atomic_path, is_remote, require_writable
 from mmdmt.finite import refuse_non_finite
 from mmdmt.models.supervised import train_without_waiting
 from mmdmt.registry import RUNNERS
-from mmdmt.weights import checked_pretrained, load_weights
+from mmdmt.weights import available_weights, checked_pretrained, load_weights, widened_input
 
 
 @RUNNERS.register_module()
@@ -49,7 +53,8 @@ class SemiRunner(Runner):
       same way. Config key ``trusted_checkpoints``: files that may be unpickled freely.
     - A checkpoint that does not fit the model is refused (:mod:`mmdmt.weights`). Config key
       ``allow_unmatched``: parts that may differ from that of ``load_from`` or ``Pretrained``, such
-      as ``['decode_head.conv_seg']`` for other classes.
+      as ``['decode_head.conv_seg']`` for other classes. ``widen_input``: what the first
+      convolution is made of where images have other bands, see :func:`mmdmt.weights.widened`.
     - ``resume=True`` falls back to an older checkpoint when the newest one is damaged, and takes
       the seed of the interrupted run before anything draws from it. A checkpoint that was due
       for validation is validated at once, since it was saved before.
@@ -58,6 +63,8 @@ class SemiRunner(Runner):
     - Config key ``channels_last=True`` stores convolution weights channels-last.
     - Config key ``batch_size_is_total=True``: the processes share ``train_dataloader.batch_size``,
       which otherwise is that of each, see :func:`mmdmt.engine.batch_size.loader_of_process`.
+    - A run that ends writes ``final.pth`` and ``final.json``: which checkpoint and which network to
+      use, and why (:mod:`mmdmt.engine.final`).
     - Settings that would fail late or do nothing are refused at the start, and so is a second run
       that trains in the same work dir.
     - An error that ends one rank ends all of them (:class:`mmdmt.distributed.FailureWatch`).
@@ -78,9 +85,16 @@ class SemiRunner(Runner):
 
     def __init__(self, model: Union[nn.Module, dict], work_dir: str, *args, **kwargs) -> None:
         require_writable(work_dir, '--work-dir')
+        self.results = ValidationResults()
         super().__init__(model, work_dir, *args, **kwargs)
 
     # --- Environment -----------------------------------------------------------------------------
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        """Build the logger; under the tools it leaves the terminal to what matters."""
+        logger = super().build_logger(*args, **kwargs)
+        quieten(logger)
+        return logger
 
     def setup_env(self, env_cfg: dict) -> None:
         """Join the process group, with gloo on CPUs, before mmengine asks CUDA.
@@ -113,7 +127,7 @@ class SemiRunner(Runner):
 
     def build_model(self, model: Union[nn.Module, dict]) -> nn.Module:
         """Build the model, which will train without waiting for a GPU; weights load safely."""
-        with safe_loading(self.trusted_checkpoints):
+        with available_weights(self.cfg), safe_loading(self.trusted_checkpoints):
             model = super().build_model(model)
         train_without_waiting(model)
         return model
@@ -122,8 +136,10 @@ class SemiRunner(Runner):
         """``init_cfg=dict(type='Pretrained')`` is loaded safely and has to fit, too."""
         allowed = self.cfg.get('allow_unmatched', ())
         with (
+            available_weights(self.cfg),
             safe_loading(self.trusted_checkpoints),
             checked_pretrained(unwrap(self.model), allowed),
+            widened_input(unwrap(self.model), self.cfg.get('widen_input')),
         ):
             super()._init_model_weights()
 
@@ -168,7 +184,25 @@ class SemiRunner(Runner):
             self._adopt_seed()
             self.call_hook('before_loading')
             self.register_hook(ValidateOnResumeHook())
-            return super().train()
+            self.register_hook(self.results)
+            if Screen.quiet:
+                self.register_hook(ScreenHook())
+            if not self.in_chain:
+                from_main(lambda: forget_final(self.work_dir))
+            model = super().train()
+            if not self.in_chain:
+                show(from_main(lambda: conclude_run(self, self.results)))
+            return model
+
+    @property
+    def in_chain(self) -> bool:
+        """Whether the run is a part of mutual training, which says itself how it ends."""
+        return 'chain' in self.cfg
+
+    @master_only
+    def dump_config(self) -> None:
+        """Write the config into the work dir."""
+        self.cfg.dump(osp.join(self.work_dir, config_name(self)))
 
     def test(self) -> Dict[str, float]:
         """Test.
@@ -298,7 +332,7 @@ class SemiRunner(Runner):
             NonFiniteError: A weight is NaN or infinite.
         """
         with safe_loading(self.trusted_checkpoints):
-            checkpoint = _load_checkpoint(str(filename), map_location=map_location)
+            checkpoint = _load_checkpoint(str(filename), map_location, 'current')
         if self._resume:
             check_resumable(checkpoint, filename, self.cfg.get('model'))
         refuse_non_finite(checkpoint.get('state_dict', checkpoint), f'checkpoint {filename}')
@@ -311,7 +345,8 @@ class SemiRunner(Runner):
         exact = strict or self._resume
         allowed = () if exact else self.cfg.get('allow_unmatched', ())
         model = unwrap(self.model)
-        load_weights(model, checkpoint, str(filename), allowed, revise_keys, exact)
+        with widened_input(model, None if exact else self.cfg.get('widen_input')):
+            load_weights(model, checkpoint, str(filename), allowed, revise_keys, exact)
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')
         return checkpoint

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from mmdmt.checks import check_count
 from mmdmt.models.forward import dense_logits, hard_labels, stack_pixel_data
-from mmdmt.models.losses.consistency import consistency_loss
 from mmdmt.models.views import AdaptiveCutMix, reliability
 from mmdmt.registry import MODELS
 
@@ -75,7 +74,7 @@ class AugSeg(WeakToStrong):
         shown = torch.cat([weak, view]) if self.extra_weak else view
         losses, logits = self.forward_student('student', inputs, data_samples, shown)
         logits = logits[-len(view) :]
-        loss, stats = consistency_loss(logits, targets, threshold, self.normalizer)
+        loss, stats = self.consistency(logits, targets, threshold)
         stats['unsup_reliability'] = trust.mean()
         return dict(losses, unsup_loss=loss * self.unsup_scale(), **stats)
 

@@ -66,8 +66,7 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
 
     Raises:
         TypeError: If a setting is unknown; the message names those that exist.
-        ValueError: If a setting is out of range, ``predict_on`` is no network, or a segmentor has
-            a single output channel (two classes need two, confidence is that of a softmax).
+        ValueError: If a setting is out of range, or ``predict_on`` is no network.
     """
 
     #: Network that predicts where ``predict_on`` is not given; None: the first teacher.
@@ -223,6 +222,11 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         """
         self.max_iters, self.pass_iters = max_iters, list(pass_iters)
 
+    def reset_step(self) -> None:
+        """Count from 0, also with weights of another run; called by ``MethodHook`` in a new run."""
+        self.step = 0
+        self.iterations.zero_()
+
     def after_step(self) -> None:
         """Move the teachers and count; called by ``MethodHook`` after each optimizer step."""
         self.update_teachers()
@@ -276,11 +280,6 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         channels = {name: self.network(name).out_channels for name in self.student_names}
         if len(set(channels.values())) > 1:
             raise ValueError(f'all students need the same classes, `segmentor` has {channels}')
-        if self.out_channels == 1:
-            raise ValueError(
-                '`segmentor.decode_head.out_channels` is 1: set num_classes=2, out_channels=2, '
-                'because pseudo-labels take their confidence from a softmax over the classes'
-            )
 
     def _check_recomputing(self) -> None:
         """Refuse layers that run again in the backward pass, when statistics are moved anyway."""

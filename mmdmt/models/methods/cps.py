@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from mmdmt.models.forward import Targets, hard_labels, not_padded, pseudo_label
-from mmdmt.models.losses.consistency import consistency_loss
 from mmdmt.models.pair import PEERS, students_of
 from mmdmt.registry import MODELS
 
@@ -53,9 +52,7 @@ class CPS(WeakToStrong):
         losses, logits, targets = learn(inputs, data_samples)
         for side, peer in PEERS.items():
             threshold = self.threshold(targets[peer])
-            loss, stats = consistency_loss(
-                logits[side], targets[peer], threshold, self.normalizer, f'unsup_{side}'
-            )
+            loss, stats = self.consistency(logits[side], targets[peer], threshold, f'unsup_{side}')
             losses.update(stats, **{f'unsup_{side}_loss': loss * self.unsup_scale()})
         return losses
 

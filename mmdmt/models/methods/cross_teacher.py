@@ -151,6 +151,7 @@ class CrossTeacher(SemiSegmentor):
         return {
             f'unsup_{side}_loss': loss * self.unsup_scale(),
             f'unsup_{side}_confident_share': stats['confident_share'],
+            f'unsup_{side}_keep_ratio': stats['confident_share'],  # its name in other methods
             **agreement_stats(logits, targets, f'unsup_{side}'),
         }
 

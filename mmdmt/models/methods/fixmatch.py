@@ -6,7 +6,6 @@ from torch import Tensor
 
 from mmdmt.checks import check_choice
 from mmdmt.models.forward import pseudo_label
-from mmdmt.models.losses.consistency import consistency_loss
 from mmdmt.models.modes import in_mode
 from mmdmt.registry import MODELS
 
@@ -61,10 +60,10 @@ class FixMatch(WeakToStrong):
         previous = self.previous_targets(inputs)
         view, targets, earlier = self.mixed_view(inputs, data_samples, targets, None, previous)
         losses, logits = self.forward_student('student', inputs, data_samples, view)
-        loss, stats = consistency_loss(logits, targets, threshold, self.normalizer)
+        loss, stats = self.consistency(logits, targets, threshold)
         losses['unsup_loss'] = loss * self.unsup_scale()
         if earlier:
             threshold = self.previous.threshold
-            loss, _ = consistency_loss(logits, earlier, threshold, self.normalizer)
+            loss, _ = self.consistency(logits, earlier, threshold)
             losses = self.add_previous(losses, loss)
         return dict(losses, **stats)

@@ -5,7 +5,6 @@ from typing import Dict
 from torch import Tensor
 
 from mmdmt.models.forward import pseudo_label
-from mmdmt.models.losses.consistency import consistency_loss
 from mmdmt.registry import MODELS
 
 from .weak_to_strong import WeakToStrong
@@ -34,5 +33,5 @@ class MeanTeacher(WeakToStrong):
         threshold = self.threshold(targets)
         view, targets, _ = self.mixed_view(inputs, data_samples, targets)
         losses, logits = self.forward_student('student', inputs, data_samples, view)
-        loss, stats = consistency_loss(logits, targets, threshold, self.normalizer)
+        loss, stats = self.consistency(logits, targets, threshold)
         return dict(losses, unsup_loss=loss * self.unsup_scale(), **stats)

@@ -127,6 +127,8 @@ def _average(logits: List[Tensor]) -> Tensor:
     if len(logits) == 1:
         return logits[0]
     # Probabilities and not logits, which networks may have on different scales.
+    if logits[0].shape[1] == 1:
+        return torch.stack([z.float().sigmoid() for z in logits]).mean(dim=0).logit(eps=1e-6)
     probs = torch.stack([each.float().softmax(dim=1) for each in logits]).mean(dim=0)
     # No -inf, which becomes NaN where predictions are resized.
     return probs.clamp(min=1e-12).log()

@@ -1,7 +1,8 @@
 """U2PL."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Dict, Optional
+from typing import Dict, Optional, Union
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from mmdmt.models.forward import dense_logits, pseudo_label, stack_pixel_data
 from mmdmt.models.losses.consistency import agreement_stats
 from mmdmt.models.losses.contrast.unreliable_contrast import Pixels, UnreliableContrast
 from mmdmt.models.losses.entropy import masked_quantiles, pixel_entropy
-from mmdmt.models.losses.functional import NORMALIZERS, masked_cross_entropy
+from mmdmt.models.losses.functional import NORMALIZERS
+from mmdmt.models.losses.region import UnsupervisedLoss
 from mmdmt.models.modes import in_mode
 from mmdmt.registry import MODELS
 
@@ -45,6 +47,8 @@ class U2PL(SemiSegmentor):
             pixels of lowest entropy that are anchors of the contrast. Defaults to 20.
         normalizer (str): See :func:`~mmdmt.models.losses.functional.masked_cross_entropy`. Defaults
             to 'kept', as published.
+        unsup_loss (str | dict | list): What is learned from certain labels, see
+            :class:`~mmdmt.models.losses.region.UnsupervisedLoss`. Defaults to 'ce'.
         sup_only (float): Share of the run, in [0, 1], at whose start labeled images alone are
             learned. Defaults to 0.
         contrast (dict, optional): Settings of ``UnreliableContrast`` but the first. Defaults to
@@ -60,6 +64,7 @@ class U2PL(SemiSegmentor):
         mix: Optional[dict] = None,
         drop_percent: float = 20.0,
         normalizer: str = 'kept',
+        unsup_loss: Union[str, dict, Sequence] = 'ce',
         sup_only: float = 0.0,
         contrast: Optional[dict] = None,
         **common,
@@ -71,6 +76,7 @@ class U2PL(SemiSegmentor):
         check_range('sup_only', sup_only, 0, 1)
         self.strong = MODELS.build(strong) if strong else None
         self.mix = MODELS.build(mix) if mix else None
+        self.unsup_loss = UnsupervisedLoss(unsup_loss)
         self.drop_percent, self.normalizer, self.sup_only = drop_percent, normalizer, sup_only
         self.contrast = None
         if contrast is not None:
@@ -92,7 +98,7 @@ class U2PL(SemiSegmentor):
         share = self.drop_share()
         low, high = masked_quantiles(entropy, targets.valid, [share, 1 - share])
         uncertain = (entropy >= high) & targets.valid
-        loss, stats = masked_cross_entropy(
+        loss, stats = self.unsup_loss(
             logits, targets.label, (~uncertain).float(), 0.5, targets.valid, self.normalizer
         )
         losses['unsup_loss'] = loss * self.unsup_scale()

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from mmdmt.checks import check_range
 from mmdmt.models.forward import Targets, dense_logits, hard_labels, pseudo_label
-from mmdmt.models.losses.consistency import consistency_loss, mean_over_views
 from mmdmt.models.modes import in_mode
 from mmdmt.models.perturbations import with_channel_dropout
 from mmdmt.registry import MODELS
@@ -85,9 +84,9 @@ class UniMatch(WeakToStrong):
 
     def _terms(self, strong: tuple, mixed: tuple, dropped: Tensor, weak: Targets, threshold: Any):
         """Losses with their shares, and statistics, for targets of strong and weak views."""
-        loss, stats = mean_over_views(strong, mixed, threshold, self.normalizer)
+        loss, stats = self.mean_consistency(strong, mixed, threshold)
         terms = dict(unsup_loss=loss * (1 - self.feature_share))
         if self.feature_share:
-            loss, _ = consistency_loss(dropped, weak, threshold, self.normalizer)
+            loss, _ = self.consistency(dropped, weak, threshold)
             terms['unsup_feature_loss'] = loss * self.feature_share
         return terms, stats

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from mmdmt.checks import check_range
 from mmdmt.models.forward import pseudo_label
-from mmdmt.models.losses.consistency import mean_over_views
 from mmdmt.models.perturbations import complementary_dropout
 from mmdmt.registry import MODELS
 
@@ -62,10 +61,10 @@ class UniMatchV2(WeakToStrong):
         losses, logits = self.forward_student(
             'student', inputs, data_samples, torch.cat(views), perturb=drop
         )
-        loss, stats = mean_over_views(logits.chunk(2), targets, threshold, self.normalizer)
+        loss, stats = self.mean_consistency(logits.chunk(2), targets, threshold)
         losses['unsup_loss'] = loss * self.unsup_scale()
         if previous:
             threshold = self.previous.threshold
-            loss, _ = mean_over_views(logits.chunk(2), earlier, threshold, self.normalizer)
+            loss, _ = self.mean_consistency(logits.chunk(2), earlier, threshold)
             losses = self.add_previous(losses, loss)
         return dict(losses, **stats)

@@ -1,12 +1,17 @@
 """Base of the methods that learn labels of a weak view on a strong one."""
 
+import logging
+from collections.abc import Sequence
 from typing import Any, Dict, Optional, Tuple, Union
 
+from mmengine.logging import print_log
 from torch import Tensor
 
 from mmdmt.checks import build_part, check_choice
 from mmdmt.models.forward import Targets
-from mmdmt.models.losses.functional import NORMALIZERS
+from mmdmt.models.losses.consistency import consistency_loss, mean_over_views
+from mmdmt.models.losses.functional import NORMALIZERS, masked_cross_entropy
+from mmdmt.models.losses.region import UnsupervisedLoss
 from mmdmt.models.previous import PreviousStudents
 from mmdmt.models.thresholds import build_threshold
 from mmdmt.registry import MODELS
@@ -25,6 +30,8 @@ class WeakToStrong(SemiSegmentor):
             that adapts. Defaults to 0.95.
         normalizer (str): What the sum over confident pixels is divided by, see
             :func:`~mmdmt.models.losses.functional.masked_cross_entropy`. Defaults to 'valid'.
+        unsup_loss (str | dict | list): What is learned from confident labels, see
+            :class:`~mmdmt.models.losses.region.UnsupervisedLoss`. Defaults to 'ce'.
         previous (dict, optional): Arguments of :class:`.PreviousStudents`, which label besides
             (PrevMatch); an empty dict has all defaults. Only methods that say so have it.
         **common: Settings of :class:`.SemiSegmentor`.
@@ -45,6 +52,7 @@ class WeakToStrong(SemiSegmentor):
         mix: Optional[dict] = None,
         threshold: Union[float, dict] = 0.95,
         normalizer: str = 'valid',
+        unsup_loss: Union[str, dict, Sequence] = 'ce',
         previous: Optional[dict] = None,
         **common,
     ) -> None:
@@ -54,10 +62,34 @@ class WeakToStrong(SemiSegmentor):
         self.threshold = build_threshold(threshold)
         check_choice('normalizer', normalizer, NORMALIZERS)
         self.normalizer = normalizer
+        self.unsup_loss = (
+            masked_cross_entropy if unsup_loss == 'ce' else UnsupervisedLoss(unsup_loss)
+        )
+        self._warn_of_idle_threshold(threshold)
         if previous is not None and not self.takes_previous:
             raise ValueError(f'{type(self).__name__} cannot use `previous`: remove it')
         given = previous is not None
         self.previous = build_part('previous', PreviousStudents, previous) if given else None
+
+    def _warn_of_idle_threshold(self, threshold: Union[float, dict]) -> None:
+        chance = 1 / max(2, self.num_classes)
+        if isinstance(threshold, (int, float)) and 0 < threshold <= chance:
+            print_log(
+                f'`threshold` {threshold} keeps every pixel: with {self.num_classes} classes the '
+                f'most probable one has at least {chance:.2g}',
+                'current',
+                logging.WARNING,
+            )
+
+    def consistency(self, logits: Tensor, targets: Targets, threshold: Any, prefix: str = 'unsup'):
+        """:func:`.consistency_loss` with ``normalizer`` and ``unsup_loss`` of the method."""
+        return consistency_loss(
+            logits, targets, threshold, self.normalizer, prefix, self.unsup_loss
+        )
+
+    def mean_consistency(self, logits: Any, targets: Any, threshold: Any):
+        """:func:`.mean_over_views` of :meth:`consistency`."""
+        return mean_over_views(logits, targets, threshold, self.normalizer, self.unsup_loss)
 
     def mixed_view(
         self,

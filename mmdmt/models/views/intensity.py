@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmdmt.checks import check_choice, check_count
 from mmdmt.registry import MODELS
 
-from .strong import adjust_contrast, blur, check_images
+from .strong import adjust_contrast, blur, check_images, check_rgb_bands, on_colors
 
 BLUR_KERNEL = 13  # three standard deviations of the largest blur to each side
 
@@ -151,10 +151,18 @@ class RandomIntensityAugment(nn.Module):
     Args:
         max_operations (int): Largest number of operations on an image. Defaults to 3.
         operations (Sequence[str], optional): Names in :data:`OPERATIONS`. Defaults to all.
+        rgb_bands (Sequence[int], optional): As of :class:`.StrongAugment`: 'color' and 'hue' act
+            on these channels alone.
     """
 
-    def __init__(self, max_operations: int = 3, operations: Optional[Sequence[str]] = None) -> None:
+    def __init__(
+        self,
+        max_operations: int = 3,
+        operations: Optional[Sequence[str]] = None,
+        rgb_bands: Optional[Sequence[int]] = None,
+    ) -> None:
         super().__init__()
+        self.rgb_bands = check_rgb_bands('RandomIntensityAugment', rgb_bands)
         check_count('RandomIntensityAugment.max_operations', max_operations, 1)
         self.max_operations = max_operations
         self.operations = list(OPERATIONS if operations is None else operations)
@@ -163,12 +171,12 @@ class RandomIntensityAugment(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, valid: Optional[Tensor] = None) -> Tensor:
-        """Augment float RGB images (N, 3, H, W) in [0, 1], on any device.
+        """Augment float images (N, C, H, W) in [0, 1], on any device; RGB if C is 3.
 
         Pixels that are not ``valid`` (N, H, W), the padding, come back unchanged and have no
         influence on the others. ValueErrors name images and masks of another kind.
         """
-        check_images(images, valid, 'RandomIntensityAugment')
+        check_images(images, valid, 'RandomIntensityAugment', self.rgb_bands)
         draws = self.draw(len(images))
         weight = images.new_ones(()) if valid is None else valid[:, None].to(images.dtype)
         weight = weight.expand(len(images), 1, *images.shape[2:])
@@ -199,7 +207,14 @@ class RandomIntensityAugment(nn.Module):
         amount = operation.low + (operation.high - operation.low) * share.index_select(0, picked)
         picked = picked.to(images.device, non_blocking=True)
         some, inside = images.index_select(0, picked), weight.index_select(0, picked)
-        return images.index_copy(0, picked, operation.apply(some, amount, inside).clamp(0, 1))
+        if self.operations[index] in ('color', 'hue'):
+            changed = on_colors(operation.apply, some, self.rgb_bands, amount, inside)
+        elif self.operations[index] == 'contrast':
+            factor = _on(some, amount)
+            changed = adjust_contrast(some, factor, inside[:, 0] > 0, self.rgb_bands)
+        else:
+            changed = operation.apply(some, amount, inside)
+        return images.index_copy(0, picked, changed.clamp(0, 1))
 
     def extra_repr(self) -> str:
         """Settings as shown by ``print(module)``."""

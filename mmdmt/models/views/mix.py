@@ -1,5 +1,6 @@
 """Mixing of the images of a batch, together with what is to be learned on their pixels."""
 
+import warnings
 from abc import ABCMeta, abstractmethod
 from typing import NamedTuple, Tuple
 
@@ -73,6 +74,15 @@ class MixView(nn.Module, metaclass=ABCMeta):
     def draw(self, targets: Targets) -> Mixing:
         """Draw how the images of these targets are mixed."""
         device, count = targets.label.device, len(targets.label)
+        if count == 1 and self.prob and self.partner != 'same':
+            name = type(self).__name__
+            warnings.warn(  # Python shows it once
+                f'{name} has a batch of one unlabeled image, which `{name}.partner`='
+                f'{self.partner!r} mixes with itself, so that nothing is mixed: have at least 2 '
+                'unlabeled images in the batch of each process (`batch_size`, `source_ratio`), or '
+                'no mixing (`model.mix=None`)',
+                stacklevel=2,
+            )
         mask = self.mask(targets)
         applied = (torch.rand(count, device='cpu') < self.prob).to(device, non_blocking=True)
         partner = mix_partners(count, self.partner).to(device, non_blocking=True)

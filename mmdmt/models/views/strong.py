@@ -1,7 +1,8 @@
 """Strong photometric augmentation of a whole batch on its own device."""
 
 import math
-from typing import Any, Dict, NamedTuple, Optional
+from collections.abc import Sequence
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 
 import torch
 from kornia.color import grayscale_to_rgb, rgb_to_grayscale
@@ -81,8 +82,17 @@ class StrongAugment(nn.Module):
     alone, so that ``torch.manual_seed`` before an iteration makes it reproducible whatever was
     chosen before. Nothing is read back from the device.
 
+    Of images with other than three channels, or with ``rgb_bands``, each band is blended with its
+    own mean; brightness, contrast and blur act on every band, and saturation, hue and gray on
+    ``rgb_bands`` alone.
+
     Args:
         preset: Name in :data:`STRONG_PRESETS` that the arguments below default to.
+        rgb_bands: Red, green and blue among the channels, counted from 0, of images with other
+            channels; ``()`` if there is no color, also in three channels. Defaults to all of three
+            channels, and to none of any other number.
+        noise: Standard deviation of Gaussian noise on every pixel of each band, in [0, 1], for
+            images that are jittered. Defaults to 0, no noise.
         **magnitudes: ``color_jitter``, the magnitudes (brightness, contrast, saturation, hue): the
             first three draw a factor from U(max(0, 1 - m), 1 + m), the hue a shift from U(-m, m)
             turns; ``jitter_prob``, ``gray_prob``, ``blur_prob``, probabilities per image;
@@ -94,8 +104,18 @@ class StrongAugment(nn.Module):
         ValueError: If a name is unknown or a magnitude is out of range.
     """
 
-    def __init__(self, preset: str = 'unimatch', **magnitudes: Any) -> None:
+    def __init__(
+        self,
+        preset: str = 'unimatch',
+        *,
+        rgb_bands: Optional[Sequence[int]] = None,
+        noise: float = 0.0,
+        **magnitudes: Any,
+    ) -> None:
         super().__init__()
+        self.rgb_bands = check_rgb_bands('StrongAugment', rgb_bands)
+        check_range('StrongAugment.noise', noise, 0, 1)
+        self.noise = noise
         check_choice('StrongAugment.preset', preset, STRONG_PRESETS)
         refuse_unknown_keys('StrongAugment', magnitudes, STRONG_PRESETS[preset])
         settings = dict(STRONG_PRESETS[preset], **magnitudes)
@@ -121,17 +141,19 @@ class StrongAugment(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, valid: Optional[Tensor] = None) -> Tensor:
-        """Augment float RGB images (N, 3, H, W) in [0, 1], on any device.
+        """Augment float images (N, C, H, W) in [0, 1], on any device; RGB if C is 3.
 
         Pixels that are not ``valid`` (N, H, W), the padding, come back unchanged and have no
         influence on the others. ValueErrors name images and masks of another kind.
         """
-        check_images(images, valid)
+        check_images(images, valid, rgb_bands=self.rgb_bands)
         draws = self.draw(len(images))
+        seed = int(torch.randint(2**31, (), device='cpu')) if self.noise else 0
         # Runners call the data preprocessor under autocast, which would blur in half precision.
         with torch.autocast(images.device.type, enabled=False):
             out = _where(draws.jitter, self._jitter, images, draws.factors, draws.order, valid)
-            out = _where(draws.gray, lambda out: grayscale_to_rgb(rgb_to_grayscale(out)), out)
+            out = _where(draws.jitter, self._add_noise, out, seed) if self.noise else out
+            out = _where(draws.gray, lambda out: self._color(to_gray, out), out)
             out = _where(draws.blur, blur, out, draws.sigma, self.blur_kernel, valid)
         out = out.clamp(0, 1)
         return out if valid is None else torch.where(valid[:, None], out, images)
@@ -165,18 +187,28 @@ class StrongAugment(nn.Module):
             operations = [
                 lambda images: (images + _per_image(brightness - 1)).clamp(0, 1),
                 lambda images: (images * _per_image(contrast)).clamp(0, 1),
-                lambda images: adjust_saturation(images, saturation),
+                lambda images: self._color(adjust_saturation, images, saturation),
             ]
         else:
             operations = [
                 lambda images: adjust_brightness_accumulative(images, brightness),
-                lambda images: adjust_contrast(images, contrast, valid),
-                lambda images: adjust_saturation_with_gray_subtraction(images, saturation),
+                lambda images: adjust_contrast(images, contrast, valid, self.rgb_bands),
+                lambda images: self._color(
+                    adjust_saturation_with_gray_subtraction, images, saturation
+                ),
             ]
-        operations.append(lambda images: adjust_hue(images, hue * (2 * math.pi)))
+        operations.append(lambda images: self._color(adjust_hue, images, hue * (2 * math.pi)))
         for index in order.tolist():
             images = operations[index](images)
         return images
+
+    def _color(self, operation: Callable, images: Tensor, *args: Any) -> Tensor:
+        return on_colors(operation, images, self.rgb_bands, *args)
+
+    def _add_noise(self, images: Tensor, seed: int) -> Tensor:
+        generator = torch.Generator(images.device).manual_seed(seed)
+        noise = torch.empty_like(images).normal_(0, self.noise, generator=generator)
+        return (images + noise).clamp(0, 1)
 
     def extra_repr(self) -> str:
         """Magnitudes as shown by ``print(module)``."""
@@ -188,12 +220,48 @@ def _per_image(factor: Tensor) -> Tensor:
     return factor.view(-1, 1, 1, 1)
 
 
-def check_images(images: Tensor, valid: Optional[Tensor], name: str = 'StrongAugment') -> None:
-    """Refuse what is no float image (N, 3, H, W) or no bool mask (N, H, W) of it."""
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+def check_rgb_bands(name: str, rgb_bands: Optional[Sequence[int]]) -> Optional[Tuple[int, ...]]:
+    """``rgb_bands`` as a tuple, refused if they are neither none nor three different channels."""
+    bands = None if rgb_bands is None else tuple(rgb_bands)
+    if bands and (len(bands) != 3 or len(set(bands)) != 3 or min(bands) < 0):
+        raise ValueError(f'`{name}.rgb_bands` must be (red, green, blue) or (), got {rgb_bands}')
+    return bands
+
+
+def on_colors(
+    operation: Callable, images: Tensor, rgb_bands: Optional[Sequence[int]], *args: Any
+) -> Tensor:
+    """Apply an operation on RGB images to the color bands of images (N, C, H, W), if any."""
+    if rgb_bands is None and images.shape[1] == 3:
+        return operation(images, *args)
+    if not rgb_bands:
+        return images
+    # No lists of indices, which would be copied to the device.
+    colors = torch.stack([images[:, band] for band in rgb_bands], 1)
+    changed = dict(zip(rgb_bands, operation(colors, *args).unbind(1)))
+    return torch.stack([changed.get(band, each) for band, each in enumerate(images.unbind(1))], 1)
+
+
+def to_gray(images: Tensor) -> Tensor:
+    """RGB images without their color."""
+    return grayscale_to_rgb(rgb_to_grayscale(images))
+
+
+def check_images(
+    images: Tensor,
+    valid: Optional[Tensor],
+    name: str = 'StrongAugment',
+    rgb_bands: Optional[Sequence[int]] = None,
+) -> None:
+    """Refuse what is no float image (N, C, H, W), of these bands, or no bool mask (N, H, W)."""
+    if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(
-            f'{name} needs float images (N, 3, H, W) in [0, 1], got '
+            f'{name} needs float images (N, C, H, W) in [0, 1], got '
             f'{images.dtype} {tuple(images.shape)}'
+        )
+    if rgb_bands and max(rgb_bands) >= images.shape[1]:
+        raise ValueError(
+            f'`{name}.rgb_bands` is {tuple(rgb_bands)}, but images have {images.shape[1]} channels'
         )
     if valid is not None and (valid.dtype != torch.bool or valid.shape != images[:, 0].shape):
         raise ValueError(
@@ -210,17 +278,26 @@ def _where(chosen: Tensor, operation, images: Tensor, *args) -> Tensor:
     return torch.where(mask, operation(images, *args), images)
 
 
-def adjust_contrast(images: Tensor, factor: Tensor, valid: Optional[Tensor]) -> Tensor:
-    """Blend with the mean luminance; kornia's would count the padding into that mean."""
-    luminance = rgb_to_grayscale(images)
-    weight = torch.ones_like(luminance) if valid is None else valid[:, None].to(luminance.dtype)
-    total = (luminance * weight).sum((1, 2, 3), keepdim=True)
-    mean = total / weight.sum((1, 2, 3), keepdim=True).clamp(min=1)
+def adjust_contrast(
+    images: Tensor,
+    factor: Tensor,
+    valid: Optional[Tensor],
+    rgb_bands: Optional[Sequence[int]] = None,
+) -> Tensor:
+    """Blend with the mean luminance; kornia's would count the padding into that mean.
+
+    Bands other than RGB are blended with their own mean.
+    """
+    is_rgb = rgb_bands is None and images.shape[1] == 3
+    luminance = rgb_to_grayscale(images) if is_rgb else images
+    weight = images.new_ones(images[:, :1].shape) if valid is None else valid[:, None].to(images)
+    total = (luminance * weight).sum((2, 3), keepdim=True)
+    mean = total / weight.sum((2, 3), keepdim=True).clamp(min=1)
     return torch.lerp(mean, images, _per_image(factor)).clamp(0, 1)
 
 
 def blur(images: Tensor, sigma: Tensor, kernel: int, valid: Optional[Tensor]) -> Tensor:
-    """Gaussian blur of images (N, 3, H, W) over their valid pixels (N, H, W).
+    """Gaussian blur of images (N, C, H, W) over their valid pixels (N, H, W).
 
     ``sigma`` (N,), in pixels, is on the CPU; ``kernel`` is the odd side of the window.
     """
@@ -232,4 +309,4 @@ def blur(images: Tensor, sigma: Tensor, kernel: int, valid: Optional[Tensor]) ->
     weight = valid[:, None].to(images.dtype)
     stacked = torch.cat([images * weight, weight], dim=1)
     blurred = gaussian_blur2d(stacked, (kernel, kernel), sigma, 'replicate')
-    return blurred[:, :3] / blurred[:, 3:].clamp(min=1e-6)
+    return blurred[:, :-1] / blurred[:, -1:].clamp(min=1e-6)

@@ -16,6 +16,7 @@ def runner(model, accumulate=1, max_iters=100, sampler=None):
         model=model,
         optim_wrapper=SimpleNamespace(_accumulative_counts=accumulate),
         max_iters=max_iters,
+        iter=0,
         train_dataloader=SimpleNamespace(sampler=sampler),
     )
 

@@ -236,7 +236,7 @@ def test_checkpoints_that_the_ledger_does_not_know_are_not_resumed(finished, tre
             r'`model\.decode_head\.num_classes` is 3, but the images have 4 classes \(a, b, c, d\)',
         ),
         (
-            {'param_scheduler': [dict(type='LinearLR', begin=6, end=8, by_epoch=False)]},
+            {'param_scheduler': [dict(type='LinearLR', begin=6, end=7, by_epoch=False)]},
             ValueError,
             'stage_1_a has 4 iterations.*LinearLR that begins at 6',
         ),

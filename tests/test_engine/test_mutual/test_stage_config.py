@@ -171,6 +171,13 @@ def test_without_a_test_set_images_are_labeled_as_they_are_validated():
         build('stage_1_c', cfg)
 
 
+def test_a_warm_up_that_is_longer_than_a_stage_is_shortened():
+    cfg = base_config(supervised=dict(max_iters=100))
+    cfg.param_scheduler[0].end = cfg.param_scheduler[1].begin = 500
+    spans = [(each.begin, each.end) for each in build('stage_0_c', cfg).param_scheduler]
+    assert spans == [(0, 50), (50, 100)]
+
+
 @pytest.mark.parametrize('schedulers', [None, dict(type='PolyLR', begin=0, end=1000)])
 def test_there_may_be_one_scheduler_or_none(schedulers):
     cfg = base_config(round=dict(max_iters=40))

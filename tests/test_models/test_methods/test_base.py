@@ -249,14 +249,6 @@ def test_strong_views_are_normalized_and_keep_the_padding():
     assert model.strong_view(None, inputs, samples) is inputs['unsup_weak']
 
 
-def test_one_output_channel_is_refused():
-    cfg = tiny_segmentor(num_classes=2)
-    cfg['decode_head'].update(out_channels=1)
-    cfg['decode_head']['loss_decode'] = dict(type='CrossEntropyLoss', use_sigmoid=True)
-    with pytest.raises(ValueError, match='out_channels'):
-        MeanTeacher(cfg)
-
-
 def test_the_config_is_not_edited():
     cfg = tiny_segmentor()
     before = repr(cfg)

@@ -161,6 +161,16 @@ def test_averaged_buffers_may_be_asked_for():
     assert build(ema=dict(buffers='ema')).ema.buffers == 'ema'
 
 
+def test_copied_buffers_are_the_statistics_of_the_students_domain():
+    model = build(mix=MIX, batch_statistics='domain', ema=dict(buffers='copy')).train()
+    model.loss(*semi_batch())
+    own = model.teacher.backbone.bn1.running_mean.clone()
+    model.after_step()
+    expected = model.student.backbone.bn1.running_mean
+    assert torch.equal(model.teacher.backbone.bn1.running_mean, expected)
+    assert not torch.equal(own, expected)
+
+
 def test_until_it_starts_the_teacher_is_the_student():
     model = build(mix=MIX, contrast=CONTRAST, sup_only=0.03).train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)

@@ -193,7 +193,7 @@ def test_bad_settings_are_refused(settings, match):
 
 def test_other_images_are_refused():
     with pytest.raises(ValueError, match='RandomIntensityAugment needs float images'):
-        RandomIntensityAugment()(torch.zeros(2, 1, 4, 4))
+        RandomIntensityAugment()(torch.zeros(3, 4, 4))
 
 
 @pytest.mark.gpu

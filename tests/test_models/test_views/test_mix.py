@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,6 +32,23 @@ def aligned(num, height, width, num_classes=6, seed=0):
     confidence = torch.rand(num, height, width, generator=generator)
     valid = torch.rand(num, height, width, generator=generator) < 0.8
     return image, Targets(label, confidence, valid)
+
+
+@pytest.mark.parametrize('view', ['mmdmt.CutMix', 'mmdmt.ClassMix'])
+def test_a_batch_of_one_image_is_not_mixed_and_that_is_said(view):
+    images, targets = aligned(1, 8, 8)
+    for partner in ('cycle', 'next', 'flip', 'shuffle'):
+        mix = MODELS.build(dict(type=view, prob=1.0, partner=partner))
+        with pytest.warns(
+            UserWarning, match=f"Mix.partner`='{partner}' mixes with itself.*batch_size"
+        ):
+            mixed, _ = mix(images, targets)
+        assert torch.equal(mixed, images)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        MODELS.build(dict(type=view, prob=1.0, partner='same'))(images, targets)
+        MODELS.build(dict(type=view, prob=0.0))(images, targets)
+        MODELS.build(dict(type=view, prob=1.0, partner='flip'))(*aligned(2, 8, 8))
 
 
 @FEW

@@ -126,7 +126,7 @@ class CrossContrast(nn.Module):
         check_range('contrast.threshold', threshold, 0, 1)
         check_range('contrast.anchors_per_class', anchors_per_class, 1)
         check_range('contrast.start', start, 0, 1)
-        self.num_classes = students['l'].out_channels
+        self.num_classes = max(2, students['l'].out_channels)
         self.threshold = threshold
         self.anchors_per_class = anchors_per_class
         self.start = start

@@ -6,6 +6,8 @@ import torch
 from mmseg.models.segmentors import BaseSegmentor
 from torch import Tensor, nn
 
+from mmdmt.models.forward import two_logits
+
 #: The classifier of nearly all mmseg heads, a 1x1 convolution from features to logits.
 CLASSIFIER = 'decode_head.conv_seg'
 
@@ -91,8 +93,8 @@ class FeatureTap:
 
     @property
     def logits(self) -> Tensor:
-        """Logits (N, C, h, w) on the pixels of :attr:`features`."""
-        return self._stacked(1)
+        """Logits (N, C, h, w) on the pixels of :attr:`features`, two of a head of one channel."""
+        return two_logits(self._stacked(1))
 
     def _stacked(self, index: int) -> Tensor:
         if not self.calls:

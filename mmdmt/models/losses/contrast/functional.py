@@ -11,17 +11,17 @@ for the device.
 
 import contextlib
 import math
-from typing import Callable, ContextManager, List, Optional, Tuple
+from typing import ContextManager, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-# Similarities (anchor, bank feature) held at a time: 64 MiB of float32.
+# Similarities (anchor, bank feature) held at a time: 64 MiB of float32; on a CPU what caches hold.
 _MAX_SIMILARITIES = 1 << 24
-# Similarity of a bank row that holds nothing: its exponential is 0. Finite, because a class of
-# nothing but -inf would have no gradient.
+_MAX_ON_CPU = 1 << 21
+# Similarity of a bank row that holds nothing: its exponential is 0. Finite, because the largest of
+# nothing but -inf could not be subtracted.
 _NO_SIMILARITY = -1e4
 
 
@@ -43,9 +43,9 @@ def memory_contrast_loss(
 
     averaged over the anchors of a class, then over the classes that have anchors.
 
-    Memory is bounded: anchors are handled in chunks, which are computed again in the backward
-    pass. All pixels are computed and the mask is applied to the result, since gathering the
-    anchors would make the host wait for the device.
+    Memory is bounded: anchors are handled in chunks, and of each there is only its gradient left
+    for the backward pass. All pixels are computed and the mask is applied to the result, since
+    gathering the anchors would make the host wait for the device.
 
     Args:
         feat: Pixel features, (N, D, \*) with any number of spatial dimensions, also none.
@@ -67,14 +67,8 @@ def memory_contrast_loss(
     if filled is not None:
         chosen &= filled.any(dim=1)[classes]
 
-    def loss_of(anchor: Tensor, cls: Tensor) -> Tensor:
-        similarity = _similarities(anchor, bank, filled)
-        own = cls[:, None, None].expand(-1, 1, similarity.shape[2])
-        positive = similarity.gather(1, own).squeeze(1)
-        losses = F.softplus(_log_sum_of_others(similarity, cls)[:, None] - positive)
-        return losses.mean(dim=1) if filled is None else _mean_over_rows(losses, filled[cls])
-
-    return _mean_over_classes(_in_chunks(loss_of, [anchors, classes], bank), classes, chosen, bank)
+    losses = _losses_of_rows(anchors, classes, bank, filled)
+    return _mean_over_classes(losses, classes, chosen, bank)
 
 
 def peer_contrast_loss(
@@ -102,11 +96,7 @@ def peer_contrast_loss(
     bank = _unit_bank(bank, anchors, filled) / temperature
     peers = _unit_rows(peer_feat.detach().to(anchors)) / temperature
 
-    def loss_of(anchor: Tensor, peer: Tensor, cls: Tensor) -> Tensor:
-        negative = _log_sum_of_others(_similarities(anchor, bank, filled), cls)
-        return F.softplus(negative - (anchor * peer).sum(dim=1))
-
-    losses = _in_chunks(loss_of, [anchors, peers, classes], bank)
+    losses = _losses_of_rows(anchors, classes, bank, filled, peers)
     return _mean_over_classes(losses, classes, chosen, bank)
 
 
@@ -198,9 +188,8 @@ def _unit_bank(bank: Tensor, anchors: Tensor, filled: Optional[Tensor]) -> Tenso
 
 def _similarities(anchor: Tensor, bank: Tensor, filled: Optional[Tensor]) -> Tensor:
     """Products of (P, D) anchors with a (C, K, D) bank: (P, C, K); very small if not filled."""
-    with _full_precision(anchor.device.type):
-        similarity = (anchor @ bank.flatten(0, 1).t()).unflatten(1, bank.shape[:2])
-    return similarity if filled is None else similarity.masked_fill(~filled, _NO_SIMILARITY)
+    similarity = (anchor @ bank.flatten(0, 1).t()).unflatten(1, bank.shape[:2])
+    return similarity if filled is None else similarity.masked_fill_(~filled, _NO_SIMILARITY)
 
 
 def _full_precision(device_type: str) -> ContextManager:
@@ -210,20 +199,55 @@ def _full_precision(device_type: str) -> ContextManager:
     return contextlib.nullcontext()
 
 
-def _log_sum_of_others(similarity: Tensor, cls: Tensor) -> Tensor:
-    """Log of the summed exponentials over all classes but ``cls``: (P, C, K) -> (P,)."""
-    per_class = similarity.logsumexp(dim=2)
-    return per_class.scatter(1, cls[:, None], -math.inf).logsumexp(dim=1)
+def _losses_of_rows(
+    anchors: Tensor,
+    classes: Tensor,
+    bank: Tensor,
+    filled: Optional[Tensor],
+    peers: Optional[Tensor] = None,
+) -> Tensor:
+    """Losses (P,) of unit anchors (P, D) whose positives are their class, or ``peers`` (P, D)."""
+    with torch.no_grad(), _full_precision(anchors.device.type):
+        limit = _MAX_SIMILARITIES if anchors.is_cuda else min(_MAX_SIMILARITIES, _MAX_ON_CPU)
+        size = max(1, limit // max(1, bank.shape[0] * bank.shape[1]))
+        rows = (anchors, classes) if peers is None else (anchors, classes, peers)
+        chunks = zip(*(each.split(size) for each in rows))
+        found = [_loss_and_gradient(bank, filled, *chunk) for chunk in chunks]
+        losses, gradients = (torch.cat(each) for each in zip(*found))
+    # The bank and the peers learn nothing, so that a row's gradient is known with its loss. What is
+    # added has no value, but this gradient.
+    return losses + ((anchors - anchors.detach()) * gradients).sum(dim=1)
 
 
-def _in_chunks(function: Callable[..., Tensor], rows: List[Tensor], bank: Tensor) -> Tensor:
-    """``function(*rows)`` for a slice of rows at a time, keeping nothing for the backward pass."""
-    size = max(1, _MAX_SIMILARITIES // max(1, bank.shape[0] * bank.shape[1]))
-    if len(rows[0]) <= size:
-        return function(*rows)
-    options = dict(use_reentrant=False, preserve_rng_state=False)
-    chunks = zip(*[tensor.split(size) for tensor in rows])
-    return torch.cat([checkpoint(function, *chunk, **options) for chunk in chunks])
+def _loss_and_gradient(
+    bank: Tensor,
+    filled: Optional[Tensor],
+    anchor: Tensor,
+    cls: Tensor,
+    peer: Optional[Tensor] = None,
+) -> Tuple[Tensor, Tensor]:
+    """Losses (P,) and gradients (P, D) of a chunk; what is as large as it is made once."""
+    similarity = _similarities(anchor, bank, filled)
+    own = cls[:, None, None].expand(-1, 1, similarity.shape[2])
+    if peer is None:
+        positive = similarity.gather(1, own).squeeze(1)
+        share = torch.ones_like(positive) if filled is None else filled[cls].to(positive)
+        share = share / share.sum(dim=1, keepdim=True).clamp(min=1)
+    else:
+        positive = (anchor * peer).sum(dim=1, keepdim=True)
+        share = torch.ones_like(positive)
+    # Softmax over the other classes, in place.
+    others = similarity.scatter_(1, own, -math.inf).flatten(1)
+    largest = others.amax(dim=1, keepdim=True)
+    total = others.sub_(largest).exp_().sum(dim=1, keepdim=True)
+    distance = total.log() + largest - positive
+    losses = (F.softplus(distance) * share).sum(dim=1)
+    pull = distance.sigmoid() * share
+    others.mul_(pull.sum(dim=1, keepdim=True) / total)
+    if peer is not None:
+        return losses, others @ bank.flatten(0, 1) - pull * peer
+    similarity.scatter_(1, own, -pull[:, None])
+    return losses, others @ bank.flatten(0, 1)
 
 
 def _mean_over_rows(values: Tensor, mask: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ class UnreliableContrast(nn.Module):
         for name, value in counts.items():
             check_count(f'contrast.{name}', value, 1)
         check_count('contrast.high_rank', high_rank, low_rank + 1)
-        self.num_classes = student.out_channels
+        self.num_classes = max(2, student.out_channels)
         self.weight, self.temperature, self.anchor_prob = weight, temperature, anchor_prob
         self.anchors_per_class, self.negatives = anchors_per_class, negatives
         self.ranks = max(1, min(low_rank, self.num_classes - 2)), min(high_rank, self.num_classes)

@@ -306,7 +306,7 @@ def test_the_cost_does_not_grow_with_the_images(monkeypatch):
 
 def test_similarities_are_held_a_chunk_at_a_time(monkeypatch):
     expected = build()(views())
-    sizes = []
+    sizes, kept = [], []
     similarities = L._similarities
 
     def counted(anchor, *args):
@@ -314,16 +314,22 @@ def test_similarities_are_held_a_chunk_at_a_time(monkeypatch):
         sizes.append(found.numel())
         return found
 
+    def keep(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
     monkeypatch.setattr(L, '_similarities', counted)
     monkeypatch.setattr(L, '_MAX_SIMILARITIES', 2000)
     seen = views()
-    losses = build()(seen)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = build()(seen)
     assert max(sizes) <= 2000 and len(sizes) > 8
     for key, value in expected.items():
         torch.testing.assert_close(losses[key], value, msg=key)
     forward = len(sizes)
     sum(value for key, value in losses.items() if 'loss' in key).backward()
-    assert len(sizes) == 2 * forward, 'chunks are kept for the backward pass'
+    assert len(sizes) == forward, 'similarities are computed again for the backward pass'
+    assert max(kept) <= 3 * 100 * CHANNELS, 'similarities are kept, not rows of features'
 
 
 def test_nothing_waits_for_the_device():

@@ -1,0 +1,8 @@
+# FixMatch on the generated scenes of the demo: python examples/toy_scenes.py data/toy_scenes
+_base_ = [
+    '../supervised/fcn_unet_toy-scenes-96x96.py',
+    '../_base_/methods/fixmatch.py',
+]
+
+source_ratio = [1, 1]
+model = dict(_delete_=True, segmentor=_base_.model, **_base_.method)
