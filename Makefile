@@ -1,6 +1,7 @@
-# make demo   trains labeled-only and DMT on a generated dataset and prints a table (5 minutes)
+# make demo   compares labeled-only, DMT and Mean Teacher on a generated dataset (5 minutes)
 # make test   runs the whole test suite
 # make lint   checks style and format
+# make docs   builds the site of guides and API into work_dirs/site
 #
 # Each installs what it needs into .venv first, once (about 6 GB); after that all of them work
 # offline. Options: PYTHON=python3.11, VENV=path, JOBS=4, ARGS='--seed 1'.
@@ -19,10 +20,10 @@ RUN := $(VENV)/bin/python
 # OpenMP threads that spin while they wait make two busy processes five times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test lint docs format clean
 
 help:
-	@sed -n '1,6s/^# \{0,1\}//p' Makefile
+	@sed -n '1,7s/^# \{0,1\}//p' Makefile
 
 install: $(STAMP)
 
@@ -51,6 +52,9 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+docs: $(STAMP)
+	$(RUN) -m mkdocs build --clean
 
 format: $(STAMP)
 	$(RUN) -m ruff check --fix .

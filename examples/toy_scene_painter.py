@@ -10,6 +10,7 @@ and the light changes everything, so that texture, shape and surroundings have t
 together.
 """
 
+from contextvars import ContextVar, copy_context
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -78,8 +79,12 @@ _VARIETIES: Dict[str, List[Tuple[Range, Range, Range]]] = {
 }
 
 
-#: What the same landscapes may look like.
-STYLES = ('day', 'dusk')
+#: What the same landscapes may look like. Scenes of a clear day are easy: near things in their most
+#: common colors, without haze, cloud shadows and noise.
+STYLES = ('day', 'dusk', 'clear')
+
+# How many varieties of a material there are; every painter of a scene asks for colors.
+_varieties: ContextVar[Optional[int]] = ContextVar('_varieties', default=None)
 
 
 def paint_scene(
@@ -90,21 +95,31 @@ def paint_scene(
     Args:
         rng: Source of everything random in the scene.
         size: Height and width in pixels.
-        style: One of ``STYLES``. Classes, shapes and varieties are the same in both.
+        style: One of ``STYLES``. Classes and shapes are the same in all.
 
     Returns:
         The image, (H, W, 3) uint8 RGB, and the class of each pixel, (H, W) uint8.
     """
+    painter = copy_context()
+    painter.run(_varieties.set, 1 if style == 'clear' else None)
+    return painter.run(_paint_scene, rng, size, style)
+
+
+def _paint_scene(
+    rng: np.random.Generator, size: Tuple[int, int], style: str
+) -> Tuple[np.ndarray, np.ndarray]:
     canvas = Canvas(*size)
     light = Light.draw(rng)
+    if style == 'clear':
+        light = light._replace(haze_density=0.0)
     horizon = rng.uniform(0.25, 0.45)
     _paint_sky(canvas, rng, light)
     if rng.random() < 0.6:
         _paint_mountains(canvas, rng, light, horizon)
     _paint_ground(canvas, rng, light, horizon)
-    _paint_things(canvas, rng, light, horizon)
-    image = _develop(canvas.rgb, rng, light)
-    return image if style == 'day' else _at_dusk(image, rng), canvas.label
+    _paint_things(canvas, rng, light, horizon, style)
+    image = _develop(canvas.rgb, rng, light, style)
+    return _at_dusk(image, rng) if style == 'dusk' else image, canvas.label
 
 
 class Light(NamedTuple):
@@ -234,7 +249,7 @@ def _hsv(rng: np.random.Generator, hue: Range, saturation: Range, value: Range) 
 
 def _material(rng: np.random.Generator, name: str) -> np.ndarray:
     """Color of a piece of a material, (3,)."""
-    varieties = _VARIETIES[name]
+    varieties = _VARIETIES[name][: _varieties.get()]
     return _hsv(rng, *varieties[rng.integers(len(varieties))])
 
 
@@ -337,9 +352,13 @@ _GROUND: Dict[str, Callable[..., np.ndarray]] = {'grass': _grass, 'sand': _sand,
 # --- things ------------------------------------------------------------------------------------
 
 
-def _paint_things(c: Canvas, rng: np.random.Generator, light: Light, horizon: float) -> None:
+def _paint_things(
+    c: Canvas, rng: np.random.Generator, light: Light, horizon: float, style: str
+) -> None:
     """Place objects, far ones first, each where its kind belongs (with some exceptions)."""
     things = _place_things(c, rng, light, horizon)
+    if style == 'clear':
+        things = [thing._replace(height=1.5 * thing.height) for thing in things]
     for thing in sorted(things, key=lambda thing: thing.y):
         box = 1.3 * thing.height
         part = c.window(thing.x - box, thing.y - box, thing.x + box, thing.y + 0.25 * box)
@@ -498,11 +517,13 @@ _HEIGHT = {'tree': 1.0, 'rock': 0.6, 'house': 0.85, 'tent': 0.65, 'boat': 0.8}
 # --- camera ------------------------------------------------------------------------------------
 
 
-def _develop(rgb: np.ndarray, rng: np.random.Generator, light: Light) -> np.ndarray:
+def _develop(rgb: np.ndarray, rng: np.random.Generator, light: Light, style: str) -> np.ndarray:
     """Light, cloud shadows, blur and sensor noise, to 8 bits."""
     height, width = rgb.shape[:2]
     y, x = np.mgrid[:height, :width] / height
     shadow = 1 - rng.uniform(0, 0.4) * np.clip(_fbm(rng, x * 1.6, y * 1.6, 2) * 2, 0, 1)
+    if style == 'clear':
+        return (np.clip(rgb, 0, 1) * 255 + 0.5).astype(np.uint8)
     rgb = rgb * light.tint * shadow[..., None]
     rgb = _blur(rgb, rng.uniform(0.0, 0.5))
     rgb = np.clip(rgb, 0, 1) ** rng.uniform(0.75, 1.3)

@@ -16,7 +16,8 @@ to the network is special::
       manifest.json                      what the tree was made from
 
 ``--style dusk`` paints other scenes of the same kind in another light, as the target of a domain
-shift.
+shift. ``--style clear`` paints easy ones, near things in common colors, which a small network
+learns in minutes (``tools/demo.py``).
 
 The unlabeled training images have masks too: training never reads them, but the quality of
 pseudo-labels can be measured and the all-labels upper bound trained.
@@ -67,7 +68,7 @@ def generate(
         seed: Seed of everything random.
         size: Height and width in pixels.
         progress: Whether to show a progress bar.
-        style: ``'day'`` or ``'dusk'``. The scenes of two styles are different draws.
+        style: ``'day'``, ``'dusk'`` or ``'clear'``. The scenes of two styles are different draws.
 
     Returns:
         ``root`` as a path.
@@ -116,7 +117,7 @@ def render(
         part: ``'train'``, ``'val'`` or ``'test'``.
         number: Number of the scene in its part.
         size: Height and width in pixels.
-        style: ``'day'`` or ``'dusk'``.
+        style: ``'day'``, ``'dusk'`` or ``'clear'``.
 
     Returns:
         The (H, W, 3) uint8 RGB image and the (H, W) uint8 mask.

@@ -1,13 +1,14 @@
-"""Train on a generated dataset: labeled images alone against dynamic mutual training (DMT).
+"""Train on a generated dataset: labels alone, dynamic mutual training, Mean Teacher.
 
 Usage::
 
-python tools/demo.py                # five minutes on two CPU cores
+python tools/demo.py                # about five minutes on two CPU cores
 python tools/demo.py --seed 1       # another dataset, other labels, other starting points
-python tools/demo.py --quick        # seconds; the numbers mean nothing
+python tools/demo.py --quick        # a few steps of each; the numbers mean nothing
 
-Everything goes through ordinary files, configs and runners, as with data of your own. A second
-run takes up what is there; ``--fresh`` starts again. Table and pictures lie in the work dir.
+Everything goes through ordinary files, configs and runners, as with data of your own. Every student
+takes as many steps as the others. Two runs train at a time, each on one core. A second call takes
+up what is there; ``--fresh`` starts again. Table, pictures and checkpoints lie in the work dir.
 """
 
 import argparse
@@ -15,21 +16,28 @@ import contextlib
 import copy
 import io
 import json
+import multiprocessing
+import os
 import os.path as osp
 import shutil
+import signal
 import sys
 import time
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmseg.apis import MMSegInferencer
 from PIL import Image
 from prettytable import PrettyTable, TableStyle
+from tqdm import tqdm
 
-from mmdmt.engine.mutual import LedgerMismatchError
+from mmdmt.checkpoint import find_latest_valid_checkpoint
+from mmdmt.config import resolve_config
 from mmdmt.engine.runners import MutualTrainingRunner, SemiRunner
 from mmdmt.evaluation.visualization import (
     class_legend,
@@ -40,24 +48,54 @@ from mmdmt.evaluation.visualization import (
     tile_images,
 )
 from mmdmt.export.segmentor import export_segmentor
-from mmdmt.files import shipped_dir
+from mmdmt.files import shipped_dir, write_text_atomically
 from mmdmt.pseudo import PseudoLabelStore
 
 sys.path.insert(0, str(shipped_dir('examples')))
 from toy_scenes import generate
 
-CONFIG = 'dmt/dmt_fcn_unet_toy-scenes-96x96.py'
-SCENES = dict(num_train=320, num_val=20, num_test=100, num_labeled=24)
-QUICK_SCENES = dict(num_train=10, num_val=2, num_test=3, num_labeled=4)
-QUICK_OPTIONS = {
-    'model.backbone.base_channels': 4,
-    'model.decode_head.in_channels': 4,
-    'model.decode_head.channels': 4,
+# By the name of their folder in the work dir.
+CONFIGS = dict(
+    labeled_only='supervised/fcn_unet_toy-scenes-96x96.py',
+    dmt='dmt/dmt_fcn_unet_toy-scenes-96x96.py',
+    online='mean_teacher/mean-teacher-demo_fcn_unet_toy-scenes-96x96.py',
+)
+TITLES = dict(labeled_only='labeled only', dmt='DMT', online='Mean Teacher')
+SCENES = dict(num_train=320, num_val=20, num_test=100, num_labeled=6, style='clear')
+QUICK_SCENES = dict(num_train=10, num_val=2, num_test=3, num_labeled=4, style='clear')
+SMALL_NETWORK = {
+    'backbone.base_channels': 4,
+    'decode_head.in_channels': 4,
+    'decode_head.channels': 4,
+}
+QUICK_STAGES = {
     'mutual.supervised.max_iters': 3,
     'mutual.round.max_iters': 2,
     'param_scheduler': [],  # its warm-up is longer than this
 }
 ZOOM = 2  # pictures are small
+
+
+class Run(NamedTuple):
+    """A training run, or a stage of DMT.
+
+    Attributes:
+        name: Name of its score, and in messages.
+        method: Key of ``CONFIGS``.
+        cfg: What is trained.
+        steps: Training steps of this network from the start on.
+        stage: Name of the stage of DMT.
+        needs: Names of runs that have to be finished before.
+        title: In the table.
+    """
+
+    name: str
+    method: str
+    cfg: Config
+    steps: int
+    title: str
+    stage: str = ''
+    needs: Tuple[str, ...] = ()
 
 
 class Row(NamedTuple):
@@ -68,14 +106,14 @@ class Row(NamedTuple):
         labels: Labeled images.
         steps: Training steps of this network from the start on.
         miou: Mean IoU on the held-out images, in percent.
-        seconds: Training time, with that of all networks that had a part in it.
+        difference: To labeled images alone, where both took as many steps.
     """
 
     method: str
     labels: int
     steps: int
     miou: float
-    seconds: float
+    difference: Optional[float]
 
 
 def parse_args() -> argparse.Namespace:
@@ -91,27 +129,50 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--quick', action='store_true', help='a few steps only, to try the command')
     parser.add_argument('--fresh', action='store_true', help='train again what is there already')
+    parser.add_argument(
+        '--jobs',
+        type=int,
+        default=min(2, usable_cores()),
+        help='runs that train at a time (default: 2, or 1 on a single core); scores are the same',
+    )
     args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f'--jobs {args.jobs}: choose 1 or more')
     if args.work_dir is None:
         args.work_dir = Path('work_dirs', f'demo_seed{args.seed}' if args.seed else 'demo')
     return args
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def main() -> None:
-    """Make the data, train both ways, compare, draw."""
+    """Make the data, train in all ways, compare, draw."""
     args = parse_args()
     began = time.time()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that runs are ended, too
     init_default_scope('mmseg')
     data_root = generate(
         args.work_dir / 'scenes', seed=args.seed, **(QUICK_SCENES if args.quick else SCENES)
     )
-    chain = train(dmt_config(args, data_root), args.fresh)
-    baseline = train(baseline_config(chain.cfg, args), args.fresh)
-    say('Scores on the held-out images')
-    rows = [*score(baseline), *score(chain)]
+    configs = make_configs(args, data_root)
+    for cfg in configs.values():
+        keep_or_clear(cfg, args.fresh)
+    say(f'Training in {args.work_dir}, {args.jobs} at a time')
+    runs = plan(configs)
+    train_all(runs, args.jobs, args.work_dir / 'scores')
+    trained = time.time() - began
     say('Pictures')
-    pictures = draw(args.work_dir, data_root, baseline, chain)
-    report(args, rows, pictures, time.time() - began)
+    pictures = draw(args.work_dir, data_root, configs)
+    report(args, make_rows(runs, args.work_dir / 'scores'), pictures)
+    write_page(args.work_dir, configs)
+    print(
+        f'The whole demo took {time.time() - began:.0f} s, {trained:.0f} s until all had trained.'
+    )
 
 
 def say(text: str) -> None:
@@ -119,82 +180,185 @@ def say(text: str) -> None:
     print(f'\n== {text}', flush=True)
 
 
+# --- What is trained -----------------------------------------------------------------------------
+
+
+def make_configs(args: argparse.Namespace, data_root: Path) -> Dict[str, Config]:
+    """Configs of the methods for a seed, all with as many steps of each student."""
+    folder = shipped_dir('configs')
+    configs = {name: Config.fromfile(folder / file) for name, file in CONFIGS.items()}
+    for name, cfg in configs.items():
+        if args.quick:
+            cfg.merge_from_dict(quick_options(cfg))
+        cfg.data_root = str(data_root)
+        cfg.work_dir = str(args.work_dir / name)
+    mutual = configs['dmt'].mutual
+    for number, member in enumerate(mutual.members):
+        member.seed = args.seed * len(mutual.members) + number
+    for name in ('labeled_only', 'online'):
+        configs[name].max_iters = mutual.supervised.max_iters + (
+            len(mutual.ratios) * mutual.round.max_iters
+        )
+        configs[name].randomness = dict(seed=mutual.members[0].seed)
+    return configs
+
+
+def quick_options(cfg: Config) -> Dict[str, Any]:
+    """Settings of a run of a few steps."""
+    prefix = 'model.segmentor.' if 'segmentor' in cfg.model else 'model.'
+    options = {prefix + key: value for key, value in SMALL_NETWORK.items()}
+    return {**options, **(QUICK_STAGES if 'mutual' in cfg else {})}
+
+
+def plan(configs: Dict[str, Config]) -> List[Run]:
+    """The runs in the order in which they are begun: two at a time then end at about one time."""
+    alone = {
+        name: Run(name, name, configs[name], configs[name].max_iters, TITLES[name])
+        for name in ('online', 'labeled_only')
+    }
+    return [alone['online'], *stages_of(configs['dmt']), alone['labeled_only']]
+
+
+def stages_of(cfg: Config) -> List[Run]:
+    """The stages of DMT."""
+    runs, steps = [], {}
+    for stage in MutualTrainingRunner.from_cfg(cfg).plan.stages:
+        part = cfg.mutual.round if stage.round else cfg.mutual.supervised
+        steps[stage.member] = steps.get(stage.member, 0) + part.max_iters
+        title = f'DMT round {stage.round}, member {stage.member}'
+        if not stage.round:
+            title = f'labeled only (DMT round 0, member {stage.member})'
+        needs = tuple(stage.needs)
+        runs.append(Run(stage.name, 'dmt', cfg, steps[stage.member], title, stage.name, needs))
+    return runs
+
+
+def keep_or_clear(cfg: Config, fresh: bool) -> None:
+    """Remove what was trained with other settings, or all if it is asked for."""
+    folder = Path(cfg.work_dir)
+    record = folder / 'settings.json'
+    settings = settings_of(cfg)
+    if folder.exists() and (fresh or not record.exists() or record.read_text() != settings):
+        print(
+            f'{folder} {"is removed" if fresh else "was trained with other settings"}: '
+            'starting again'
+        )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(record, settings)
+
+
+def settings_of(cfg: Config) -> str:
+    """All that is trained, and on which scenes, as text to compare."""
+    manifest = Path(cfg.data_root, 'manifest.json')
+    scenes = json.loads(manifest.read_text()) if manifest.exists() else None
+    config = resolve_config(copy.deepcopy(cfg)).to_dict()
+    return json.dumps(dict(scenes=scenes, config=config), default=str, indent=1)
+
+
 # --- Training ------------------------------------------------------------------------------------
 
 
-def dmt_config(args: argparse.Namespace, data_root: Path) -> Config:
-    """The config of the demo for a seed, with a progress bar in place of the log."""
-    cfg = Config.fromfile(shipped_dir('configs') / CONFIG)
-    cfg.data_root = str(data_root)
-    cfg.work_dir = str(args.work_dir / 'dmt')
-    cfg.log_level = 'ERROR'
-    cfg.custom_hooks = [dict(type='mmdmt.ProgressBarHook')]
-    for number, member in enumerate(cfg.mutual.members):
-        member.seed = args.seed * len(cfg.mutual.members) + number
-    if args.quick:
-        cfg.merge_from_dict(QUICK_OPTIONS)
-    return cfg
+def train_all(runs: Sequence[Run], jobs: int, scores: Path) -> None:
+    """Train and score, each run in a process of its own; an error, or Ctrl-C, ends all of them.
 
-
-def baseline_config(dmt: Config, args: argparse.Namespace) -> Config:
-    """Labeled images alone, for as many steps as the first member of DMT takes in all rounds."""
-    cfg = copy.deepcopy(dmt)
-    cfg.work_dir = str(args.work_dir / 'labeled_only')
-    steps = dmt.mutual.supervised.max_iters + len(dmt.mutual.ratios) * dmt.mutual.round.max_iters
-    cfg.mutual.members = cfg.mutual.members[:1]
-    cfg.mutual.ratios = []
-    cfg.mutual.supervised.max_iters = steps
-    return cfg
-
-
-def train(cfg: Config, fresh: bool) -> MutualTrainingRunner:
-    """Run the stages that are not finished."""
-    say(f'Training in {cfg.work_dir}')
-    if fresh:
-        shutil.rmtree(cfg.work_dir, ignore_errors=True)
-    runner = MutualTrainingRunner.from_cfg(cfg)
+    Raises:
+        SystemExit: If a run failed; its process has printed why.
+    """
+    scores.mkdir(exist_ok=True)
+    context = process_context()
+    lock = context.RLock()  # of the terminal
+    waiting, running, done = list(runs), {}, set()
     try:
-        runner.train()
-    except LedgerMismatchError:
-        print(f'{cfg.work_dir} was trained with other settings: starting again')
-        shutil.rmtree(cfg.work_dir)
+        while waiting or running:
+            for run in [run for run in waiting if done.issuperset(run.needs)]:
+                lanes = sorted(set(range(jobs)) - {lane for _, lane, _ in running.values()})
+                if lanes:
+                    process = context.Process(
+                        target=train_and_score, args=(run, scores, lanes[0], lock), daemon=True
+                    )
+                    process.start()
+                    running[process.sentinel] = run, lanes[0], process
+                    waiting.remove(run)
+            for sentinel in wait(list(running)):
+                run, _, process = running.pop(sentinel)
+                process.join()
+                if process.exitcode:
+                    sys.exit(f'{run.name} failed (exit code {process.exitcode}), see above.')
+                done.add(run.name)
+    finally:
+        for _, _, process in running.values():
+            process.terminate()
+            process.join()
+
+
+def process_context() -> multiprocessing.context.BaseContext:
+    """Processes that need not import everything again, where the system has them."""
+    if 'forkserver' not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context('spawn')
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['mmdmt', 'mmseg.models', 'mmseg.datasets', 'mmseg.apis'])
+    return context
+
+
+def train_and_score(run: Run, scores: Path, lane: int, lock: Any) -> None:
+    """Train on one core what is not finished, and write its score; runs in a process of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    tqdm.set_lock(lock)
+    torch.set_num_threads(1)
+    init_default_scope('mmseg')
+    cfg = copy.deepcopy(run.cfg)
+    cfg.log_level = 'ERROR'
+    title = f'{TITLES[run.method]} {run.stage}'.strip()
+    cfg.custom_hooks = [dict(type='mmdmt.ProgressBarHook', title=title, position=lane)]
+    with contextlib.redirect_stdout(io.StringIO()):  # what runners tell besides the bar
+        if run.stage:
+            cfg.stage = run.stage
+            MutualTrainingRunner.from_cfg(cfg).train()
+        elif not osp.exists(checkpoint_of(run.cfg)):
+            cfg.resume = find_latest_valid_checkpoint(cfg.work_dir) is not None
+            SemiRunner.from_cfg(cfg).train()
+    score = dict(miou=test(run))
+    write_text_atomically(scores / f'{run.name}.json', json.dumps(score))
+
+
+def checkpoint_of(cfg: Config) -> str:
+    """Checkpoint at the end of a run, or of the first member of DMT."""
+    if 'mutual' in cfg:
+        return next(iter(MutualTrainingRunner.from_cfg(cfg).final_checkpoints().values()))
+    return osp.join(cfg.work_dir, f'iter_{cfg.max_iters}.pth')
+
+
+def test(run: Run) -> float:
+    """Mean IoU in percent on the test images."""
+    cfg = copy.deepcopy(run.cfg)
+    cfg.load_from = checkpoint_of(cfg) if not run.stage else ''
+    if run.stage:
         runner = MutualTrainingRunner.from_cfg(cfg)
-        runner.train()
-    return runner
+        cfg = Config.fromfile(osp.join(runner.work_dir, run.stage, 'config.py'))
+        cfg.load_from = runner.ledger.checkpoint(run.stage)
+    cfg.experiment_name = f'test_{run.name}_{time.time_ns()}'  # mmengine refuses a name it has seen
+    with contextlib.redirect_stdout(io.StringIO()):  # mmengine prints which file it loads
+        return float(SemiRunner.from_cfg(cfg).test()['mIoU'])
 
 
 # --- Scores --------------------------------------------------------------------------------------
 
 
-def score(runner: MutualTrainingRunner) -> List[Row]:
-    """Score the product of every stage on the test images."""
-    entries = runner.ledger.read()
-    labels = len(read_list(runner.cfg.test_dataloader.dataset.data_root, 'labeled'))
-    rows, steps = [], {}
-    for stage in runner.plan.stages:
-        cfg = stage_config(runner, stage.name)
-        steps[stage.member] = steps.get(stage.member, 0) + cfg.train_cfg.max_iters
-        method = f'DMT round {stage.round}' if stage.round else 'labeled only'
-        if len(runner.plan.member_names) > 1:
-            method += f', member {stage.member}'
-        needed = [s.name for s in runner.plan.stages if s.round < stage.round or s == stage]
-        seconds = sum(entries[name]['seconds'] for name in needed)
-        rows.append(Row(method, labels, steps[stage.member], test(cfg), seconds))
+def make_rows(runs: Sequence[Run], scores: Path) -> List[Row]:
+    """The table, labeled images alone first."""
+    found = {
+        run.name: json.loads((scores / f'{run.name}.json').read_text())['miou'] for run in runs
+    }
+    baseline = next(run for run in runs if run.method == 'labeled_only')
+    rows = []
+    for run in sorted(runs, key=lambda run: list(CONFIGS).index(run.method)):
+        labels = len(read_list(run.cfg.data_root, 'labeled'))
+        is_compared = run.steps == baseline.steps and run is not baseline
+        difference = found[run.name] - found[baseline.name] if is_compared else None
+        rows.append(Row(run.title, labels, run.steps, found[run.name], difference))
     return rows
-
-
-def stage_config(runner: MutualTrainingRunner, name: str) -> Config:
-    """The config a stage was trained with, set to its product."""
-    cfg = Config.fromfile(osp.join(runner.work_dir, name, 'config.py'))
-    cfg.load_from = runner.ledger.checkpoint(name)
-    cfg.experiment_name = f'test_{name}_{time.time_ns()}'  # mmengine refuses a name it has seen
-    return cfg
-
-
-def test(cfg: Config) -> float:
-    """Mean IoU in percent on the test images."""
-    with contextlib.redirect_stdout(io.StringIO()):  # mmengine prints which file it loads
-        return float(SemiRunner.from_cfg(cfg).test()['mIoU'])
 
 
 def read_list(data_root: str, name: str) -> List[str]:
@@ -205,51 +369,44 @@ def read_list(data_root: str, name: str) -> List[str]:
 # --- Pictures ------------------------------------------------------------------------------------
 
 
-def draw(
-    work_dir: Path, data_root: Path, baseline: MutualTrainingRunner, chain: MutualTrainingRunner
-) -> List[Path]:
+def draw(work_dir: Path, data_root: Path, configs: Dict[str, Config]) -> List[Path]:
     """Write the contact sheets: predictions, and the pseudo-labels of each round."""
-    meta = metainfo(chain)
-    legend = class_legend(meta.classes, meta.palette, width=130 * 5 * ZOOM)
+    meta = metainfo(configs['dmt'])
+    chain = MutualTrainingRunner.from_cfg(configs['dmt'])
     sheets = dict(
-        predictions=draw_predictions(work_dir, data_root, baseline, chain),
+        predictions=draw_predictions(work_dir, data_root, configs),
         pseudo_labels=draw_pseudo_labels(data_root, chain),
     )
     return [
-        save_image(work_dir / f'{name}.png', stack_sheets([legend, sheet]))
+        save_image(
+            work_dir / f'{name}.png',
+            stack_sheets([class_legend(meta.classes, meta.palette, width=sheet.shape[1]), sheet]),
+        )
         for name, sheet in sheets.items()
     ]
 
 
-def metainfo(runner: MutualTrainingRunner) -> ConfigDict:
+def metainfo(cfg: Config) -> ConfigDict:
     """Classes and palette of the scenes."""
-    return runner.cfg.test_dataloader.dataset.metainfo
+    return cfg.test_dataloader.dataset.metainfo
 
 
-def draw_predictions(
-    work_dir: Path, data_root: Path, baseline: MutualTrainingRunner, chain: MutualTrainingRunner
-) -> np.ndarray:
-    """Image, truth, and what mmseg's inferencer predicts with either network, on rich scenes."""
-    palette = metainfo(chain).palette
-    names = richest(data_root, 'test', 8)
+def draw_predictions(work_dir: Path, data_root: Path, configs: Dict[str, Config]) -> np.ndarray:
+    """Image, truth, and what mmseg's inferencer predicts with each network, on rich scenes."""
+    palette = metainfo(configs['dmt']).palette
+    names = richest(data_root, 'test', 6)
     files = [str(data_root / 'img' / 'test' / f'{name}.jpg') for name in names]
-    before = predict(baseline, work_dir / 'exported' / 'labeled_only', files)
-    after = predict(chain, work_dir / 'exported' / 'dmt', files)
-    rows = [
-        [
-            read(file),
-            colorize_label(read_mask(data_root, 'test', name), palette),
-            colorize_label(first, palette),
-            colorize_label(second, palette),
-        ]
-        for file, name, first, second in zip(files, names, before, after)
-    ]
-    return tile_images(zoomed(rows), ['image', 'ground truth', 'labeled only', 'DMT'])
+    columns = [[read(file) for file in files]]
+    columns.append([colorize_label(read_mask(data_root, 'test', name), palette) for name in names])
+    for name, cfg in configs.items():
+        predicted = predict(checkpoint_of(cfg), work_dir / 'exported' / name, files)
+        columns.append([colorize_label(label, palette) for label in predicted])
+    titles = ['image', 'ground truth', *(TITLES[name] for name in configs)]
+    return tile_images(zoomed([list(row) for row in zip(*columns)]), titles)
 
 
-def predict(runner: MutualTrainingRunner, folder: Path, files: Sequence[str]) -> List[np.ndarray]:
-    """Export the first member as a plain mmseg model and label files with mmseg's inferencer."""
-    checkpoint = next(iter(runner.final_checkpoints().values()))
+def predict(checkpoint: str, folder: Path, files: Sequence[str]) -> List[np.ndarray]:
+    """Export a network as a plain mmseg model and label files with mmseg's inferencer."""
     exported = export_segmentor(checkpoint, folder)
     with contextlib.redirect_stdout(io.StringIO()):
         inferencer = MMSegInferencer(str(exported.config), weights=str(exported.checkpoint))
@@ -261,7 +418,7 @@ def predict(runner: MutualTrainingRunner, folder: Path, files: Sequence[str]) ->
 
 def draw_pseudo_labels(data_root: Path, chain: MutualTrainingRunner) -> np.ndarray:
     """Image, truth, then label and confidence of each round; pixels left out are white."""
-    palette = metainfo(chain).palette
+    palette = metainfo(chain.cfg).palette
     first = chain.plan.member_names[0]
     stages = [stage for stage in chain.plan.stages if stage.member == first and stage.round]
     stores = [PseudoLabelStore(osp.join(chain.work_dir, s.name, 'pseudo_labels')) for s in stages]
@@ -308,29 +465,40 @@ def zoomed(rows: Sequence[Sequence[np.ndarray]]) -> List[List[np.ndarray]]:
 # --- Report --------------------------------------------------------------------------------------
 
 
-def report(
-    args: argparse.Namespace, rows: Sequence[Row], pictures: Sequence[Path], seconds: float
-) -> None:
+def report(args: argparse.Namespace, rows: Sequence[Row], pictures: Sequence[Path]) -> None:
     """Print the table, and write it as text and as JSON."""
     text = table(rows)
-    (args.work_dir / 'results.md').write_text(text + '\n')
+    write_text_atomically(args.work_dir / 'results.md', text + '\n')
     content: Dict[str, Any] = dict(
         seed=args.seed, quick=args.quick, rows=[row._asdict() for row in rows]
     )
-    (args.work_dir / 'results.json').write_text(json.dumps(content, indent=2) + '\n')
+    write_text_atomically(args.work_dir / 'results.json', json.dumps(content, indent=2) + '\n')
     say(f'Results of seed {args.seed}')
     print(text)
     print(f'\n{" and ".join(str(path) for path in pictures)} show them.')
-    print(f'The whole demo took {seconds:.0f} s.')
+
+
+def write_page(work_dir: Path, configs: Dict[str, Config]) -> None:
+    """Write curves, scores, rounds and a browser of labels and predictions as one HTML page."""
+    try:
+        from mmdmt.evaluation.report import write_report
+    except ModuleNotFoundError as error:  # jinja2 or matplotlib
+        print(f'No report.html: {error.name} is not installed (pip install mmdmt[optional]).')
+        return
+    runs = [f'{TITLES[name]}={cfg.work_dir}' for name, cfg in configs.items()]
+    out = write_report(runs, work_dir / 'report.html', title='The demo')
+    print(f'{out} shows the runs in a browser.')
 
 
 def table(rows: Sequence[Row]) -> str:
     """Rows as a Markdown table, aligned for the terminal."""
-    found = PrettyTable(['method', 'labels', 'steps', 'test mIoU', 'training time'], align='r')
+    titles = ['method', 'labels', 'student steps', 'test mIoU', 'to labeled only, as many steps']
+    found = PrettyTable(titles, align='r')
     found.set_style(TableStyle.MARKDOWN)
     found.align['method'] = 'l'
     for row in rows:
-        found.add_row([*row[:3], f'{row.miou:.1f}', f'{row.seconds:.0f} s'])
+        difference = '' if row.difference is None else f'{row.difference:+.1f}'
+        found.add_row([*row[:3], f'{row.miou:.1f}', difference])
     return found.get_string()
 
 

@@ -1,4 +1,4 @@
-# Cross Pseudo Supervision on the generated scenes of the demo: python examples/toy_scenes.py data/toy_scenes
+# Cross Pseudo Supervision on the generated scenes: python examples/toy_scenes.py data/toy_scenes
 _base_ = [
     '../supervised/fcn_unet_toy-scenes-96x96.py',
     '../_base_/methods/cps.py',

@@ -1,4 +1,4 @@
-# CutMix-Seg on the generated scenes of the demo: python examples/toy_scenes.py data/toy_scenes
+# CutMix-Seg on the generated scenes: python examples/toy_scenes.py data/toy_scenes
 _base_ = [
     '../supervised/fcn_unet_toy-scenes-96x96.py',
     '../_base_/methods/cutmix_seg.py',

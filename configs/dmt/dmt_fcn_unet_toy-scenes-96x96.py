@@ -1,5 +1,5 @@
-# The demo: dynamic mutual training with 24 labeled and 296 unlabeled scenes. The two members
-# differ in their seeds only: in what they start from and in the order of the images.
+# DMT on the generated scenes; tools/demo.py runs it on scenes of a clear day with 6 labels. The two
+# members differ in their seeds only: in what they start from and in the order of the images.
 _base_ = [
     '../supervised/fcn_unet_toy-scenes-96x96.py',
     '../_base_/methods/dmt.py',

@@ -1,4 +1,4 @@
-# Dual Teacher on the generated scenes of the demo, for the coupling curves of docs/dual_teacher.md.
+# Dual Teacher on the generated scenes, for the coupling curves of docs/dual_teacher.md.
 #   python examples/toy_scenes.py data/toy_scenes
 _base_ = [
     '../supervised/fcn_unet_toy-scenes-96x96.py',

@@ -1,4 +1,4 @@
-# The demo's baseline: a small U-Net, trained from scratch on 24 labeled scenes.
+# The demo's baseline: a small U-Net, trained from scratch on labeled scenes.
 _base_ = ['../_base_/datasets/toy_scenes.py', '../_base_/default_runtime.py']
 
 channels_last = True  # faster convolutions on a CPU

@@ -1,4 +1,4 @@
-# The generated scenes of the demo in two lights: 320 labeled ones by day, 320 unlabeled ones and those
+# The generated scenes in two lights: 320 labeled ones by day, 320 unlabeled ones and those
 # of validation and test at dusk.
 #   python examples/toy_scenes.py data/toy_shift/day
 #   python examples/toy_scenes.py data/toy_shift/dusk --style dusk

@@ -1,4 +1,4 @@
-# U2PL on the generated scenes of the demo: python examples/toy_scenes.py data/toy_scenes
+# U2PL on the generated scenes: python examples/toy_scenes.py data/toy_scenes
 _base_ = [
     '../supervised/fcn_unet_toy-scenes-96x96.py',
     '../_base_/methods/u2pl.py',

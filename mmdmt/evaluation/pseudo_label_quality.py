@@ -92,27 +92,27 @@ class PseudoLabelQuality:
             )
 
     def compute(self) -> Dict[str, Any]:
-        """All statistics.
+        """All statistics, under these names.
+
+        - ``num_images``, ``num_pixels``, ``num_true_pixels`` (with ground truth),
+          ``kept_share`` (of all pixels).
+        - ``accuracy``, ``miou``, ``ece``: of all pixels with ground truth. A pixel without a
+          pseudo-label is wrong. Classes that neither truth nor labels show do not count for
+          ``miou``. ``ece`` is the expected calibration error (Guo et al., "On calibration of
+          modern neural networks", ICML 2017), of pixels with a pseudo-label.
+        - ``accuracy_kept``, ``miou_kept``, ``ece_kept``: the same of kept pixels alone.
+        - ``classes``: per class ``predicted_share`` and ``true_share`` (of all pixels, of
+          those with truth), ``kept_share`` (of the pixels that it was predicted for),
+          ``share_of_kept`` (of the pixels that are kept: what training sees of the class, to
+          be compared with its ``true_share``), ``ece`` and ``ece_kept``, ``precision`` and
+          ``precision_kept`` (of the pixels it was predicted for, those that are of it), ``iou``
+          and ``iou_kept``.
+        - ``reliability``: per bin ``low``, ``high``, ``pixels``, mean ``confidence`` and
+          ``accuracy``, over all pixels with ground truth.
 
         Returns:
             dict: JSON values; shares, accuracies and IoU in [0, 1], None where there is nothing to
-            take a share of.
-
-            - ``num_images``, ``num_pixels``, ``num_true_pixels`` (with ground truth),
-              ``kept_share`` (of all pixels).
-            - ``accuracy``, ``miou``, ``ece``: of all pixels with ground truth. A pixel without a
-              pseudo-label is wrong. Classes that neither truth nor labels show do not count for
-              ``miou``. ``ece`` is the expected calibration error (Guo et al., "On calibration of
-              modern neural networks", ICML 2017), of pixels with a pseudo-label.
-            - ``accuracy_kept``, ``miou_kept``, ``ece_kept``: the same of kept pixels alone.
-            - ``classes``: per class ``predicted_share`` and ``true_share`` (of all pixels, of
-              those with truth), ``kept_share`` (of the pixels that it was predicted for),
-              ``share_of_kept`` (of the pixels that are kept: what training sees of the class, to
-              be compared with its ``true_share``), ``ece`` and ``ece_kept``, ``precision`` and
-              ``precision_kept`` (of the pixels it was predicted for, those that are of it), ``iou``
-              and ``iou_kept``.
-            - ``reliability``: per bin ``low``, ``high``, ``pixels``, mean ``confidence`` and
-              ``accuracy``, over all pixels with ground truth.
+                take a share of.
         """
         result = dict(
             num_images=self.num_images,

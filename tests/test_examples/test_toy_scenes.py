@@ -87,6 +87,22 @@ def test_dusk_is_darker_and_shows_other_scenes_of_the_same_classes(root):
         generate(root, **SMALL, style='night')
 
 
+def test_a_clear_day_is_easier():
+    """Its colors tell more of the class, and its things are larger; no other style changes."""
+    accuracy, things = {}, {}
+    for style in ('day', 'clear', 'day'):
+        scenes = [render(0, 'train', number, style=style) for number in range(24)]
+        pixels = np.concatenate([image.reshape(-1, 3) for image, _ in scenes]).astype(float)
+        labels = np.concatenate([mask.ravel() for _, mask in scenes])
+        means = np.stack([pixels[labels == c].mean(0) for c in range(len(CLASSES))])
+        nearest = ((pixels[:, None] - means) ** 2).sum(-1).argmin(1)
+        found = np.mean(nearest == labels), np.mean(labels >= CLASSES.index('tree'))
+        assert accuracy.setdefault(style, found[0]) == found[0]
+        things[style] = found[1]
+    assert accuracy['clear'] > accuracy['day'] + 0.1
+    assert things['clear'] > 1.3 * things['day']
+
+
 def test_scenes_are_the_ones_of_this_version():
     """Fails when the same seed gives other scenes: then raise ``_VERSION``, so that old trees
     are made again."""

@@ -1,25 +1,33 @@
 """The demo runs from end to end, twice, and reports what it did."""
 
+import fcntl
 import importlib.util
 import json
+import os
 import re
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from forked_tool import ForkedTool
+from forked_tool import PATIENCE, ForkedTool
 from mmengine.config import Config
 from PIL import Image
+
+from mmdmt.config import resolve_config
+from mmdmt.engine.runners import MutualTrainingRunner
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = [
     'labeled only',
-    'labeled only, member a',
-    'labeled only, member b',
+    'labeled only (DMT round 0, member a)',
+    'labeled only (DMT round 0, member b)',
     'DMT round 1, member a',
     'DMT round 1, member b',
     'DMT round 2, member a',
     'DMT round 2, member b',
+    'Mean Teacher',
 ]
 
 
@@ -33,6 +41,11 @@ def _load_tool():
 @pytest.fixture(scope='module')
 def demo():
     return _load_tool()
+
+
+def _configs(demo, work_dir, seed=0, quick=False):
+    args = demo.argparse.Namespace(work_dir=work_dir, seed=seed, quick=quick)
+    return demo.make_configs(args, work_dir / 'scenes')
 
 
 def _run(work_dir, *args):
@@ -54,18 +67,28 @@ def test_table_on_the_screen_and_in_files(finished):
     rows = json.loads((work_dir / 'results.json').read_text())['rows']
     assert [row['method'] for row in rows] == METHODS
     assert len({row['labels'] for row in rows}) == 1
-    steps = {row['method']: row['steps'] for row in rows}
-    # The baseline has as many steps as either member of DMT at the end.
-    assert steps['labeled only'] == steps['DMT round 2, member a']
-    assert steps['labeled only'] == steps['DMT round 2, member b']
-    assert all(0 <= row['miou'] <= 100 and row['seconds'] > 0 for row in rows)
+    assert all(0 <= row['miou'] <= 100 for row in rows)
+    baseline = rows[0]
+    for row in rows[1:]:
+        if row['steps'] == baseline['steps']:
+            assert row['difference'] == pytest.approx(row['miou'] - baseline['miou'])
+        else:
+            assert row['difference'] is None
+    compared = [row['method'] for row in rows if row['difference'] is not None]
+    assert compared == ['DMT round 2, member a', 'DMT round 2, member b', 'Mean Teacher']
 
 
 def test_progress_is_visible(finished):
     _, out = finished
     assert '== Training in' in out and '== Pictures' in out
-    for stage in ('Painting scenes', 'stage_0_a', 'stage_2_b'):
-        assert f'{stage}: 100%' in out
+    for run in (
+        'Painting scenes',
+        'DMT stage_0_a',
+        'DMT stage_2_b',
+        'Mean Teacher',
+        'labeled only',
+    ):
+        assert f'{run}: 100%' in out
 
 
 def test_pictures(finished):
@@ -77,7 +100,7 @@ def test_pictures(finished):
 
 def test_exported_models_need_no_mmdmt(finished):
     work_dir, _ = finished
-    for name in ('labeled_only', 'dmt'):
+    for name in ('labeled_only', 'dmt', 'online'):
         text = (work_dir / 'exported' / name / 'segmentor.py').read_text()
         assert 'mmdmt' not in text
 
@@ -85,7 +108,7 @@ def test_exported_models_need_no_mmdmt(finished):
 def test_second_run_trains_nothing_and_prints_the_same(finished):
     work_dir, _ = finished
     before = {p: p.stat().st_mtime_ns for p in work_dir.rglob('iter_*.pth')}
-    again = _run(work_dir)
+    again = _run(work_dir, '--jobs', '1')
     assert {p: p.stat().st_mtime_ns for p in work_dir.rglob('iter_*.pth')} == before
     assert not re.search(r'stage_\w+: +\d+%', again)
     assert (work_dir / 'results.md').read_text() in again + '\n'
@@ -93,47 +116,158 @@ def test_second_run_trains_nothing_and_prints_the_same(finished):
 
 def test_other_settings_start_again(finished, demo, capsys):
     work_dir, _ = finished
-    args = demo.argparse.Namespace(work_dir=work_dir, seed=0, quick=True, fresh=False)
-    cfg = demo.baseline_config(demo.dmt_config(args, work_dir / 'scenes'), args)
-    cfg.mutual.supervised.max_iters = 2
-    demo.init_default_scope('mmseg')
-    demo.train(cfg, fresh=False)
+    configs = _configs(demo, work_dir, quick=True)
+    for cfg in configs.values():
+        demo.keep_or_clear(cfg, fresh=False)
+    assert 'starting again' not in capsys.readouterr().out
+    kept = {name: Path(cfg.work_dir, 'settings.json').read_bytes() for name, cfg in configs.items()}
+    folder = work_dir.parent / 'copied'
+    folder.mkdir()
+    (folder / 'settings.json').write_bytes(kept['online'])
+    (folder / 'iter_7.pth').touch()
+    configs['online'].merge_from_dict(dict(work_dir=str(folder), max_iters=1))
+    demo.keep_or_clear(configs['online'], fresh=False)
     assert 'starting again' in capsys.readouterr().out
-    assert (work_dir / 'labeled_only' / 'stage_0_a' / 'iter_2.pth').exists()
+    assert not (folder / 'iter_7.pth').exists()
+
+
+def test_only_what_is_missing_is_trained_again(finished, demo):
+    """A run that was interrupted goes on: with the stages and runs that are not finished."""
+    work_dir, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in work_dir.rglob('iter_*.pth')}
+    results = (work_dir / 'results.md').read_text()
+    lost = [p for p in before if 'online' in p.parts or 'stage_2_b' in p.parts]
+    assert len(lost) == 2
+    for path in lost:
+        path.unlink()
+    _run(work_dir)
+    after = {p: p.stat().st_mtime_ns for p in work_dir.rglob('iter_*.pth')}
+    assert {p for p in before if after[p] != before[p]} == set(lost)
+    assert (work_dir / 'results.md').read_text() == results
+
+
+def test_failure_of_one_run_ends_all_and_is_named(tmp_path):
+    broken = tmp_path / 'out' / 'dmt' / 'stage_0_b'
+    broken.parent.mkdir(parents=True)
+    broken.write_text('a file where a folder has to be')
+    settings = tmp_path / 'out' / 'dmt' / 'settings.json'
+    demo = _load_tool()
+    demo.generate(tmp_path / 'out' / 'scenes', seed=0, progress=False, **demo.QUICK_SCENES)
+    cfg = _configs(demo, tmp_path / 'out', quick=True)['dmt']
+    settings.write_text(demo.settings_of(cfg))
+    log = tmp_path / 'demo.log'
+    tool = ForkedTool('demo.py', '--quick', '--work-dir', tmp_path / 'out', log=log)
+    out = tool.finish(check=False)
+    assert tool.process.exitcode == 1
+    assert 'stage_0_b failed (exit code 1), see above.' in out
+    assert 'stage_0_b' in out.split('Traceback')[1]
+    assert not (tmp_path / 'out' / 'results.md').exists()
+    assert not (tmp_path / 'out' / 'labeled_only' / 'iter_7.pth').exists()
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_runs_end_with_the_demo(tmp_path, number):
+    log = tmp_path / 'demo.log'
+    tool = ForkedTool('demo.py', '--quick', '--work-dir', tmp_path / 'out', log=log)
+    end = time.monotonic() + PATIENCE
+    while 'DMT stage_0_a' not in log.read_text(errors='replace') and time.monotonic() < end:
+        time.sleep(0.1)
+    os.kill(tool.process.pid, number)
+    tool.finish(check=False)
+    assert tool.process.exitcode != 0
+    stages = tmp_path / 'out' / 'dmt'
+    lock = stages / '.stage_0_a.lock'
+    with open(lock) as file:  # nobody holds it any more
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_runs_wait_for_what_they_need_and_no_more_run_than_asked_for(demo, tmp_path, monkeypatch):
+    events = []
+
+    class FakeContext:
+        def RLock(self):
+            return None
+
+        def Process(self, target, args, daemon):
+            return FakeProcess(args[0].name, args[2])
+
+    class FakeProcess:
+        exitcode = 0
+        open = []
+
+        def __init__(self, name, lane):
+            self.name, self.lane, self.sentinel = name, lane, name
+
+        def start(self):
+            self.open.append(self.name)
+            events.append((self.name, self.lane, len(self.open)))
+
+        def join(self):
+            self.open.remove(self.name)
+
+    monkeypatch.setattr(demo, 'process_context', FakeContext)
+    monkeypatch.setattr(demo, 'wait', lambda sentinels: sentinels[:1])
+    runs = demo.plan(_configs(demo, tmp_path))
+    for jobs in (1, 2, 3):
+        events.clear()
+        demo.train_all(runs, jobs, tmp_path / 'scores')
+        order = [name for name, _, _ in events]
+        assert sorted(order) == sorted(run.name for run in runs)
+        assert all(order.index(n) < order.index(run.name) for run in runs for n in run.needs)
+        assert max(together for _, _, together in events) == jobs
+        assert {lane for _, lane, _ in events} == set(range(jobs))
 
 
 def test_seed_changes_data_and_both_members(demo, tmp_path):
     seeds = []
     for seed in (0, 1, 2):
-        args = demo.argparse.Namespace(work_dir=tmp_path, seed=seed, quick=False)
-        cfg = demo.dmt_config(args, tmp_path)
+        cfg = _configs(demo, tmp_path, seed)['dmt']
         seeds += [member.seed for member in cfg.mutual.members]
     assert len(set(seeds)) == 6
 
 
-def test_members_and_baseline_train_alike(demo, tmp_path):
-    """Nothing but the unlabeled images and the loss sets DMT apart."""
-    args = demo.argparse.Namespace(work_dir=tmp_path, seed=0, quick=False)
-    dmt = demo.dmt_config(args, tmp_path)
-    baseline = demo.baseline_config(dmt, args)
-    different = {key for key in dmt if dmt[key] != baseline[key]}
-    assert different == {'work_dir', 'mutual'}
-    rounds = len(dmt.mutual.ratios) * dmt.mutual.round.max_iters
-    assert baseline.mutual.supervised.max_iters == dmt.mutual.supervised.max_iters + rounds
-    assert dmt.mutual.members[0].seed == baseline.mutual.members[0].seed
+def test_every_student_takes_as_many_steps_of_as_many_images(demo, tmp_path):
+    """Of the configs that are trained; nothing but the method sets them apart."""
+    configs = _configs(demo, tmp_path)
+    runner = MutualTrainingRunner.from_cfg(configs['dmt'])
+    stages = [runner.builder.build(stage, str(tmp_path)) for stage in runner.plan.stages]
+    steps = {}
+    for stage, cfg in zip(runner.plan.stages, stages):
+        steps[stage.member] = steps.get(stage.member, 0) + cfg.train_cfg.max_iters
+    plain = [resolve_config(configs[name]) for name in ('labeled_only', 'online')]
+    baseline, online = plain
+    assert {*steps.values(), *(cfg.train_cfg.max_iters for cfg in plain)} == {steps['a']}
+    assert {cfg.train_dataloader.batch_size for cfg in (*plain, *stages)} == {8}
+    assert len(baseline.train_dataloader.dataset.datasets) == 1
+    assert online.model.segmentor == baseline.model
+    assert stages[0].model.backbone == baseline.model.backbone
+    for key in ('optim_wrapper', 'param_scheduler', 'randomness', 'val_dataloader'):
+        assert online[key] == baseline[key], key
+    assert stages[0].optim_wrapper == baseline.optim_wrapper
+    assert stages[0].randomness.seed == baseline.randomness.seed
+    labeled = [cfg.train_dataloader.dataset.datasets[0] for cfg in (*plain, *stages)]
+    assert all(source == labeled[0] for source in labeled)
+    planned = {run.name: run.steps for run in demo.plan(configs)}
+    assert {planned[name] for name in ('labeled_only', 'online', 'stage_2_a')} == {steps['a']}
 
 
-def test_supervised_config_is_the_one_dmt_starts_from():
+def test_supervised_config_is_the_one_the_others_start_from():
     folder = ROOT / 'configs'
     first = Config.fromfile(folder / 'supervised' / 'fcn_unet_toy-scenes-96x96.py')
     second = Config.fromfile(folder / 'dmt' / 'dmt_fcn_unet_toy-scenes-96x96.py')
     assert first.model == second.model and first.optim_wrapper == second.optim_wrapper
-    assert first.max_iters == second.mutual.supervised.max_iters
     assert list(first.source_ratio) == [1, 0]
 
 
 def test_table_is_aligned(demo):
-    rows = [demo.Row('a', 24, 5, 12.345, 9.6), demo.Row('longer name', 24, 500, 2.0, 100.2)]
+    rows = [demo.Row('a', 24, 5, 12.345, None), demo.Row('longer name', 24, 500, 2.0, -1.25)]
     lines = demo.table(rows).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert lines[2].split('|')[4].strip() == '12.3' and lines[3].split('|')[5].strip() == '100 s'
+    assert lines[2].split('|')[4].strip() == '12.3' and lines[3].split('|')[5].strip() == '-1.2'
+
+
+def test_jobs_have_to_be_some(demo, monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['demo.py', '--jobs', '0'])
+    with pytest.raises(SystemExit):
+        demo.parse_args()
+    assert '--jobs 0: choose 1 or more' in capsys.readouterr().err

@@ -19,14 +19,18 @@ class ProgressBarHook(Hook):
         title (str, optional): Text before the bar. Defaults to the name of the work dir.
         interval (int): The loss is read every n-th iteration, because reading it makes the
             program wait for a GPU. Defaults to 20.
+        position (int, optional): Line of the bar, where several processes share a terminal.
     """
 
     # After the hooks that prepare the training: time spent on labeling is no iteration.
     priority = 'VERY_LOW'
 
-    def __init__(self, title: Optional[str] = None, interval: int = 20) -> None:
+    def __init__(
+        self, title: Optional[str] = None, interval: int = 20, position: Optional[int] = None
+    ) -> None:
         self.title = title
         self.interval = interval
+        self.position = position
         self._bar: Optional[tqdm] = None
 
     def before_train(self, runner: Runner) -> None:
@@ -37,6 +41,7 @@ class ProgressBarHook(Hook):
             desc=self.title or osp.basename(osp.normpath(runner.work_dir)),
             unit='it',
             mininterval=1.0,
+            position=self.position,
             disable=not is_main_process(),
         )
 
