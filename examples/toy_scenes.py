@@ -197,14 +197,19 @@ def _write_list(path: Path, ids: List[str]) -> None:
     path.write_text(''.join(f'{line}\n' for line in ids))
 
 
-def main() -> None:
-    """Write the dataset that the command line asks for."""
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description='Paint scenes, their masks and lists of them.')
     parser.add_argument('root', help='folder to write')
     parser.add_argument('--seed', type=int, default=0, help='other scenes, other labels')
     parser.add_argument('--labeled', type=int, default=24, help='number of labeled scenes')
     parser.add_argument('--style', choices=STYLES, default='day', help='light of the scenes')
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Write the dataset that the command line asks for."""
+    args = parse_args()
     print(generate(args.root, seed=args.seed, num_labeled=args.labeled, style=args.style))
 
 
