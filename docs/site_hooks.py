@@ -8,7 +8,7 @@ the site. Files of the repository that a page links to are copied.
 import ast
 import re
 from pathlib import Path
-from typing import Iterator, List
+from typing import Dict, Iterator, List
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -36,8 +36,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, f'api/{name}.md', content=text))
     configs = [file.relative_to(ROOT).as_posix() for file in pages if 'configs' in file.parts]
     config.nav.append({'Configs': configs})
-    config.nav.append({'API': [f'api/{name}.md' for name in reference]})
+    config.nav.append({'API': api_nav(reference)})
     return files
+
+
+def api_nav(reference: List[str]) -> list:
+    """Pages of the API, those of a package together, without what all of a package begin with."""
+    packages: Dict[str, list] = {}
+    for name in reference:
+        package, _, rest = name.removeprefix('mmdmt.').partition('.')
+        packages.setdefault(package, []).append({rest or package: f'api/{name}.md'})
+    return [{package: pages} if len(pages) > 1 else pages[0] for package, pages in packages.items()]
 
 
 def _copied(config: MkDocsConfig, path: Path) -> File:
