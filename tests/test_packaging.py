@@ -6,7 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import venv
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -106,6 +108,29 @@ def test_installed_package_finds_its_configs_and_tools(wheel, tmp_path):
     configs, tools = _python('-c', code, cwd=tmp_path).split()
     assert Path(configs) == wheel / 'mmdmt' / '.mim' / 'configs'
     assert (Path(tools) / 'demo.py').is_file()
+
+
+def test_the_wheel_works_in_a_fresh_environment(wheel, tmp_path):
+    """Installed by pip; only what the package needs comes from the environment of the tests."""
+    venv.create(tmp_path / 'env', with_pip=False)
+    python = tmp_path / 'env' / ('Scripts' if os.name == 'nt' else 'bin') / 'python'
+    built = str(next(wheel.parent.glob('*.whl')))
+    install = ['-m', 'pip', '--python', str(python), 'install', '--no-deps', '--no-index', built]
+    _python(*install, cwd=tmp_path)
+    code = 'import sysconfig; print(sysconfig.get_path("purelib"))'
+    own = Path(subprocess.check_output([python, '-c', code], text=True).strip())
+    (own / 'hosts.pth').write_text(sysconfig.get_path('purelib'))
+    code = (
+        'import mmdmt\nfrom mmdmt.files import shipped_dir\n'
+        'print(mmdmt.__file__, shipped_dir("tools"), shipped_dir("configs"), sep="\\n")'
+    )
+    env = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    run = dict(cwd=tmp_path, env=env, text=True)
+    package, tools, configs = subprocess.check_output([python, '-c', code], **run).split()
+    assert all(own in Path(path).parents for path in (package, tools, configs))
+    config = Path(configs) / 'mean_teacher' / 'mean-teacher_fcn_unet_toy-shift-96x96.py'
+    command = [python, Path(tools) / 'train.py', config, '--print-config']
+    assert "type='mmdmt.MeanTeacher'" in subprocess.check_output(command, **run)
 
 
 def test_a_second_build_drops_deleted_configs(tree, wheel):
