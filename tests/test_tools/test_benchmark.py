@@ -261,7 +261,8 @@ def test_list_shows_steps_passes_and_times(project, finished):
     lines = {line.split('|')[1].strip(): line for line in text.splitlines() if '/seed_' in line}
     assert len(lines) == 8
     cells = [cell.strip() for cell in lines['4_fold_0/dmt/seed_1'].split('|')][2:6]
-    assert cells[:3] == ['done', '2 + 1', str(STEPS * 24)] and cells[3].endswith(' s')
+    assert cells[:3] == ['done', '2 + 1', str(STEPS * 24)]
+    assert re.fullmatch(r'\d+ (s|min)', cells[3])  # on a busy machine it is minutes
     cells = [cell.strip() for cell in lines['4_fold_0/broken/seed_0'].split('|')][2:6]
     assert cells == ['failed', '3', str(STEPS * 12), '?']
     text = start(project, out, '--dry-run', '--shard', '1/2').finish()
