@@ -27,6 +27,8 @@ _context.set_forkserver_preload(
 
 def _run(tool, args, log, environment):
     os.environ.update(environment)
+    # As in a terminal: tests that a shell runs in the background would hand on that it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Paths that child processes of the tool need too.
     sys.path[:0] = [path for path in environment.get('PYTHONPATH', '').split(os.pathsep) if path]
     with open(log, 'ab', buffering=0) as stream:

@@ -20,6 +20,7 @@ NAMES = sorted(path.stem for path in (CONFIGS / '_base_' / 'models').glob('*.py'
 OFFLINE = {'model.backbone.init_cfg': None, 'model.pretrained': None}
 OFFLINE_TIMM = {'model.backbone.pretrained': False}
 TIMM = [name for name in NAMES if 'timm' in name or 'dino' in name]
+FROM_SCRATCH = ['fcn_unet-s2']
 
 
 # These differ from a trained one in the number of their layers and channels alone.
@@ -43,6 +44,7 @@ MILLIONS = {
     'dpt_dinov3-base': 96.3,
     'dpt_dinov3-large': 333.1,
     'dpt_dinov3-small': 24.3,
+    'fcn_unet-s2': 1.62,
     'segformer_mit-b0': 3.72,
     'segformer_mit-b1': 13.7,
     'segformer_mit-b2': 24.7,
@@ -145,6 +147,9 @@ def test_settings_that_all_share(name):
 def test_pretrained_weights_are_set_in_one_place(name):
     cfg = Config.fromfile(CONFIGS / '_base_' / 'models' / f'{name}.py')
     assert cfg.model.get('pretrained') is None
+    if name in FROM_SCRATCH:
+        assert 'init_cfg' not in cfg.model.backbone and 'init_cfg' not in cfg.model
+        return
     assert cfg.model.backbone.init_cfg.type == 'Pretrained'
     checkpoint = cfg.model.backbone.init_cfg.checkpoint
     assert checkpoint.startswith(('torchvision://', 'open-mmlab://', 'mmcls://', 'https://'))

@@ -1,5 +1,6 @@
 """The demo runs from end to end, twice, and reports what it did."""
 
+import copy
 import fcntl
 import importlib.util
 import json
@@ -234,7 +235,7 @@ def test_every_student_takes_as_many_steps_of_as_many_images(demo, tmp_path):
     steps = {}
     for stage, cfg in zip(runner.plan.stages, stages):
         steps[stage.member] = steps.get(stage.member, 0) + cfg.train_cfg.max_iters
-    plain = [resolve_config(configs[name]) for name in ('labeled_only', 'online')]
+    plain = [resolve_config(copy.deepcopy(configs[name])) for name in ('labeled_only', 'online')]
     baseline, online = plain
     assert {*steps.values(), *(cfg.train_cfg.max_iters for cfg in plain)} == {steps['a']}
     assert {cfg.train_dataloader.batch_size for cfg in (*plain, *stages)} == {8}
