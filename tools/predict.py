@@ -17,6 +17,7 @@ import json
 import os
 import os.path as osp
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -33,6 +34,8 @@ from tqdm import tqdm
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.checks import listed
+from mmdmt.datasets.rasters import is_windowed, raster_info
+from mmdmt.evaluation.large_images import NO_CLASS, predict_large
 from mmdmt.evaluation.visualization import overlay_label
 from mmdmt.export.loading import LoadedSegmentor, find_checkpoint, load_segmentor
 from mmdmt.files import atomic_path, require_writable, write_text_atomically
@@ -41,6 +44,9 @@ from mmdmt.registry import TRANSFORMS
 
 KINDS = dict(mask='masks', overlay='overlays', confidence='confidence')
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm', '.npy'}
+
+# Steps of a test pipeline that load an image and leave it as it is.
+AS_IT_IS = {'LoadImageFromFile', 'LoadBands', 'PackSegInputs', 'PackSemiInputs'}
 
 
 class Item(NamedTuple):
@@ -207,19 +213,26 @@ class Writer:
             label = (probs[1] > self.threshold).long()
             confidence = probs.gather(0, label[None])[0]
         label = label.cpu().numpy()
-        if 'confidence' in self.kinds:
-            gray = (confidence.clamp(0, 1) * 255).round().byte().cpu().numpy()
-            self._save(self.path('confidence', item), Image.fromarray(gray))
+        gray = (confidence.clamp(0, 1) * 255).round().byte().cpu().numpy()
         if 'overlay' in self.kinds:
             image = to_rgb(loaded, label.shape)
             painted = overlay_label(image, label, self.palette, alpha=0.5)
             self._save(self.path('overlay', item), Image.fromarray(painted))
-        if 'mask' in self.kinds:  # last: an image with a mask is finished
-            self._save(self.path('mask', item), self._mask(label))
+        self.write_classes(item, label, gray)
         return np.bincount(label.ravel(), minlength=len(probs))
 
+    def write_classes(self, item: Item, label: np.ndarray, gray: Optional[np.ndarray]) -> None:
+        """Write class ids (H, W), 255 where nothing was measured, and confidence if wanted."""
+        if 'confidence' in self.kinds:
+            self._save(self.path('confidence', item), Image.fromarray(gray))
+        if 'mask' in self.kinds:  # last: an image with a mask is finished
+            self._save(self.path('mask', item), self._mask(label))
+
     def _mask(self, label: np.ndarray) -> Image.Image:
-        values = label if self.values is None else self.values[label]
+        values = label
+        if self.values is not None:
+            values = self.values[np.minimum(label, len(self.values) - 1)]
+            values[label >= len(self.values)] = NO_CLASS
         largest = values.max() if values.size else 0
         mask = Image.fromarray(values.astype(np.uint8 if largest < 256 else np.uint16))
         if self.colors is not None and largest < 256:
@@ -285,16 +298,62 @@ def use_windows(model: torch.nn.Module, side: int) -> None:
             )
 
 
+def goes_by_windows(args: argparse.Namespace, loaded: LoadedSegmentor, item: Item) -> bool:
+    """Whether an image is larger than a window, and can be read and predicted by windows.
+
+    Only TIFF and ``.npy`` can be read so. Views, overlays and other sizes need all of an image, a
+    head with a threshold is not for means; ``LoadImageFromFile`` makes 8-bit colors of all TIFFs.
+    """
+    steps = [str(step['type']).split('.')[-1] for step in loaded.pipeline]
+    whole = args.tta or 'overlay' in args.save or loaded.threshold is not None
+    if not args.window or whole or set(steps) - AS_IT_IS or not is_windowed(str(item.path)):
+        return False
+    try:
+        info = raster_info(str(item.path))
+    except (OSError, ValueError):  # said where it is loaded
+        return False
+    colors = info.dtype == np.uint8 and info.bands in (3, 4)
+    colors = colors and loaded.pipeline[0].get('color_type', 'color') == 'color'
+    return max(info.height, info.width) > args.window and (steps[0] == 'LoadBands' or colors)
+
+
+def predict_windows(
+    args: argparse.Namespace, loaded: LoadedSegmentor, item: Item, writer: Writer
+) -> np.ndarray:
+    """Predict and write an image of which one window at a time is loaded; pixels of each class."""
+    with tempfile.TemporaryDirectory(dir=args.out) as folder:
+        label, sure = (osp.join(folder, name) for name in ('label.npy', 'sure.npy'))
+        wanted = sure if 'confidence' in args.save else None
+        settings = dict(load=loaded.pipeline[0], confidence_path=wanted, amp=args.amp)
+        facts = predict_large(loaded.model, str(item.path), label, args.window, 1 / 3, **settings)
+        gray = None
+        if wanted:
+            gray = np.empty((facts['height'], facts['width']), np.uint8)
+            for row, values in zip(gray, np.load(sure, mmap_mode='r')):
+                row[:] = (values.clip(0, 1) * 255).round()
+        writer.write_classes(item, np.load(label), gray)
+    return np.array([facts['pixels'].get(index, 0) for index in range(len(loaded.classes))])
+
+
 def predict(
     args: argparse.Namespace, loaded: LoadedSegmentor, items: List[Item], writer: Writer
 ) -> Tuple[np.ndarray, Dict[Item, str]]:
     """Predict and write images; pixels of each class, and what went wrong with which image."""
+    large = [item for item in items if goes_by_windows(args, loaded, item)]
+    items = [item for item in items if item not in set(large)]
     images = Images(items, loaded.pipeline, 'overlay' in args.save)
     loader = DataLoader(images, args.batch_size, num_workers=args.workers, collate_fn=list)
     tta = dict(flip=True, scales=[0.75, 1.0, 1.25]) if args.tta else None
     pixels, failed = np.zeros(len(loaded.classes), np.int64), {}
     # None: no bar where the output is no terminal.
-    with tqdm(total=len(items), unit='image', disable=None, file=sys.stderr) as bar:
+    total = len(items) + len(large)
+    with tqdm(total=total, unit='image', disable=None, file=sys.stderr) as bar:
+        for item in large:
+            try:
+                pixels += predict_windows(args, loaded, item, writer)
+            except Exception as error:
+                failed[item] = f'{type(error).__name__}: {error}'
+            bar.update()
         for batch in loader:
             broken = [(items[i], found) for i, found, _ in batch if isinstance(found, str)]
             failed.update(broken)

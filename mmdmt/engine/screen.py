@@ -7,6 +7,8 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Dict, List, Optional
 
@@ -32,8 +34,18 @@ class Screen:
     #: Steps of all stages of a chain, the current one, and what it is called; empty for a run.
     lengths: List[int] = []
     index = 0
-    introduced = False  # the facts of a run have been shown
+    introduced = False  # the facts of a stage have been shown
     _open = False  # a line of progress that may be overwritten
+
+    @classmethod
+    @contextmanager
+    def chain(cls, lengths: List[int]) -> Iterator[None]:
+        """Count the stages of a chain; what runs after it in this process is on its own."""
+        cls.lengths, cls.index, cls.introduced = lengths, 0, False
+        try:
+            yield
+        finally:
+            cls.lengths, cls.index, cls.introduced = [], 0, False
 
     @classmethod
     def progress(cls, text: str) -> None:
@@ -110,7 +122,7 @@ class ScreenHook(Hook):
         """Show what is trained; the clock starts."""
         if not Screen.introduced:  # stages of a chain differ in little
             show(_facts(runner))
-        Screen.introduced = True
+        Screen.introduced = bool(Screen.lengths)
         self._began = self._shown = time.monotonic()
         self._first = runner.iter
 

@@ -155,15 +155,16 @@ class _Reader:
         self.flip = not own and load.get('color_type', 'color') != 'unchanged'
         nodata = load.get('nodata') if own else None
         self.nodata = raster_info(path).nodata if nodata is None else nodata
-        self.fill = load.get('fill', 0.0) if own else 0.0
+        self.fills, self.fill = own, load.get('fill', 0.0) if own else 0.0
 
     def read(self, window: Tuple[int, int, int, int]) -> Tuple[Tensor, np.ndarray]:
         """Image (C, h, w), and where (h, w) no band was measured."""
         image = read_raster(self.path, self.bands, window)
-        missing = np.isnan(image) if image.dtype.kind == 'f' else np.zeros(image.shape, bool)
+        missing = np.isnan(image)
         if self.nodata is not None:
             missing |= image == self.nodata
-        image = np.where(missing, np.float32(self.fill), image.astype(np.float32))
+        filled = missing if self.fills else np.isnan(image)  # as the step does, or not at all
+        image = np.where(filled, np.float32(self.fill), image.astype(np.float32))
         if self.flip:  # as LoadImageFromFile: three channels in BGR, no alpha
             image = image[..., [2, 1, 0]] if image.shape[2] > 2 else image[..., [0, 0, 0]]
         tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -86,7 +86,7 @@ def _view(
 
 def _predict(model: BaseSegmentor, batch: Batch, amp: bool) -> List[Tensor]:
     data = model.data_preprocessor(batch, False)
-    device = next(model.parameters()).device  # an ensemble's images are a list
+    device = data['inputs'][0].device  # an ensemble's images are a list
     with torch.autocast(device.type, enabled=amp):
         samples = model.predict(data['inputs'], data['data_samples'])
     return [class_probabilities(sample) for sample in samples]

@@ -1,13 +1,11 @@
 """Chains of classification run by tools/train.py: killed, in two processes, at mixed precision."""
 
-import importlib.util
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
-from forked_tool import ROOT, ForkedTool, forked_ranks
+from forked_tool import ForkedTool, forked_ranks
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from tiny_classification import RUNTIME, classification_config, make_folders, mutual_classification
@@ -123,16 +121,11 @@ def test_a_chain_killed_in_a_round_ends_with_the_same_network(tree, finished, tm
         assert ledger(tmp_path)[name]['metrics'] == entry['metrics']
 
 
-def test_the_table_of_stages(finished, capsys, monkeypatch):
-    spec = importlib.util.spec_from_file_location('train_tool', ROOT / 'tools' / 'train.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    args = ['train.py', str(finished / 'chain.py'), '--amp', '--list-stages']
-    monkeypatch.setattr(sys, 'argv', args)
-    monkeypatch.syspath_prepend(str(finished))
-    (finished / 'chain_hook.py').write_text('')  # nothing is trained
-    tool.main()
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+def test_the_table_of_stages(tree, finished, tmp_path):
+    args = (finished / 'chain.py', '--amp', '--list-stages')
+    # In a process of its own: the tool makes the terminal of its process quiet.
+    tool = ForkedTool('train.py', *args, log=tmp_path / 'log', quiet=True, PYTHONPATH=str(tree))
+    rows = [line.split() for line in tool.finish().splitlines()]
     assert [row[0] for row in rows if row and row[0].startswith('stage_')] == [
         'stage_0_a',
         'stage_1_a',

@@ -4,6 +4,7 @@ import pytest
 from forked_tool import ForkedTool
 from tiny_project import base_config, make_tree, mean_teacher, mutual, write_config
 
+from mmdmt.engine import screen
 from mmdmt.engine.screen import Screen
 
 
@@ -54,6 +55,14 @@ def test_a_chain_says_which_of_its_stages_is_on(tree, tmp_path):
     assert printed.count('All stages:') == 1
 
 
+def test_what_runs_after_a_chain_is_no_stage_of_it():
+    with pytest.raises(KeyboardInterrupt), Screen.chain([4, 4, 2]):
+        Screen.index, Screen.introduced = 2, True
+        assert screen._stage() == 'stage 3 of 3: '
+        raise KeyboardInterrupt
+    assert screen._stage() == '' and not Screen.introduced
+
+
 def test_missing_weights_are_one_clear_error(tree, tmp_path):
     cfg = mean_teacher(base_config(tree, tmp_path / 'run', max_iters=2))
     absent = dict(type='Pretrained', checkpoint=str(tmp_path / 'absent.pth'))
@@ -101,8 +110,6 @@ def test_progress_is_one_line_on_a_terminal_and_plain_lines_elsewhere(monkeypatc
 
 
 def test_the_time_that_is_left_counts_the_stages_that_follow(monkeypatch):
-    from mmdmt.engine import screen
-
     class Runner:
         max_iters = 100
 

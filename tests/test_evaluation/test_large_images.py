@@ -151,6 +151,22 @@ def test_color_images_are_read_as_the_pipeline_of_the_model_reads_them(tmp_path)
         assert np.array_equal(np.load(tmp_path / 'out.npy'), expected)
 
 
+def test_a_color_that_is_nodata_in_one_band_stays_as_the_pipeline_loads_it(tmp_path):
+    torch.manual_seed(0)
+    model = build_segmentor(tiny_segmentor(num_classes=3)).eval()
+    image = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    image[10:30, 10:30, 0] = 255
+    image[0, 0] = 255
+    path = write_geotiff(tmp_path / 'a.tif', image, nodata=255)
+    out, sure = (str(tmp_path / name) for name in ('out.npy', 'sure.npy'))
+    predict_large(model, str(path), out, 64, confidence_path=sure)
+    expected = whole(model, image[..., ::-1])
+    label = expected.argmax(0)
+    label[0, 0] = 255
+    assert np.array_equal(np.load(out), label)
+    np.testing.assert_allclose(np.load(sure)[1:], expected.max(0)[1:], atol=1e-6)
+
+
 def test_bad_settings(tmp_path):
     path = str(write_geotiff(tmp_path / 'a.tif', scene(40, 40)))
     model = four_bands()

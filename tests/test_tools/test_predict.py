@@ -10,10 +10,12 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image
+from tiny_bands import write_geotiff
 from tiny_models import tiny_segformer
 from tiny_project import PALETTE, ROOT, base_config, make_tree, mean_teacher
 
 from mmdmt.checkpoint import UntrustedCheckpointError, save_atomically
+from mmdmt.evaluation.large_images import predict_large
 from mmdmt.export.loading import load_segmentor
 from mmdmt.export.segmentor import export_segmentor
 from mmdmt.registry import MODELS
@@ -275,6 +277,57 @@ def test_a_head_of_one_channel_has_its_own_threshold(predict, tree, images, tmp_
 def test_windows_and_flips_predict_too(predict, checkpoint, images, tmp_path):
     assert predict(checkpoint, images / 'a.png', '--window', 16, '--tta')[0] == 0
     assert read(tmp_path / 'out/masks/a.png').shape == (32, 40)
+
+
+@pytest.mark.parametrize('values', [False, True])
+def test_of_a_large_tiff_only_windows_are_read(
+    predict, tree, images, tmp_path, monkeypatch, values
+):
+    cfg = config(tree)
+    cfg.test_dataloader.dataset.pipeline[0] = dict(type='mmdmt.LoadBands')
+    if values:
+        cfg.test_dataloader.dataset.pipeline[1].reduce_zero_label = True
+    model = MODELS.build(cfg.model.copy())
+    always(model.teacher, 2)
+    path = save(cfg, tmp_path / 'bands.pth', model)
+    pixels = np.random.default_rng(0).integers(1, 256, (40, 50, 3)).astype(np.uint8)
+    pixels[:20] = 0
+    write_geotiff(images / 'large.tif', pixels, nodata=0)
+    write_geotiff(images / 'small.tif', pixels[-16:, -16:])
+    (images / 'broken.tif').write_bytes(b'no image')
+    seen = []
+
+    def spied(model, path, *args, **settings):
+        seen.append(path)
+        return predict_large(model, path, *args, **settings)
+
+    monkeypatch.setattr(tool, 'predict_large', spied)
+    given = ('--window', 16, '--save', 'mask', 'confidence')
+    given += ('--original-values',) if values else ()
+    code, printed = predict(path, images, *given)
+    assert code == '1 of 6 images failed' and 'broken.tif' in printed.err
+    assert seen == [str(images / 'large.tif')]  # of others there are no windows to be read
+    label = 3 if values else 2
+    out = tmp_path / 'out'
+    mask = read(out / 'masks/large.png')
+    assert mask.shape == (40, 50) and (mask[:20] == 255).all() and (mask[20:] == label).all()
+    assert (read(out / 'masks/small.png') == label).all()
+    expected = round(255 * np.exp(2) / (np.exp(2) + 3))
+    confidence = read(out / 'confidence/large.png')
+    assert (confidence[:20] == 0).all() and (confidence[20:] == expected).all()
+    assert 'class shares: c 100.0%' in printed.out
+    assert not [found for found in out.iterdir() if found.name.startswith('tmp')]
+
+
+@pytest.mark.parametrize('option', ['--tta', '--save=overlay', ''])
+def test_what_needs_a_whole_tiff_reads_it(
+    predict, checkpoint, images, tmp_path, monkeypatch, option
+):
+    monkeypatch.delattr(tool, 'predict_large')
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    write_geotiff(images / 'large.tif', pixels if option else pixels[..., 0])  # gray: made colors
+    code, printed = predict(checkpoint, images / 'large.tif', '--window', 16, *option.split())
+    assert code == 0, printed.err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,8 @@ def masks(tmp_path):
     return ['--class-aware', f'--mask-dir={tmp_path / "masks"}', '--mask-suffix=_gt.png']
 
 
-def test_class_aware(name_list, masks, tmp_path, capsys):
+def test_class_aware(name_list, masks, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
     sizes = ['--counts', '1', '2', '--denominators', '5', '--folds=2', '--num-classes=3']
     assert tool.main([name_list, out_dir(tmp_path), *masks, *sizes]) == 0
     for fold in range(2):

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -274,7 +273,7 @@ def map_in_threads(
     workers: Optional[int] = None,
     progress: bool = True,
 ) -> list[Result]:
-    """Apply a function to every item, in order, with a progress bar on stderr.
+    """Apply a function to every item, in order, with a progress bar where stderr is a terminal.
 
     Threads suffice: Pillow decodes without holding Python's lock.
     """
@@ -285,8 +284,6 @@ def map_in_threads(
         desc=title,
         unit='file',
         disable=None if progress else True,  # None: where there is no terminal
-        # In a log file every update is a piece of text, hence few of them.
-        mininterval=0.1 if sys.stderr.isatty() else 30,
     )
 
 

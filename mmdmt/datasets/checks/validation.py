@@ -45,7 +45,7 @@ def check_dataset(
         cache_file (str | Path, optional): JSON file that remembers sound files, so that the next
             check decodes only new and changed ones. Used when ``full``.
         workers (int, optional): Threads. Defaults to the number of cores, at most 8.
-        progress (bool): Show a progress bar on stderr. Defaults to True.
+        progress (bool): Show a progress bar where stderr is a terminal. Defaults to True.
 
     Returns:
         list[Problem]: Everything that is wrong; empty if all is well.

@@ -118,15 +118,13 @@ class MutualTrainingRunner:
         check_names(self.builder)
         from_main(self._dump_config)
         only = self.cfg.get('stage')
-        if Screen.quiet:
-            folders = {stage: osp.join(self.work_dir, stage.name) for stage in self.plan.stages}
-            lengths = [self.builder.build(*pair).train_cfg.max_iters for pair in folders.items()]
-            Screen.lengths = lengths
-        for stage in [self.plan.find(only)] if only else self.plan.stages:
-            Screen.index = self.plan.stages.index(stage)
-            self._run_unless_done(stage)
-            if only or stage.member == self.plan.member_names[-1]:
-                self._log(f'Stages after round {stage.round}:', table=True, on_screen=bool(only))
+        with Screen.chain(self._lengths() if Screen.quiet else []):
+            for stage in [self.plan.find(only)] if only else self.plan.stages:
+                Screen.index = self.plan.stages.index(stage)
+                self._run_unless_done(stage)
+                if only or stage.member == self.plan.member_names[-1]:
+                    title = f'Stages after round {stage.round}:'
+                    self._log(title, table=True, on_screen=bool(only))
         if not only and len(self.plan.members) > 1:
             for kind in ensemble_kinds(self.builder.mutual.get('ensemble', False)):
                 self._run_ensemble(kind)
@@ -135,6 +133,11 @@ class MutualTrainingRunner:
             self._log('All stages:', table=True)
             show(report)
         return from_main(self.ledger.read)
+
+    def _lengths(self) -> List[int]:
+        """Steps of each stage."""
+        folders = {stage: osp.join(self.work_dir, stage.name) for stage in self.plan.stages}
+        return [self.builder.build(*pair).train_cfg.max_iters for pair in folders.items()]
 
     def _conclude(self) -> str:
         """Rank 0: note which of the last round's checkpoints and the ensembles to use, and why."""

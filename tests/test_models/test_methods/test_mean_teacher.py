@@ -4,7 +4,6 @@ from tiny_models import semi_batch, tiny_segmentor
 
 from mmdmt.models.forward import dense_logits
 from mmdmt.models.methods import MeanTeacher
-from mmdmt.models.methods import mean_teacher as module
 
 
 def build(**settings):
@@ -85,7 +84,7 @@ def test_mixed_views_carry_labels_along(monkeypatch):
         seen['view'] = view
         return {}, view
 
-    monkeypatch.setattr(module, 'consistency_loss', watch)
+    monkeypatch.setattr(model, 'consistency', watch)
     monkeypatch.setattr(model, 'forward_student', forward_student)
     model.loss(inputs, samples)
     assert torch.equal(seen['view'][:, 0].long(), seen['targets'].label)

@@ -72,7 +72,7 @@ def test_a_pixel_from_a_partner_has_the_label_of_the_partner(monkeypatch):
     seen = []
     monkeypatch.setattr(unimatch, 'pseudo_label', lambda *args: others)
     monkeypatch.setattr(
-        unimatch, 'mean_over_views', lambda *args: seen.extend(args[1]) or (torch.zeros(()), {})
+        model, 'mean_consistency', lambda *args: seen.extend(args[1]) or (torch.zeros(()), {})
     )
     model.loss(inputs, samples)
     assert len(seen) == 2
