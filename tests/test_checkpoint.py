@@ -175,10 +175,11 @@ def test_is_complete_sees_cuts_and_flipped_bytes(tmp_path):
 
 @pytest.fixture
 def run(tmp_path):
-    """A work dir with checkpoints 2, 4 and 10, where 10 is the last."""
+    """A work dir with checkpoints 2, 4 and 10, where 10 is the last; others hold weights alone."""
     for step in (2, 4, 10):
         save_atomically(dict(step=step), tmp_path / f'iter_{step}.pth')
-    save_atomically(dict(step=0), tmp_path / 'best_mIoU_iter_4.pth')
+    for name in ('best_mIoU_iter_4', 'best_mIoU_iter_99', 'final'):
+        save_atomically(dict(step=0), tmp_path / f'{name}.pth')
     write_text_atomically(tmp_path / 'last_checkpoint', str(tmp_path / 'iter_10.pth'))
     return tmp_path
 

@@ -144,7 +144,26 @@ def test_resuming_beyond_the_end_trains_nothing(finished, tree, tmp_path):
     runner = build(tree, tmp_path, max_iters=1, load_from=checkpoint, resume=True)
     runner.train()
     assert runner.iter == 2
-    assert not list(tmp_path.glob('*.pth'))
+    # What it ends with is the checkpoint that it was given.
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['final.pth']
+    assert os.path.samefile(tmp_path / 'final.pth', checkpoint)
+
+
+def test_a_validation_that_is_repeated_moves_the_learning_rate_once(tree, tmp_path):
+    """The checkpoint of iteration 2 becomes the best, and is validated again by a resumed run."""
+    plateau = dict(type='ReduceOnPlateauLR', monitor='mIoU', rule='greater', patience=0)
+    settings = dict(max_iters=4, param_scheduler=[dict(plateau, by_epoch=True)])
+    settings['train_cfg'] = dict(type='IterBasedTrainLoop', max_iters=4, val_interval=2)
+    hooks = dict(checkpoint=dict(interval=2, max_keep_ckpts=2))
+    states = []
+    for name in ('whole', 'resumed'):
+        (tmp_path / name).mkdir()
+        runner = build(tree, tmp_path / name, default_hooks=hooks, **settings)
+        runner.train()
+        states.append((runner.param_schedulers[0].state_dict(), runner.optim_wrapper.get_lr()))
+        settings.update(load_from=str(tmp_path / 'whole' / 'iter_2.pth'), resume=True)
+    assert states[0] == states[1]
+    assert states[0][0]['last_step'] == 1  # counts from 0: two validations
 
 
 @pytest.mark.parametrize('save_best', ['mIoU', None])

@@ -24,6 +24,14 @@ class SafeCheckpointHook(CheckpointHook):
 
     - An old checkpoint is removed only after the new one is completely on disk (mmengine removes
       it before, so that a kill in between leaves nothing with ``max_keep_ckpts=1``).
+    - A best checkpoint that is surpassed is removed only after a numbered checkpoint that knows the
+      better one, or at the end: a run resumed from the one before still finds its best. One in the
+      folder of another run, from which this one goes on, is left there.
+    - By iterations, a new best makes no numbered checkpoint (mmengine saves one after the
+      validation, also where none was due). A checkpoint is always of the state before its
+      validation, which :class:`~mmdmt.engine.hooks.ValidateOnResumeHook` repeats: otherwise what a
+      validation does, such as a step of ``ReduceOnPlateauLR``, would be done twice, and gradients
+      that are being accumulated would be lost.
     - ``last_checkpoint`` is replaced atomically. Checkpoints themselves are written atomically by
       :meth:`mmdmt.SemiRunner.save_checkpoint`.
     - Metrics and logged scalars are stored as Python numbers and tensors, so that any
@@ -45,6 +53,20 @@ class SafeCheckpointHook(CheckpointHook):
     def __init__(self, *args: Any, milestones: Sequence[int] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.milestones = set(milestones)
+
+    def before_train(self, runner: Runner) -> None:
+        """Take up what a resumed run knows; the best checkpoint is that of its own folder."""
+        super().before_train(runner)
+        if getattr(self, 'best_ckpt_path', None):
+            self.best_ckpt_path = self._own(self.best_ckpt_path)
+            runner.message_hub.update_info('best_ckpt', self.best_ckpt_path)
+        paths = getattr(self, 'best_ckpt_path_dict', {})
+        paths.update({key: self._own(path) for key, path in paths.items() if path})
+
+    def after_train(self, runner: Runner) -> None:
+        """Remove what is not the best any more."""
+        super().after_train(runner)
+        self._remove_surpassed(runner)
 
     def every_n_train_iters(self, runner: Runner, n: int, start: int = 0) -> bool:
         """Whether a checkpoint is due."""
@@ -94,6 +116,23 @@ class SafeCheckpointHook(CheckpointHook):
             for old in outdated:
                 path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
                 _remove(self.file_backend, path)
+        self._remove_surpassed(runner)
+
+    def _own(self, path: str) -> str:
+        """A checkpoint where this run has it, also if the folder was moved or copied since."""
+        own = self.file_backend.join_path(self.out_dir, osp.basename(path))
+        return own if self.file_backend.isfile(own) else path
+
+    def _remove_surpassed(self, runner: Runner) -> None:
+        """Remove the checkpoints of this run that were the best before."""
+        info = runner.message_hub.runtime_info
+        best = getattr(self, 'best_ckpt_path_dict', {}).values()
+        kept = {self.last_ckpt, getattr(self, 'best_ckpt_path', None), *best}
+        for name in info.get('surpassed', ()) if is_main_process() else ():
+            path = self.file_backend.join_path(self.out_dir, name)
+            if path not in kept:
+                _remove(self.file_backend, path)
+        runner.message_hub.update_info('surpassed', [])
 
     def _remember(self, runner: Runner, step: int) -> list[int]:
         """Note the checkpoint of ``step`` and return the steps that are kept no longer."""
@@ -122,18 +161,20 @@ class SafeCheckpointHook(CheckpointHook):
             if not np.isfinite(metrics.get(key, 0)):
                 runner.logger.warning(f'{key} is {metrics[key]}, which is not taken for the best')
                 metrics[key] = None
-        backend = self.file_backend
+        info, backend, last = runner.message_hub.runtime_info, self.file_backend, self.last_ckpt
         self.file_backend = deferred = _DeferringBackend(backend)
+        self.last_ckpt = None  # mmengine then saves the best alone
         try:
             super()._save_best_checkpoint(runner, metrics)
         finally:
-            self.file_backend = backend
-        best = getattr(self, 'best_ckpt_path_dict', {}).values()
-        kept = {self.last_ckpt, getattr(self, 'best_ckpt_path', None), *best}
-        for path in deferred.removed:
-            if path not in kept:
-                _remove(backend, path)
-        self._remember_metrics(runner, metrics)
+            self.file_backend, self.last_ckpt = backend, last
+        # Names alone: the folder may be moved or copied before they are removed.
+        names = [*info.get('surpassed', ()), *map(osp.basename, deferred.removed)]
+        runner.message_hub.update_info('surpassed', list(dict.fromkeys(names)))
+        is_new = self._remember_metrics(runner, metrics)
+        if is_new and self.by_epoch and last is not None:
+            meta = dict(epoch=runner.epoch, iter=runner.iter)
+            self._save_checkpoint_with_step(runner, runner.epoch, meta)
 
     def _decide_by(self, key: Optional[str], runner: Runner) -> None:
         """Settle what ``save_best='auto'`` means."""
@@ -142,20 +183,22 @@ class SafeCheckpointHook(CheckpointHook):
         self.save_best = [] if key is None else [key]
         self._init_rule(['greater'], self.save_best)
 
-    def _remember_metrics(self, runner: Runner, metrics: dict) -> None:
-        """Keep the metrics of the best checkpoints that exist, for the end of the run."""
+    def _remember_metrics(self, runner: Runner, metrics: dict) -> bool:
+        """Keep the metrics of the best checkpoints for the end of the run; whether one is new."""
         if not self.save_best:
-            return
+            return False
         info = runner.message_hub.runtime_info
         keys = self.key_indicators
         names = ['best_ckpt'] if len(keys) == 1 else [f'best_ckpt_{key}' for key in keys]
-        before, now = info.get('best_metrics') or {}, {}
+        before, now, is_new = info.get('best_metrics') or {}, {}, False
         for path in filter(None, map(info.get, names)):
             name = osp.basename(path)
             new = name.endswith('_' + self.filename_tmpl.format(_progress(runner, self.by_epoch)))
             now[name] = numbers(metrics) if new else before.get(name, {})
+            is_new = is_new or new
         runner.message_hub.update_info('best_metrics', now)
         runner.message_hub.update_info('best_key', keys[0])
+        return is_new
 
 
 class _DeferringBackend:

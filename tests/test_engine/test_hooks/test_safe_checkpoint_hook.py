@@ -1,5 +1,6 @@
 """What is on disk when a save fails or the process is killed in between."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,80 @@ def test_the_previous_best_stays_until_the_new_one_is_written(runner):
     with pytest.raises(OSError, match='disk full'):
         hook.after_val_epoch(runner, dict(mIoU=np.float32(20)))
     assert files(runner, 'best*') == ['best_mIoU_iter_0.pth']
+
+
+def test_a_new_best_changes_no_numbered_checkpoint(runner):
+    """A checkpoint is of the state before its validation, which a resumed run repeats."""
+    hook = make_hook(runner, max_keep_ckpts=1, save_best='mIoU')
+    save_at(hook, runner, 3)
+    before = Path(runner.work_dir, 'iter_3.pth').read_bytes()
+    for step, value in ((3, 10), (4, 20)):
+        runner.iter = step
+        hook.after_val_epoch(runner, dict(mIoU=value))
+        assert files(runner) == ['iter_3.pth']
+        assert Path(runner.work_dir, 'iter_3.pth').read_bytes() == before
+        assert pointer(runner) == f'{runner.work_dir}/iter_3.pth'
+
+
+def test_by_epoch_the_checkpoint_knows_its_best(runner):
+    """A run by epochs does not repeat the validation."""
+    hook = SafeCheckpointHook(interval=1, max_keep_ckpts=1, save_best='mIoU')
+    hook.before_train(runner)
+    for epoch, value in ((1, 10), (2, 20)):
+        runner.epoch = epoch - 1
+        hook.after_train_epoch(runner)
+        runner.epoch = epoch
+        hook.after_val_epoch(runner, dict(mIoU=value))
+    stored = torch.load(f'{runner.work_dir}/epoch_2.pth', weights_only=False)
+    known = stored['message_hub']['runtime_info']
+    assert known['best_score'] == 20 and known['best_key'] == 'mIoU'
+    assert known['best_metrics'] == {'best_mIoU_epoch_2.pth': dict(mIoU=20)}
+    assert files(runner, '*.pth') == ['best_mIoU_epoch_2.pth', 'epoch_2.pth']
+
+
+def resume(runner, name, work_dir):
+    resumed = FakeRunner(work_dir)
+    stored = torch.load(f'{runner.work_dir}/{name}', weights_only=False)
+    resumed.message_hub.load_state_dict(stored['message_hub'])
+    return resumed
+
+
+def test_a_surpassed_best_stays_until_a_checkpoint_knows_the_better_one(runner):
+    """Killed before, the run goes on from a checkpoint whose best has to be there."""
+    hook = make_hook(runner, max_keep_ckpts=1, save_best='mIoU')
+    for step, value in ((2, 10), (4, 20)):
+        runner.iter = step
+        hook.after_val_epoch(runner, dict(mIoU=value))
+        save_at(hook, runner, 3) if step == 2 else None
+    assert files(runner, 'best*') == ['best_mIoU_iter_2.pth', 'best_mIoU_iter_4.pth']
+    known = resume(runner, 'iter_3.pth', runner.work_dir).message_hub.get_info('best_ckpt')
+    assert Path(known).name == 'best_mIoU_iter_2.pth' and Path(known).is_file()
+    save_at(hook, runner, 6)
+    assert files(runner, 'best*') == ['best_mIoU_iter_4.pth']
+    runner.iter = 7
+    hook.after_val_epoch(runner, dict(mIoU=30))
+    hook.after_train(runner)
+    assert files(runner, 'best*') == ['best_mIoU_iter_7.pth']
+
+
+@pytest.mark.parametrize('metrics', [['mIoU'], ['mIoU', 'mAcc']])
+@pytest.mark.parametrize('copied', [False, True])
+def test_the_best_of_another_run_is_left_there(runner, tmp_path, metrics, copied):
+    """A run goes on from a checkpoint of another one, or in a copy of its folder."""
+    hook = make_hook(runner, save_best=metrics)
+    runner.iter = 2
+    hook.after_val_epoch(runner, dict.fromkeys(metrics, 10))
+    save_at(hook, runner, 3)
+    before = files(runner, '*.pth')
+    other = tmp_path / 'other'
+    shutil.copytree(runner.work_dir, other) if copied else other.mkdir()
+    resumed = resume(runner, 'iter_3.pth', other)
+    hook = make_hook(resumed, save_best=metrics)
+    resumed.iter = 4
+    hook.after_val_epoch(resumed, dict.fromkeys(metrics, 20))
+    hook.after_train(resumed)
+    assert files(runner, '*.pth') == before
+    assert files(resumed, 'best*') == [f'best_{name}_iter_4.pth' for name in sorted(metrics)]
 
 
 @pytest.mark.parametrize('metrics', [['mIoU'], ['mIoU', 'mAcc']])

@@ -193,9 +193,9 @@ def test_the_best_so_far_goes_on_from_an_earlier_round(tree, tmp_path, monkeypat
     scores = iter([40.0, 30.0, 50.0])
     original = MutualTrainingRunner._product
 
-    def product(self, stage, runner, results):
+    def product(self, stage, runner):
         runner.message_hub.update_info('best_score', next(scores))
-        return original(self, stage, runner, results)
+        return original(self, stage, runner)
 
     monkeypatch.setattr(MutualTrainingRunner, '_product', product)
     runner, entries = run(cfg, tmp_path)
