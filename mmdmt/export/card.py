@@ -73,6 +73,26 @@ def preprocessing(cfg: Any, classes: List[str]) -> Dict[str, Any]:
     return json.loads(json.dumps(facts, default=str))
 
 
+def front_matter(name: str, metrics: Dict[str, float], method: str, given: Dict[str, str]) -> str:
+    """The YAML block that hubs read at the head of a model card."""
+    data = given.get('data', NOT_STATED)
+    head = dict(
+        license=given.get('license', 'unknown'),
+        library_name='mmsegmentation',
+        pipeline_tag=_PIPELINE_TAG,
+        tags=['semantic-segmentation', 'semi-supervised', 'mmdmt', method],
+    )
+    if metrics:
+        scores = [dict(type=key, value=round(value, 4), name=key) for key, value in metrics.items()]
+        result = dict(
+            task=dict(type=_PIPELINE_TAG, name='Semantic segmentation'),
+            dataset=dict(name=data, type=data),
+            metrics=scores,
+        )
+        head['model-index'] = [dict(name=name, results=[result])]
+    return yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip()
+
+
 def card_text(
     name: str,
     facts: Dict[str, Any],
@@ -84,24 +104,11 @@ def card_text(
     metrics = record.get('metrics') or {}
     method = record.get('method') or NOT_STATED
     data = given.get('data', NOT_STATED)
-    result = dict(
-        task=dict(type=_PIPELINE_TAG, name='Semantic segmentation'),
-        dataset=dict(name=data, type=data),
-        metrics=[dict(type=key, value=round(value, 4), name=key) for key, value in metrics.items()],
-    )
-    head = dict(
-        license=given.get('license', 'unknown'),
-        library_name='mmsegmentation',
-        pipeline_tag=_PIPELINE_TAG,
-        tags=['semantic-segmentation', 'semi-supervised', 'mmdmt', method],
-    )
-    if metrics:
-        head['model-index'] = [dict(name=name, results=[result])]
     scores = [f'| {key} | {value:.2f} |' for key, value in metrics.items()] or ['| not stated | |']
     rows = [f'{index}: {each}' for index, each in enumerate(facts['classes'])]
     lines = [
         '---',
-        yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip(),
+        front_matter(name, metrics, method, given),
         '---',
         f'# {name}',
         '',
