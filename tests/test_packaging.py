@@ -114,11 +114,12 @@ def test_the_wheel_works_in_a_fresh_environment(wheel, tmp_path):
     """Installed by pip; only what the package needs comes from the environment of the tests."""
     venv.create(tmp_path / 'env', with_pip=False)
     python = tmp_path / 'env' / ('Scripts' if os.name == 'nt' else 'bin') / 'python'
-    built = str(next(wheel.parent.glob('*.whl')))
-    install = ['-m', 'pip', '--python', str(python), 'install', '--no-deps', '--no-index', built]
-    _python(*install, cwd=tmp_path)
     code = 'import sysconfig; print(sysconfig.get_path("purelib"))'
     own = Path(subprocess.check_output([python, '-c', code], text=True).strip())
+    # The environment has no pip of its own, and this one sees what is installed here.
+    built = str(next(wheel.parent.glob('*.whl')))
+    install = ['-m', 'pip', 'install', '--no-deps', '--no-index', '--target', str(own), built]
+    _python(*install, cwd=tmp_path)
     (own / 'hosts.pth').write_text(sysconfig.get_path('purelib'))
     code = (
         'import mmdmt\nfrom mmdmt.files import shipped_dir\n'
