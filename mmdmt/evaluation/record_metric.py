@@ -132,19 +132,26 @@ def record_of(images: Sequence[ImageCounts], classes: Sequence[str]) -> Dict[str
         counts = dict(intersect=np.diagonal(confusion), pred=confusion.sum(0))
         counts['label'] = confusion.sum(1)
         rows.append(dict(name=image.name, **{key: v.tolist() for key, v in counts.items()}))
-    per_class = dict(IoU=class_iou(np.diagonal(total), total.sum(0), total.sum(1)))
-    per_class['Acc'] = 100 * _ratio(np.diagonal(total), total.sum(1))
+    return dict(classes=list(classes), **scores_of(total), images=rows)
+
+
+def scores_of(confusion: np.ndarray) -> Dict[str, Any]:
+    """``metrics``, ``per_class`` and ``confusion`` of a record, in percent as mmseg gives them.
+
+    Args:
+        confusion: (C, C) pixel counts, rows are the truth.
+    """
+    both, label = np.diagonal(confusion), confusion.sum(1)
+    per_class = dict(IoU=class_iou(both, confusion.sum(0), label), Acc=100 * _ratio(both, label))
     metrics = dict(
         mIoU=mean_of(per_class['IoU']),
-        aAcc=100 * _ratio(np.trace(total), total.sum()),
+        aAcc=100 * _ratio(both.sum(), label.sum()),
         mAcc=mean_of(per_class['Acc']),
     )
     return dict(
-        classes=list(classes),
         metrics={name: _json(value) for name, value in metrics.items()},
         per_class={name: [_json(value) for value in values] for name, values in per_class.items()},
-        confusion=total.tolist(),
-        images=rows,
+        confusion=confusion.tolist(),
     )
 
 

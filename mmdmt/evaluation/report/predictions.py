@@ -19,6 +19,7 @@ from tqdm import tqdm
 from mmdmt.checkpoint import load_checkpoint_file
 from mmdmt.evaluation.label_source import LabelSource
 from mmdmt.evaluation.pseudo_label_quality import PseudoLabelQuality
+from mmdmt.evaluation.record_metric import scores_of
 from mmdmt.evaluation.report.runs import Run, first_line
 from mmdmt.registry import DATASETS, MODELS
 from mmdmt.weights import load_weights
@@ -279,17 +280,6 @@ def spread(items: Sequence[Any], count: int) -> List[Any]:
         return list(items)
     places = np.linspace(0, len(items) - 1, max(count, 1)).round().astype(int)
     return [items[place] for place in places[:count]]
-
-
-def scores_of(confusion: np.ndarray) -> Dict[str, Any]:
-    """``metrics``, ``per_class`` and ``confusion`` of a record, in percent as mmseg gives them."""
-    both, true, own = np.diagonal(confusion), confusion.sum(1), confusion.sum(0)
-    with np.errstate(divide='ignore', invalid='ignore'):
-        iou, acc = 100 * both / (true + own - both), 100 * both / true
-        overall = 100 * both.sum() / true.sum()
-    metrics = dict(aAcc=float(overall), mIoU=float(np.nanmean(iou)), mAcc=float(np.nanmean(acc)))
-    per_class = dict(IoU=iou.tolist(), Acc=acc.tolist())
-    return dict(metrics=metrics, per_class=per_class, confusion=confusion.tolist())
 
 
 def relative(file: Path, folder: Path) -> str:
