@@ -150,6 +150,18 @@ def test_a_bare_pass_leaves_gradients_or_none(tmp_path):
     optim_wrapper.zero_grad()
 
 
+def test_methods_are_composed_with_a_baseline_and_compared(monkeypatch, capsys):
+    baseline = TOOL.parents[2] / 'configs' / 'supervised' / 'fcn_unet_toy-scenes-96x96.py'
+    names = ['mean_teacher', 'cps']
+    out = run(
+        monkeypatch, capsys, baseline, '--method', *names,
+        '--size', 32, 32, '--batch-size', 4, '--rounds', 1, '--warmup', 1,
+    )  # fmt: skip
+    assert '1. teacher, 2 images: forward' in out and 'student_r' in out
+    rows = re.findall(r'^\| (\w+) +\| +[\d.]+ \| +-?[\d.]+% \(median', out, re.M)
+    assert rows == names
+
+
 def test_a_config_without_a_size_is_refused(tmp_path, monkeypatch, capsys):
     path = write(tmp_path, 'supervised')
     cfg = Config.fromfile(path)

@@ -8,6 +8,7 @@ machine slows both alike::
     python tools/analysis_tools/benchmark_step.py CONFIG
     python tools/analysis_tools/benchmark_step.py CONFIG --size 240 320 --batch-size 8 --threads 1
     python tools/analysis_tools/benchmark_step.py CONFIG --max-overhead 10    # fails above 10 %
+    python tools/analysis_tools/benchmark_step.py SUPERVISED_CONFIG --method unimatch u2pl
 
 A bare pass with gradient is what mmseg needs to train that network on as many labeled images:
 forward, loss, backward. A bare pass without gradient is a forward. Images are noise, weights are
@@ -23,7 +24,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from mmengine.config import Config, DictAction
@@ -37,6 +38,7 @@ from prettytable import PrettyTable, TableStyle
 from torch import nn
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
+from mmdmt.composition import compose_method
 from mmdmt.config import merge_options, resolve_config
 from mmdmt.models.forward import dense_logits
 from mmdmt.models.methods import SemiSegmentor
@@ -119,6 +121,13 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Time a step against its network passes')
     parser.add_argument('config', help='config file of any method or of a baseline')
+    parser.add_argument(
+        '--method',
+        nargs='+',
+        default=[None],
+        metavar='NAME',
+        help='methods to compose with the config of a baseline, each measured after the other',
+    )
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='default: crop size')
     parser.add_argument('--batch-size', type=int, help='default: that of the config')
     parser.add_argument('--rounds', type=int, default=10, help='measured steps')
@@ -347,7 +356,6 @@ def report(measured: Measured) -> str:
     """The result as text."""
     passes = {**measured.passes, 'sum': sum(measured.passes.values())}
     parts = {**measured.parts, 'whole step': measured.step}
-    low, high = measured.ratios[0] - 1, measured.ratios[-1] - 1
     return '\n\n'.join(
         [
             table(['bare passes', 'ms'], [[name, f'{ms:.1f}'] for name, ms in passes.items()]),
@@ -355,8 +363,7 @@ def report(measured: Measured) -> str:
                 ['step', 'ms', 'share'],
                 [[name, f'{ms:.1f}', f'{ms / measured.step:.1%}'] for name, ms in parts.items()],
             ),
-            f'overhead over the bare passes: {measured.overhead:.1%} '
-            f'(median of rounds; {low:.1%} to {high:.1%})',
+            f'overhead over the bare passes: {spread(measured)}',
         ]
     )
 
@@ -366,22 +373,48 @@ def main() -> None:
     args = parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    measured = {}
+    for method in args.method:
+        measured[method or args.config] = measure_one(args, method)
+    if len(measured) > 1:
+        rows = [[name, f'{one.step:.1f}', spread(one)] for name, one in measured.items()]
+        print('\n' + table(['method', 'step, ms', 'over its bare passes'], rows))
+    slow = [name for name, one in measured.items() if is_above(one, args.max_overhead)]
+    if slow:
+        raise SystemExit(f'The overhead is above {args.max_overhead} %: {", ".join(slow)}')
+
+
+def measure_one(args: argparse.Namespace, method: Optional[str]) -> Measured:
+    """Measure a config, or a method composed with it, and print its passes and parts."""
     cfg = Config.fromfile(args.config)
     merge_options(cfg, args.cfg_options or {})
+    if method:
+        cfg = compose_method(cfg, method)
     cfg = resolve_config(cfg)
     cfg.train_dataloader.batch_size = args.batch_size or cfg.train_dataloader.batch_size
     model = build_model(cfg, args)
     labeled, unlabeled = images_per_source(cfg)
     height, width = model.data_preprocessor.size
+    name = f'{args.config}, {method}' if method else args.config
     print(
-        f'{args.config}: {labeled} labeled and {unlabeled} unlabeled images of '
+        f'\n{name}: {labeled} labeled and {unlabeled} unlabeled images of '
         f'{height}x{width} on {args.device}, {torch.get_num_threads()} thread(s), '
         f'{args.clock} clock, {args.rounds} rounds\n'
     )
     measured = measure(model, cfg, args)
-    print(report(measured))
-    if args.max_overhead is not None and 100 * measured.overhead > args.max_overhead:
-        raise SystemExit(f'The overhead is above {args.max_overhead} %')
+    print(report(measured), flush=True)
+    return measured
+
+
+def spread(measured: Measured) -> str:
+    """Overhead in percent, median and range of the rounds."""
+    low, high = measured.ratios[0] - 1, measured.ratios[-1] - 1
+    return f'{measured.overhead:.1%} (median of rounds; {low:.1%} to {high:.1%})'
+
+
+def is_above(measured: Measured, limit: Optional[float]) -> bool:
+    """Whether the overhead is above a limit in percent."""
+    return limit is not None and 100 * measured.overhead > limit
 
 
 if __name__ == '__main__':
