@@ -161,9 +161,10 @@ def _add_folder_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         '--mask-values',
-        type=int,
         nargs='+',
-        help='value of each class in the masks (default: as they are found)',
+        metavar='VALUE',
+        help='value of each class in the masks, such as 0 255, or its color, such as 0,0,0 255,0,0 '
+        '(default: as they are found)',
     )
 
 
@@ -291,10 +292,10 @@ def train_folder(args: argparse.Namespace) -> None:
     work_dir = args.work_dir or osp.join('work_dirs', name)
     classes = args.classes.split(',') if isinstance(args.classes, str) else args.classes
     options = args.cfg_options or {}
-    more = bool(args.unlabeled) or args.method == 'supervised'
-    config = config_of_folder(
-        args.data, work_dir, classes, args.labels, args.mask_values, options, more
-    )
+    alone = args.method == 'supervised'
+    chosen = (classes, args.labels, args.mask_values, options, args.unlabeled, alone)
+    config = config_of_folder(args.data, work_dir, *chosen)
+    args.unlabeled = None  # it is in the config
     length = options.get('max_iters')
     method, settings, why = method_of_folder(config, args.method or 'auto', length)
     print(f'method: {method} ({why})', file=sys.stderr)

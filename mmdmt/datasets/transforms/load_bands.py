@@ -7,7 +7,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 
 from mmdmt.checks import check_count
-from mmdmt.datasets.rasters import Window, raster_info, read_raster
+from mmdmt.datasets.rasters import Window, raster_info, read_measured
 from mmdmt.registry import TRANSFORMS
 
 
@@ -60,14 +60,10 @@ class LoadBands(BaseTransform):
         info = raster_info(path)
         if self.window is not None:
             results['window'] = self._random_window(info.height, info.width)
-        image = read_raster(path, self.bands, results.get('window'))
-        nodata = info.nodata if self.nodata is None else self.nodata
-        missing = np.isnan(image) if image.dtype.kind == 'f' else np.zeros((), bool)
-        if nodata is not None:
-            missing = missing | (image == nodata)
+        image, valid = read_measured(path, self.bands, results.get('window'), self.nodata)
         image = image if image.dtype == np.uint8 else image.astype(np.float32)
-        if missing.any():
-            image = np.where(missing, np.array(self.fill, image.dtype), image)
+        if not valid.all():
+            image = np.where(valid, image, np.array(self.fill, image.dtype))
         results['img'] = np.ascontiguousarray(image)
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         return results
