@@ -8,6 +8,7 @@ from prettytable import PrettyTable
 from torch import Tensor
 
 from mmdmt.evaluation.calibration import confidence_histogram, expected_calibration_error
+from mmdmt.evaluation.record_metric import class_iou
 
 Map = Union[np.ndarray, Tensor]
 
@@ -293,9 +294,8 @@ def _mean(values: Sequence[Optional[float]]) -> Optional[float]:
 
 
 def _iou(confusion: np.ndarray) -> List[Optional[float]]:
-    both = np.diagonal(confusion)
-    union = confusion.sum(1) + confusion[:, :-1].sum(0) - both
-    return [_share(*pair) for pair in zip(both, union)]
+    found = class_iou(np.diagonal(confusion), confusion[:, :-1].sum(0), confusion.sum(1))
+    return [None if np.isnan(value) else float(value) / 100 for value in found]
 
 
 def _precision(confusion: np.ndarray) -> List[Optional[float]]:

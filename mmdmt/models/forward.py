@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import BaseSegmentor, EncoderDecoder
 from mmseg.models.utils import resize
@@ -212,8 +213,8 @@ def stack_pixel_data(samples: List[SegDataSample], field: str) -> Tensor:
 
 
 def is_padded(samples: List[SegDataSample]) -> bool:
-    """Whether any sample has padding, which the preprocessor notes; nothing waits for a GPU."""
-    return any(any(sample.metainfo['padding_size']) for sample in samples)
+    """Whether a sample has padding or pixels not measured, without waiting for a GPU."""
+    return any(any(each.metainfo['padding_size']) or 'measured' in each for each in samples)
 
 
 def valid_mask(sizes: Sequence[Tuple[int, int]], images: Tensor) -> Tensor:
@@ -225,8 +226,20 @@ def valid_mask(sizes: Sequence[Tuple[int, int]], images: Tensor) -> Tensor:
     return rows[:, :, None] & columns[:, None, :]
 
 
+def only_measured(valid: Tensor, samples: List[SegDataSample]) -> Tensor:
+    """``valid`` (N, H, W) without the pixels that ``PackSemiInputs`` notes as not measured."""
+    found = [sample.measured.data[0] if 'measured' in sample else None for sample in samples]
+    size = valid.shape[1:]
+    rows = [
+        row if own is None else row & F.pad(own, (0, size[1] - own.shape[1], 0, size[0] - len(own)))
+        for row, own in zip(valid, found)
+    ]
+    return valid if all(own is None for own in found) else torch.stack(rows)
+
+
 def not_padded(samples: List[SegDataSample], images: Tensor) -> Tensor:
-    """(N, H, W) bool, False on the padding that the preprocessor put around the images."""
+    """(N, H, W) bool, False on padding by the preprocessor and where nothing was measured."""
     height, width = images.shape[-2:]
     padding = [sample.metainfo.get('padding_size', (0, 0, 0, 0)) for sample in samples]
-    return valid_mask([(height - each[3], width - each[1]) for each in padding], images)
+    valid = valid_mask([(height - each[3], width - each[1]) for each in padding], images)
+    return only_measured(valid, samples)

@@ -27,11 +27,12 @@ class LoadBands(BaseTransform):
             is read of a TIFF or ``.npy``. For training on images that are too large to load; masks
             have to be loaded by :class:`.LoadMasks`. Defaults to the whole image.
         nodata (float, optional): Value of pixels that were not measured. Defaults to what the file
-            says, if it does; NaN always counts.
+            says, if it does; NaN always counts. Where no band was measured nothing is learned.
         fill (float): What they become. Defaults to 0.
 
     Required keys: ``img_path``. Added keys: ``img`` (H, W, C), ``img_shape``, ``ori_shape``, and
-    ``window`` (top, left, height, width) if there is one.
+    ``window`` (top, left, height, width) if there is one. Where no band was measured,
+    ``nodata_map`` (H, W) uint8 is 1; it is there only if there are such pixels.
 
     Raises:
         ValueError: If a setting is out of range, or, on loading, the file lacks a band.
@@ -64,6 +65,10 @@ class LoadBands(BaseTransform):
         image = image if image.dtype == np.uint8 else image.astype(np.float32)
         if not valid.all():
             image = np.where(valid, image, np.array(self.fill, image.dtype))
+        measured = valid.any(axis=-1)
+        if not measured.all():  # geometric transforms take it along
+            results['nodata_map'] = (~measured).astype(np.uint8)
+            results.setdefault('seg_fields', []).append('nodata_map')
         results['img'] = np.ascontiguousarray(image)
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         return results
