@@ -49,7 +49,8 @@ class Layout(NamedTuple):
 
     def names(self, images: Iterable[str]) -> List[str]:
         """Paths below both folders without the ends."""
-        return [osp.relpath(each, self.images or '.')[: -len(self.img_suffix)] for each in images]
+        end = -len(self.img_suffix) or None
+        return [osp.relpath(each, self.images or '.')[:end] for each in images]
 
 
 class FolderData(NamedTuple):

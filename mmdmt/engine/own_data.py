@@ -37,10 +37,10 @@ from mmdmt.datasets.folders import (
     read_folder,
 )
 from mmdmt.datasets.mask_values import MaskValues, is_lossy, unpack_color
-from mmdmt.datasets.rasters import raster_info, read_measured
+from mmdmt.datasets.rasters import raster_info
 from mmdmt.datasets.splits.draws import draw_splits
 from mmdmt.datasets.splits.files import write_list
-from mmdmt.datasets.statistics import BandStatistics, config_lines
+from mmdmt.datasets.statistics import config_lines
 from mmdmt.files import shipped_dir, write_text_atomically
 
 VOID = 255
@@ -234,35 +234,27 @@ def _data_lines(
         found = (osp.join(osp.abspath(more), image) for image in find_images(more))
         images += [path for path in found if osp.realpath(path) not in used]
     images = list(dict.fromkeys(images))
-    layouts = [layout_of(pairs) for pairs in (data.labeled, data.val)]
-    ends = {each and (each.img_suffix, each.seg_map_suffix) for each in layouts}
-    alike = len(ends) == 1 and layouts[0] and all(p.endswith(layouts[0].img_suffix) for p in images)
+    parts = dict(labeled=data.labeled, val=data.val)
+    layouts = {kind: layout_of(pairs) for kind, pairs in parts.items()}
+    ends = {each and each[2:] for each in layouts.values()}
+    img_suffix, seg_map_suffix = (
+        next(iter(ends)) if len(ends) == 1 and None not in ends else ('',) * 2
+    )
+    alike = all(path.endswith(img_suffix) for path in images) and bool(img_suffix)
     if alike:
-        found = _lines_of_layouts(data, layouts, lists, (what, why))
+        lines = [Line('img_suffix', img_suffix), Line('seg_map_suffix', seg_map_suffix)]
     else:
-        folders = dict(img_path=data.root, seg_map_path=data.root)
-        found = [
-            Line('dataset_type', 'mmdmt.FolderDataset', 'images lie or are named in several ways'),
-            *(Line(name, '') for name in ('img_suffix', 'seg_map_suffix')),
-            *(Line(f'{kind}_folders', folders) for kind in ('labeled', 'val')),
-            Line('labeled_list', _write(lists, 'labeled', data.labeled), what),
-            Line('val_list', _write(lists, 'val', data.val), why),
-        ]
-    suffix = layouts[0].img_suffix if alike else ''
-    return data._replace(unlabeled=images), [*found, *_unlabeled_lines(images, suffix, lists)]
-
-
-def _lines_of_layouts(
-    data: FolderData, layouts: Sequence[Layout], lists: str, reasons: Sequence[str]
-) -> List[Line]:
-    """Folders and lists for mmseg's own dataset."""
-    lines = [Line(key, getattr(layouts[0], key)) for key in ('img_suffix', 'seg_map_suffix')]
-    parts = zip(('labeled', 'val'), (data.labeled, data.val), layouts, reasons)
-    for kind, pairs, layout, why in parts:
-        images, masks = (osp.normpath(osp.join(data.root, each)) for each in layout[:2])
-        lines.append(Line(f'{kind}_folders', dict(img_path=images, seg_map_path=masks)))
-        lines.append(Line(f'{kind}_list', _write(lists, kind, layout.names(pairs)), why))
-    return lines
+        layouts = dict.fromkeys(parts, Layout('', '', '', ''))
+        why_so = 'images and masks lie or are named in several ways'
+        lines = [Line('dataset_type', 'mmdmt.FolderDataset', why_so)]
+        lines += [Line('img_suffix', ''), Line('seg_map_suffix', '')]
+    for kind, reason in (('labeled', what), ('val', why)):
+        places = (osp.normpath(osp.join(data.root, each)) for each in layouts[kind][:2])
+        lines.append(Line(f'{kind}_folders', dict(zip(('img_path', 'seg_map_path'), places))))
+        names = layouts[kind].names(parts[kind])
+        lines.append(Line(f'{kind}_list', _write(lists, kind, names), reason))
+    suffix = img_suffix if alike else ''
+    return data._replace(unlabeled=images), [*lines, *_unlabeled_lines(images, suffix, lists)]
 
 
 def _unlabeled_lines(images: Sequence[str], suffix: str, lists: str) -> List[Line]:
@@ -288,99 +280,63 @@ def _class_lines(
     paths: Sequence[str], classes: Optional[Sequence[str]], given: Optional[Sequence]
 ) -> List[Line]:
     """Names of the classes, and which value of the masks is which class."""
-    found = _values_of(paths)
+    files, blurred = _values_of(paths)
+    colors = isinstance(next(iter(files), 0), tuple)
+    numbers = sorted({v[0] if colors else v for v in files if not colors or len(set(v)) == 1})
     names = list(classes or ())
-    parsed = MaskValues.parse(given) if given else None
-    if parsed is not None and parsed.colors:
-        found = found.as_colors()
-    values = list(parsed.ids) if parsed else _class_values(found, len(names))
-    if parsed and found.colors and not parsed.colors:
-        values = [value * 0x010101 for value in values]
-    names = names or [f'class_{found.shown(value)}' for value in values]
-    other = sorted(set(found.files) - {*values, found.void})
-    if found.blurred:
-        other = []
+
+    def key(number: int) -> Any:
+        return (number,) * 3 if colors else number
+
+    if given:
+        parsed = MaskValues.parse(given)
+        values = [unpack_color(v) if parsed.colors else key(v) for v in parsed.ids]
+    elif len(numbers) == len(files):
+        values = [key(v) for v in _class_values(numbers, len(names), blurred)]
+    else:  # which color is which class cannot be told, but that black comes first
+        values = sorted(files) if len(files) == 2 and numbers == [0] else []
+    names = names or [f'class_{v[0] if colors else v}' for v in values]
+    other = [] if blurred else sorted(set(files) - {*values, key(VOID)})
+    shown = numbers if len(numbers) == len(files) else sorted(files)
+    why = f'the masks hold the values {listed(list(map(str, shown)))}'
+    why += ', blurred by JPEG: each is taken for the nearest class' if blurred else ''
     if len(values) != len(names) or other or len(names) < 2:
-        raise ValueError(_mismatch(found, names, other))
-    mapping: Dict[Any, Optional[str]] = {found.key(v): name for v, name in zip(values, names)}
-    void = found.void in found.files and found.void not in values and not found.blurred
-    if values == list(range(len(values))) and not found.colors:
+        one = next(iter(other), max(files))
+        smooth = 'So many values come from smoothing or JPEG: make such masks again. '
+        raise ValueError(
+            f'{why} ({one} is in {files[one]}), but there are {len(names)} classes {names}. '
+            f'{smooth if len(files) > 2 * max(2, len(names)) else ""}Name one class for each value '
+            '(--classes), in ascending order, or say which value, or color, each class has: '
+            f'--mask-values {"0,0,0 255,0,0" if shown is not numbers else "0 255"}'
+        )
+    mapping: Dict[Any, Optional[str]] = dict(zip(values, names))
+    if values == list(range(len(values))):
         mapping = {}
-    elif void:
-        mapping[found.key(found.void)] = None
-    why = f'the masks hold {found}' + (', of which 255 is not learned' if void else '')
+    elif key(VOID) in files and not blurred:
+        mapping.setdefault(key(VOID), None)
+    void = key(VOID) in files and key(VOID) not in values and not blurred
+    why += ', of which 255 is not learned' if void else ''
     lines = [Line('num_classes', len(names)), Line('metainfo', dict(classes=names), why)]
     return [*lines, Line('mask_values', mapping)] if mapping else lines
 
 
-class _Found(NamedTuple):
-    """Values of masks: of each a mask that has it, whether they are colors, and blurred by JPEG."""
-
-    files: Dict[int, str]
-    colors: bool
-    blurred: bool
-
-    @property
-    def void(self) -> int:
-        """The value that is not learned."""
-        return 0xFFFFFF if self.colors else VOID
-
-    @property
-    def is_gray(self) -> bool:
-        """Whether no value is a color proper."""
-        return not self.colors or all(len(set(unpack_color(v))) == 1 for v in self.files)
-
-    def as_colors(self) -> '_Found':
-        """The same as colors."""
-        files = self.files if self.colors else {v * 0x010101: f for v, f in self.files.items()}
-        return self._replace(files=files, colors=True)
-
-    def key(self, value: int) -> Any:
-        """As ``mask_values`` has it."""
-        return unpack_color(value) if self.colors else value
-
-    def shown(self, value: int) -> str:
-        """In a name or a message: of gray one number."""
-        return str(value & 255 if self.is_gray else self.key(value))
-
-    def __str__(self) -> str:
-        kind = 'values' if self.is_gray else 'colors'
-        blurred = ', blurred by JPEG, each taken for the nearest class' if self.blurred else ''
-        return f'the {kind} {listed(list(map(self.shown, sorted(self.files))))}{blurred}'
-
-
-def _mismatch(found: _Found, names: Sequence[str], other: Sequence[int]) -> str:
-    """What to say of values that are no classes."""
-    one = next(iter(other), max(found.files))
-    example = '0,0,0 255,0,0' if not found.is_gray else '0 255'
-    smooth = (
-        '. So many values come from masks that were resized with smoothing: make them again'
-        if len(found.files) > 2 * max(2, len(names)) and not found.blurred
-        else ''
-    )
-    return (
-        f'the masks hold {found} ({found.shown(one)} is in {found.files[one]}), but there are '
-        f'{len(names)} classes {list(names)}: name one class for each value (--classes), in '
-        f'ascending order, or say which value each class has (--mask-values {example}){smooth}'
-    )
-
-
-def _class_values(found: _Found, count: int) -> List[int]:
+def _class_values(found: Sequence[int], count: int, blurred: bool) -> List[int]:
     """The values of ``count`` classes, or of as many as there seem to be."""
-    values = sorted(found.files)
-    if found.blurred and count in (0, 2):
-        return [values[0], values[-1]]
-    if not found.is_gray:  # which color is which class cannot be told, but that black comes first
-        return values if values[0] == 0 and len(values) == 2 else []
-    plain = [value for value in values if value != found.void]
-    if len(values) == 2 and count in (0, 2) and (found.void in values or values[1] > 1):
-        return values  # 0 and 255: two classes, not one and void
-    ids = len(plain) > 1 and not found.colors and plain[-1] < (count or len(plain))
-    return list(range(count or len(plain))) if ids else plain if len(plain) == count else values
+    if blurred and count in (0, 2):
+        return [found[0], found[-1]]
+    plain = [value for value in found if value != VOID]
+    if len(found) == 2 and count in (0, 2) and (VOID in found or found[1] > 1):
+        return list(found)  # 0 and 255: two classes, not one and void
+    ids = len(plain) > 1 and plain[-1] < (count or len(plain))
+    return (
+        list(range(count or len(plain))) if ids else plain if len(plain) == count else list(found)
+    )
 
 
-def _values_of(paths: Sequence[str]) -> _Found:
-    """All values of some masks; of masks of several channels their colors.
+def _values_of(paths: Sequence[str]) -> Tuple[Dict[Any, str], bool]:
+    """All values of some masks, each with a mask that has it, and whether any mask is JPEG.
+
+    Values are numbers, or, if a mask has several channels, colors.
 
     Raises:
         ValueError: If a mask cannot be read, naming the file.
@@ -396,12 +352,11 @@ def _values_of(paths: Sequence[str]) -> _Found:
 
     chosen = paths[:: max(1, len(paths) // _MOST_READ)]
     read = partial(map_in_threads, items=chosen, title='reading masks', progress=False)
-    found = read(values)
-    colors = None in found
-    if colors:
-        found = read(partial(values, read=color_facts))
-    files = {value: path for path, ids in zip(chosen, found) for value in ids or ()}
-    return _Found(files, colors, any(map(is_lossy, chosen)))
+    found, key = read(values), int
+    if None in found:
+        found, key = read(partial(values, read=color_facts)), unpack_color
+    files = {key(value): path for path, ids in zip(chosen, found) for value in ids or ()}
+    return files, any(map(is_lossy, chosen))
 
 
 # -------------------------------------------------------------------------- network and schedule
@@ -489,10 +444,8 @@ def _statistics(paths: Sequence[str]) -> Tuple[Dict[str, Any], int]:
         raise ValueError(
             f'images differ in their number of bands: {listed(found)}. Bring all to the same'
         )
-    statistics = BandStatistics()
-    for step in (statistics.update, statistics.count):
-        for path in paths:
-            step(*read_measured(path))
+    tool = runpy.run_path(str(shipped_dir('tools') / 'misc' / 'dataset_statistics.py'))
+    statistics = tool['measure'](tool['Inputs'](paths, [], (), None, None))
     found = {key: ast.literal_eval(value) for key, value in config_lines(statistics, 0.01).items()}
     return dict(found, bgr_to_rgb=False), next(iter(by_count))
 

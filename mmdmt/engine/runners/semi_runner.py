@@ -225,6 +225,8 @@ class SemiRunner(Runner):
         """
         metric_names(self.cfg.get('test_evaluator'), 'test_evaluator')
         check_classes(self.model, dataset_of(self._test_dataloader))
+        if Screen.quiet:
+            self.register_hook(ScreenHook())
         return super().test()
 
     def _check_settings(self) -> None:
