@@ -18,9 +18,12 @@ python tools/train.py --data FOLDER --classes background,polyp
 
 import argparse
 import contextlib
+import json
 import os
 import os.path as osp
 import sys
+from pathlib import Path
+from typing import Dict
 
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
@@ -33,12 +36,7 @@ with contextlib.redirect_stdout(sys.stderr):
     from mmdmt.checks import refuse_unknown_keys
     from mmdmt.composition import compose_method
     from mmdmt.config import merge_options, resolve_config
-    from mmdmt.engine.own_data import (
-        config_of_folder,
-        method_of_folder,
-        summary,
-        write_report_of,
-    )
+    from mmdmt.engine.own_data import config_of_folder, method_of_folder
     from mmdmt.engine.runners import MutualTrainingRunner, SemiRunner
     from mmdmt.engine.runners.work_dir import only_run
     from mmdmt.engine.screen import be_quiet
@@ -312,6 +310,31 @@ def train_folder(args: argparse.Namespace) -> None:
     if not args.print_config and int(os.environ.get('RANK', 0)) == 0:
         print(summary(runs))
         print(write_report_of(runs, osp.join(work_dir, 'report.html')))
+
+
+def summary(runs: Dict[str, str]) -> str:
+    """A table of the final metrics of some work dirs, by name, and how to predict with the best."""
+    rows, scores = [], {}
+    for name, work_dir in runs.items():
+        path = Path(work_dir) / 'final.json'
+        final = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+        numbers = {k: v for k, v in final.get('metrics', {}).items() if isinstance(v, (int, float))}
+        scores[work_dir] = numbers.get('mIoU', -1.0)
+        shown = [f'{key} {numbers[key]:.2f}' for key in ('mIoU', 'mAcc', 'aAcc') if key in numbers]
+        rows.append(f'  {name:<16} {"  ".join(shown) or "no final.json"}')
+    best = max(scores, key=lambda work_dir: scores[work_dir])
+    command = f'python tools/predict.py {best} FOLDER_OF_IMAGES --out predictions'
+    return '\n'.join(['On the validation images:', *rows, f'Predict with\n  {command}'])
+
+
+def write_report_of(runs: Dict[str, str], path: str) -> str:
+    """Write the report of some work dirs, by name; say where it is, or why there is none."""
+    try:
+        from mmdmt.evaluation.report import write_report  # needs optional packages
+    except ImportError as error:
+        return f'No report ({error}): pip install mmdmt[optional]'
+    write_report([f'{name}={work_dir}' for name, work_dir in runs.items()], path)
+    return f'Report: {path}'
 
 
 def main() -> None:

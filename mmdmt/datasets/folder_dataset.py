@@ -1,7 +1,7 @@
 """Images and masks that lie in a folder in any of several ways."""
 
 import os.path as osp
-from typing import Any, List
+from typing import Any, Dict, List
 
 from mmseg.datasets import BaseSegDataset
 
@@ -34,23 +34,30 @@ class FolderDataset(BaseSegDataset):
 
     def load_data_list(self) -> List[dict]:
         """Find the images and their masks."""
-        folder = self.data_prefix['img_path']
-        pairs = {image: mask for image, mask in pair_masks(folder).items() if mask}
-        names = read_list(self.ann_file) if self.ann_file else list(pairs)
-        bare = [name for name in names if name not in pairs]
+        folder, pairs = self.data_prefix['img_path'], self.mask_paths()
+        images = list(pairs)
+        if self.ann_file:
+            images = [osp.join(folder, name) for name in read_list(self.ann_file)]
+        bare = [image for image in images if image not in pairs]
         if bare:
             raise ValueError(
-                f'{self.ann_file} lists {len(bare)} of {len(names)} images that are not below '
+                f'{self.ann_file} lists {len(bare)} of {len(images)} images that are not below '
                 f'{folder} or have no mask there: {listed(bare, 3)}. Restore them or take them off '
                 'the list'
             )
         return [
             dict(
-                img_path=osp.join(folder, name),
-                seg_map_path=osp.join(folder, pairs[name]),
+                img_path=image,
+                seg_map_path=pairs[image],
                 label_map=self.label_map,
                 reduce_zero_label=self.reduce_zero_label,
                 seg_fields=[],
             )
-            for name in names
+            for image in images
         ]
+
+    def mask_paths(self) -> Dict[str, str]:
+        """Path of the mask of each image of the folder that has one, listed or not."""
+        folder = self.data_prefix['img_path']
+        pairs = pair_masks(folder).items()
+        return {osp.join(folder, a): osp.join(folder, b) for a, b in pairs if b}

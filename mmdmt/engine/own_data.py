@@ -1,7 +1,6 @@
 """From a folder of images, some with masks, to a config: every choice with its reason."""
 
 import ast
-import json
 import os
 import os.path as osp
 import runpy
@@ -492,31 +491,3 @@ def _fitting_batch(config: str, options: Dict[str, Any]) -> Optional[Line]:
             'set a smaller one, --cfg-options crop_size=(256,256)'
         )
     return Line('batch_size', largest, f'more does not fit into {memory / 2**30:.0f} GiB')
-
-
-# ------------------------------------------------------------------------------------ the result
-
-
-def summary(runs: Dict[str, str]) -> str:
-    """A table of the final metrics of some work dirs, by name, and how to predict with the best."""
-    rows, scores = [], {}
-    for name, work_dir in runs.items():
-        path = Path(work_dir) / 'final.json'
-        final = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
-        numbers = {k: v for k, v in final.get('metrics', {}).items() if isinstance(v, (int, float))}
-        scores[work_dir] = numbers.get('mIoU', -1.0)
-        shown = [f'{key} {numbers[key]:.2f}' for key in ('mIoU', 'mAcc', 'aAcc') if key in numbers]
-        rows.append(f'  {name:<16} {"  ".join(shown) or "no final.json"}')
-    best = max(scores, key=lambda work_dir: scores[work_dir])
-    command = f'python tools/predict.py {best} FOLDER_OF_IMAGES --out predictions'
-    return '\n'.join(['On the validation images:', *rows, f'Predict with\n  {command}'])
-
-
-def write_report_of(runs: Dict[str, str], path: str) -> str:
-    """Write the report of some work dirs, by name; say where it is, or why there is none."""
-    try:
-        from mmdmt.evaluation.report import write_report  # needs optional packages
-    except ImportError as error:
-        return f'No report ({error}): pip install mmdmt[optional]'
-    write_report([f'{name}={work_dir}' for name, work_dir in runs.items()], path)
-    return f'Report: {path}'

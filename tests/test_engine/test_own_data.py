@@ -1,6 +1,7 @@
 """From a folder of images to a config, and to trained networks."""
 
 import re
+import runpy
 import sys
 import zlib
 from pathlib import Path
@@ -17,12 +18,8 @@ from mmdmt.config import resolve_config
 from mmdmt.datasets.checks.validation import check_dataset
 from mmdmt.datasets.splits.files import read_list
 from mmdmt.engine import own_data
-from mmdmt.engine.own_data import (
-    config_of_folder,
-    method_of_folder,
-    summary,
-    write_report_of,
-)
+from mmdmt.engine.own_data import config_of_folder, method_of_folder
+from mmdmt.evaluation.label_source import LabelSource
 from mmdmt.registry import DATASETS, MODELS
 
 OFFLINE = dict(HTTPS_PROXY='http://127.0.0.1:9', https_proxy='http://127.0.0.1:9')
@@ -227,6 +224,17 @@ def test_a_strangers_folder_works(offline, case, tmp_path):
     assert bands == (1 if case == '16 bits' else 3)
 
 
+def test_truth_of_images_that_are_not_labeled_is_found(offline, tmp_path):
+    folder = strangers_folder(tmp_path / 'data', [JPG, PNG])
+    path = config_of_folder(str(folder), str(tmp_path / 'run'), ['background', 'polyp'], labels=2)
+    cfg, problems, _ = loaded(path)
+    assert not problems
+    source = LabelSource(cfg)
+    truths = {name: source.truth(name, (40, 48)) for name in source.image_paths}
+    assert len(truths) == 5 and sum(mask is None for mask in truths.values()) == 2
+    assert all(set(np.unique(mask)) == {0, 1} for mask in truths.values() if mask is not None)
+
+
 def test_a_mask_of_another_size_is_named(offline, tmp_path):
     folder = strangers_folder(tmp_path / 'data', [JPG])
     picture(folder / 'masks/my image 3.png', 'L', size=(30, 20), value=255)
@@ -314,21 +322,26 @@ def test_a_folder_is_trained_on_by_one_command(tmp_path):
     assert 'supervised' in shown and 'mean_teacher' in shown and 'predict.py' in shown
 
 
-def test_the_table_reads_what_runs_have_written(tmp_path):
+@pytest.fixture(scope='module')
+def train_tool():
+    return runpy.run_path(str(Path(__file__).parents[2] / 'tools' / 'train.py'))
+
+
+def test_the_table_reads_what_runs_have_written(train_tool, tmp_path):
     (tmp_path / 'a').mkdir()
     (tmp_path / 'a/final.json').write_text('{"metrics": {"mIoU": 51.234, "student/mIoU": 1}}')
-    text = summary({'supervised': str(tmp_path / 'a'), 'cps': str(tmp_path / 'b')})
+    text = train_tool['summary']({'supervised': str(tmp_path / 'a'), 'cps': str(tmp_path / 'b')})
     assert 'supervised       mIoU 51.23' in text and 'cps              no final.json' in text
     assert text.endswith(f'tools/predict.py {tmp_path / "a"} FOLDER_OF_IMAGES --out predictions')
 
 
-def test_the_report_is_written_where_its_packages_are(monkeypatch):
+def test_the_report_is_written_where_its_packages_are(train_tool, monkeypatch):
     asked = []
     module = ModuleType('mmdmt.evaluation.report')
     module.write_report = lambda runs, out: asked.append((runs, out))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     runs = {'supervised': 'run/supervised', 'cps': 'run/cps'}
-    assert write_report_of(runs, 'run/report.html') == 'Report: run/report.html'
+    assert train_tool['write_report_of'](runs, 'run/report.html') == 'Report: run/report.html'
     assert asked == [(['supervised=run/supervised', 'cps=run/cps'], 'run/report.html')]
     monkeypatch.setitem(sys.modules, module.__name__, None)
-    assert write_report_of(runs, 'x.html').startswith('No report')
+    assert train_tool['write_report_of'](runs, 'x.html').startswith('No report')
