@@ -251,7 +251,6 @@ def test_names_of_methods_are_composed_with_the_base(monkeypatch):
         (dict(baseline='none'), "no method 'none' in `methods`, which has"),
         (dict(labels='1_8'), "`labels` of the plan must list at least one, got '1_8'"),
         (dict(dataset=dict(scenes=1)), '`dataset` has unknown keys'),
-        (dict(dataset=dict(toy_scenes={})), '`dataset` needs `lists`'),
         (dict(metric='IoU'), '`metric` must be one of'),
     ],
 )
