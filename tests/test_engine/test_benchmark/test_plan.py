@@ -43,10 +43,11 @@ def check_runs(plan):
         (amount,) = plan.budget.values()
         amount = amount[run.labels] if isinstance(amount, dict) else amount
         assert sum(lengths_of(cfg)) == amount, run.name
-        folder = plan.lists.format(labels=run.labels, fold=run.fold, seed=run.seed)
-        lists = [source.ann_file for source in cfg.train_dataloader.dataset.datasets]
-        assert lists[0] == f'{folder}/labeled.txt'
-        assert lists[1:] in ([], [f'{folder}/unlabeled.txt'])
+        if plan.lists:
+            folder = plan.lists.format(labels=run.labels, fold=run.fold, seed=run.seed)
+            lists = [source.ann_file for source in cfg.train_dataloader.dataset.datasets]
+            assert lists[0] == f'{folder}/labeled.txt'
+            assert lists[1:] in ([], [f'{folder}/unlabeled.txt'])
         assert step_cost(cfg).passes > 0
         if run.labels == plan.labels[0]:  # it takes long, and other labels are other lists
             check_stages(cfg, amount)
