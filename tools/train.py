@@ -290,13 +290,17 @@ def train_folder(args: argparse.Namespace) -> None:
     work_dir = args.work_dir or osp.join('work_dirs', name)
     classes = args.classes.split(',') if isinstance(args.classes, str) else args.classes
     options = args.cfg_options or {}
-    alone = args.method == 'supervised'
-    chosen = (classes, args.labels, args.mask_values, options, args.unlabeled, alone)
+    more = args.unlabeled if args.unlabeled and osp.isdir(args.unlabeled) else None
+    args.unlabeled = None if more else args.unlabeled  # a list replaces what the folder has
+    alone = args.method == 'supervised' or bool(args.unlabeled)
+    chosen = (classes, args.labels, args.mask_values, options, more, alone)
     config = config_of_folder(args.data, work_dir, *chosen)
-    args.unlabeled = None  # it is in the config
     length = options.get('max_iters')
     method, settings, why = method_of_folder(config, args.method or 'auto', length)
-    print(f'method: {method} ({why})', file=sys.stderr)
+    first = (
+        'labeled images alone' if method == 'supervised' else f'labeled images alone, then {method}'
+    )
+    print(f'to train: {first} ({why})', file=sys.stderr)
     runs = {}
     for each in dict.fromkeys(['supervised', method]):
         own = dict(settings, **(args.method_options or {})) if each == method else None

@@ -4,15 +4,15 @@ import ast
 import os
 import os.path as osp
 import runpy
+import sys
 import urllib.request
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import print_log
 from mmengine.runner.checkpoint import get_external_models, get_mmcls_models
 
 from mmdmt.checks import listed
@@ -27,6 +27,7 @@ from mmdmt.datasets.checks.file_facts import (
     map_in_threads,
     mask_facts,
 )
+from mmdmt.datasets.derivation import write_names
 from mmdmt.datasets.folders import (
     FolderData,
     Layout,
@@ -38,7 +39,6 @@ from mmdmt.datasets.folders import (
 from mmdmt.datasets.mask_values import MaskValues, is_lossy, unpack_color
 from mmdmt.datasets.rasters import raster_info
 from mmdmt.datasets.splits.draws import draw_splits
-from mmdmt.datasets.splits.files import write_list
 from mmdmt.datasets.statistics import config_lines
 from mmdmt.files import shipped_dir, write_text_atomically
 
@@ -119,9 +119,11 @@ def config_of_folder(
     batch = _fitting_batch(path, options or {})
     if batch:
         write_text_atomically(path, text + f'\n{batch}\n')
-    for note in data.notes:
-        _log(note)
-    _log(f'the choices, each with its reason, are in {path}')
+    names = Config.fromfile(path).metainfo.classes
+    counts = [f'{len(getattr(data, part))} {part}' for part in ('labeled', 'unlabeled', 'val')]
+    for note in [*data.notes, f'images: {", ".join(counts)}; classes: {", ".join(names)}']:
+        _say(note)
+    _say(f'the choices, each with its reason, are in {path}')
     return path
 
 
@@ -152,8 +154,9 @@ def gpu_memory() -> Optional[int]:
     return torch.cuda.get_device_properties(0).total_memory
 
 
-def _log(text: str) -> None:
-    print_log(text, 'current')
+def _say(text: str) -> None:
+    if int(os.environ.get('RANK', 0)) == 0:  # there is no log yet, and stdout is for --print-config
+        print(text, file=sys.stderr)
 
 
 def _text(folder: str, base: List[str], lines: Sequence[Line]) -> str:
@@ -206,7 +209,7 @@ def _with_validation(data: FolderData, least: int) -> Tuple[FolderData, str]:
         left_out = len(data.unlabeled) - len(unlabeled)
         why += f', all of {len(whole)} of {len(cases)} folders: {listed(whole)}'
         why += f'; {left_out} images there without masks are left out' if left_out else ''
-        _log(f'{why}. Images of a case would be too much alike to validate on')
+        _say(f'{why}. Images of a case would be too much alike to validate on')
     labeled = {image: mask for image, mask in data.labeled.items() if image not in set(val)}
     chosen = {image: data.labeled[image] for image in sorted(val)}
     return data._replace(labeled=labeled, unlabeled=unlabeled, val=chosen), why
@@ -236,24 +239,22 @@ def _data_lines(
     parts = dict(labeled=data.labeled, val=data.val)
     layouts = {kind: layout_of(pairs) for kind, pairs in parts.items()}
     ends = {each and each[2:] for each in layouts.values()}
-    img_suffix, seg_map_suffix = (
-        next(iter(ends)) if len(ends) == 1 and None not in ends else ('',) * 2
-    )
-    alike = all(path.endswith(img_suffix) for path in images) and bool(img_suffix)
-    if alike:
-        lines = [Line('img_suffix', img_suffix), Line('seg_map_suffix', seg_map_suffix)]
-    else:
+    alike = len(ends) == 1 and None not in ends
+    if not alike or not all(path.endswith(layouts['val'].img_suffix) for path in images):
         layouts = dict.fromkeys(parts, Layout('', '', '', ''))
         why_so = 'images and masks lie or are named in several ways'
         lines = [Line('dataset_type', 'mmdmt.FolderDataset', why_so)]
-        lines += [Line('img_suffix', ''), Line('seg_map_suffix', '')]
+    else:
+        lines = []
+    layout = layouts['labeled']
+    lines += [Line(key, getattr(layout, key)) for key in ('img_suffix', 'seg_map_suffix')]
     for kind, reason in (('labeled', what), ('val', why)):
         places = (osp.normpath(osp.join(data.root, each)) for each in layouts[kind][:2])
+        names = sorted(layouts[kind].names(parts[kind]))
         lines.append(Line(f'{kind}_folders', dict(zip(('img_path', 'seg_map_path'), places))))
-        names = layouts[kind].names(parts[kind])
-        lines.append(Line(f'{kind}_list', _write(lists, kind, names), reason))
-    suffix = img_suffix if alike else ''
-    return data._replace(unlabeled=images), [*lines, *_unlabeled_lines(images, suffix, lists)]
+        lines.append(Line(f'{kind}_list', write_names(lists, kind, names), reason))
+    lines += _unlabeled_lines(images, layout.img_suffix, lists)
+    return data._replace(unlabeled=images), lines
 
 
 def _unlabeled_lines(images: Sequence[str], suffix: str, lists: str) -> List[Line]:
@@ -265,14 +266,8 @@ def _unlabeled_lines(images: Sequence[str], suffix: str, lists: str) -> List[Lin
     why = f'{len(images)} images without masks, or whose masks are not used'
     return [
         Line('unlabeled_folders', dict(img_path=root)),
-        Line('unlabeled_list', _write(lists, 'unlabeled', names), why),
+        Line('unlabeled_list', write_names(lists, 'unlabeled', sorted(names)), why),
     ]
-
-
-def _write(lists: str, kind: str, names: Iterable[str]) -> str:
-    path = osp.join(lists, f'{kind}.txt')
-    write_list(path, sorted(names))
-    return path
 
 
 def _class_lines(
@@ -373,7 +368,7 @@ def _network(bands: int) -> Tuple[List[str], List[Line]]:
         name, on = 'fcn_unet-s2', 'a small U-Net, which learns from scratch'
         why = f'{on}: {weights} is not on this machine and cannot be downloaded'
         why = why if not where else f'{on}: MobileNetV2 takes 3 bands, images have {bands}'
-        _log(f'no pretrained weights: {why}')
+        _say(f'no pretrained weights: {why}')
     schedule = 'schedule_20k_sgd' if on_gpu and where else 'schedule_cpu_adamw'
     base = shipped_dir('configs') / '_base_'
     files = [
@@ -445,7 +440,7 @@ def _statistics(paths: Sequence[str]) -> Tuple[Dict[str, Any], int]:
         )
     tool = runpy.run_path(str(shipped_dir('tools') / 'misc' / 'dataset_statistics.py'))
     statistics = tool['measure'](tool['Inputs'](paths, [], (), None, None))
-    found = {key: ast.literal_eval(value) for key, value in config_lines(statistics, 0.01).items()}
+    found = {key: ast.literal_eval(text) for key, text in config_lines(statistics, 0.01).items()}
     return dict(found, bgr_to_rgb=False), next(iter(by_count))
 
 
@@ -463,12 +458,16 @@ def _length_lines(labels: int) -> List[Line]:
         why = f'{labels} labels; the published lengths are those of thousands'
     else:
         steps, batch, why = 600, 8, 'a first result on a CPU; more steps are better'
+    workers = min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 2)
     return [
         Line('max_iters', steps, why),
         Line('batch_size', batch, 'labeled and unlabeled images together'),
         Line('train_cfg', dict(val_interval=max(1, steps // 4)), 'validated four times'),
         Line('default_hooks', dict(checkpoint=dict(interval=max(1, steps // 4)))),
-        Line('train_dataloader', dict(num_workers=min(4, os.cpu_count() or 1))),
+        *(
+            Line(f'{part}_dataloader', dict(num_workers=workers))
+            for part in ('train', 'val', 'test')
+        ),
     ]
 
 

@@ -89,7 +89,8 @@ class _Plain(logging.Formatter):
 def be_quiet() -> None:
     """Show no more than facts, progress and validations from now on, in this process."""
     Screen.quiet = True
-    warnings.filterwarnings('ignore', message='The draw is False')
+    for text in ('The draw is False', 'For binary segmentation', 'This DataLoader will create'):
+        warnings.filterwarnings('ignore', message=text)
     quieten(MMLogger.get_current_instance())
 
 
@@ -204,7 +205,7 @@ def _facts(runner: Runner) -> str:
     batch = '+'.join(map(str, ratio)) if ratio else runner.train_dataloader.batch_size
     val = len(runner.val_dataloader.dataset) if runner.val_loop is not None else 0
     lr = runner.optim_wrapper.get_lr()
-    lr = ', '.join(f'{rates[0]:.3g}' for rates in lr.values() if rates)
+    lr = ', '.join(dict.fromkeys(f'{rates[0]:.3g}' for rates in lr.values() if rates))
     device = next(model.parameters()).device
     name = type(model).__name__ + (f' ({", ".join(networks)})' if networks else '')
     rows = dict(

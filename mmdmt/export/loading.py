@@ -166,23 +166,23 @@ def load_source(args: argparse.Namespace, device: str = 'cpu') -> LoadedSegmento
 def _calibrated(
     model: BaseSegmentor, cfg: dict, path: Path, networks: List[str], wanted: Union[float, str]
 ) -> float:
-    """Put a temperature into the weights of a model and return it; 1 where none fits by itself."""
-    state = {key: value.clone() for key, value in model.state_dict().items()}
+    """Put a temperature into the weights of a model and return it; 'auto' is 1 if none fits."""
     if wanted == 'auto' and not temperature_file(path).is_file():
         return 1.0
+    state = copy.deepcopy(model.state_dict())
     try:
         if len(networks) > 1 and wanted != 1:
             raise ValueError(f'a temperature is of one network, not of {networks} together')
         found = read_temperature(path, networks[0]) if wanted == 'auto' else float(wanted)
         if found != 1:
             scale_logits(model, cfg, state, found)
+        return found
     except ValueError as error:
         if wanted != 'auto':
             raise
         model.load_state_dict(state)
         print_log(f'confidence is not calibrated: {error}', 'current', logging.WARNING)
         return 1.0
-    return found
 
 
 def find_checkpoint(source: PathLike) -> Tuple[Path, Dict[str, Any]]:

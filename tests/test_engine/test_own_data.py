@@ -285,7 +285,7 @@ def test_a_folder_elsewhere_joins_the_unlabeled_images(offline, tmp_path):
         (
             dict(mask='RGB', value=(1, 2, 3)),
             dict(classes=['a', 'b', 'c']),
-            r'colors .*0,0,0 255,0,0',
+            r'\(1, 2, 3\) is in .*0,0,0 255,0,0',
         ),
         (
             dict(kinds=[JPG, ('.npy', 'npy'), ('.png', 'I;16')]),
@@ -313,11 +313,14 @@ def test_a_folder_is_trained_on_by_one_command(tmp_path):
         *('train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0'),
         'val_dataloader.persistent_workers=False',
         log=tmp_path / 'log.txt',
+        quiet=True,
         **OFFLINE,
     ).finish()
     for method, kind in (('supervised', 'EncoderDecoder'), ('mean_teacher', 'mmdmt.MeanTeacher')):
         assert (run / method / 'iter_2.pth').is_file()
         assert Config.fromfile(run / method / 'config.py').model.type == kind
+    assert 'images: 5 labeled, 4 unlabeled, 1 val; classes: background, polyp' in text
+    assert f'are in {run}/config.py' in text and 'then mean_teacher' in text
     shown = text[text.index('On the validation images:') :]
     assert 'supervised' in shown and 'mean_teacher' in shown and 'predict.py' in shown
 

@@ -163,6 +163,9 @@ def test_class_aware_refuses_foreign_ids(name_list, masks, tmp_path, capsys):
     assert read_manifest(tmp_path)['count_2/fold_0']['missing_classes'] == []
     (tmp_path / 'masks' / f'{NAMES[0]}_gt.png').unlink()
     assert tool.main(arguments) == 1
+    assert 'img_00_gt.png: --by-mask makes' in capsys.readouterr().err
+    (tmp_path / 'masks' / f'{NAMES[0]}_gt.png').write_bytes(b'broken')
+    assert tool.main(arguments) == 1
     assert 'img_00_gt.png cannot be read' in capsys.readouterr().err
 
 
