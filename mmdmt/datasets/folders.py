@@ -33,14 +33,7 @@ LAYOUTS = (
 
 
 class Layout(NamedTuple):
-    """How images that lie and are named alike are told to a dataset of mmseg.
-
-    Attributes:
-        images: Their folder, below the folder of all; '' if it is that one.
-        masks: Folder of the masks.
-        img_suffix: End of the names of images.
-        seg_map_suffix: End of the names of masks.
-    """
+    """Folders of images and masks that lie and are named alike, '' for that of all, and ends."""
 
     images: str
     masks: str
@@ -54,14 +47,9 @@ class Layout(NamedTuple):
 
 
 class FolderData(NamedTuple):
-    """What a folder holds; all paths are below ``root``.
+    """What a folder, ``root``, holds: masks by images to train and to validate on, paths below it.
 
-    Attributes:
-        root: The folder, absolute.
-        labeled: Mask of each training image that has one.
-        unlabeled: Training images without.
-        val: Mask of each validation image; empty if none are set apart.
-        notes: What was left out, in words.
+    ``unlabeled`` are training images without a mask; ``notes`` say what was left out.
     """
 
     root: str

@@ -8,7 +8,7 @@ from prettytable import PrettyTable
 from torch import Tensor
 
 from mmdmt.evaluation.calibration import confidence_histogram, expected_calibration_error
-from mmdmt.evaluation.record_metric import class_iou
+from mmdmt.evaluation.record_metric import class_iou, mean_of_known
 
 Map = Union[np.ndarray, Tensor]
 
@@ -123,7 +123,7 @@ class PseudoLabelQuality:
         )
         for suffix, confusion in (('', self.confusion), ('_kept', self.confusion_kept)):
             result[f'accuracy{suffix}'] = _share(np.trace(confusion), confusion.sum())
-            result[f'miou{suffix}'] = _mean(_iou(confusion))
+            result[f'miou{suffix}'] = mean_of_known(_iou(confusion))
             result[f'ece{suffix}'] = _error(self.bins[suffix.strip('_') or 'all'].sum(0))
         return dict(result, classes=self._classes(), reliability=_bin_rows(self.bins['all'].sum(0)))
 
@@ -286,11 +286,6 @@ def _share(part: float, whole: float) -> Optional[float]:
 def _error(hist: Tensor) -> Optional[float]:
     value = float(expected_calibration_error(hist))
     return None if np.isnan(value) else value
-
-
-def _mean(values: Sequence[Optional[float]]) -> Optional[float]:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
 
 
 def _iou(confusion: np.ndarray) -> List[Optional[float]]:

@@ -5,7 +5,6 @@ from contextlib import nullcontext
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
-import torch.nn.functional as F
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import BaseSegmentor, EncoderDecoder
 from mmseg.models.utils import resize
@@ -228,13 +227,12 @@ def valid_mask(sizes: Sequence[Tuple[int, int]], images: Tensor) -> Tensor:
 
 def only_measured(valid: Tensor, samples: List[SegDataSample]) -> Tensor:
     """``valid`` (N, H, W) without the pixels that ``PackSemiInputs`` notes as not measured."""
-    found = [sample.measured.data[0] if 'measured' in sample else None for sample in samples]
-    size = valid.shape[1:]
-    rows = [
-        row if own is None else row & F.pad(own, (0, size[1] - own.shape[1], 0, size[0] - len(own)))
-        for row, own in zip(valid, found)
-    ]
-    return valid if all(own is None for own in found) else torch.stack(rows)
+    valid = valid.clone()
+    for row, sample in zip(valid, samples):
+        if 'measured' in sample:
+            measured = sample.measured.data[0]
+            row[: len(measured), : measured.shape[1]] &= measured
+    return valid
 
 
 def not_padded(samples: List[SegDataSample], images: Tensor) -> Tensor:
