@@ -1,6 +1,5 @@
 """An online method as users run it: trained, killed, resumed, evaluated, predicted with."""
 
-
 import pytest
 import torch
 from interruptions import add_hook, kill_held, make_hook, train
