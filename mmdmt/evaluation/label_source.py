@@ -10,7 +10,7 @@ import torch
 from mmcv.transforms import Compose
 from mmengine.config import Config
 
-from mmdmt.datasets import FolderDataset, LoadMasks
+from mmdmt.datasets import FolderDataset, LoadBands, LoadMasks
 from mmdmt.datasets.checks.sources import mask_values_of
 from mmdmt.evaluation.visualization import to_uint8_image
 from mmdmt.registry import DATASETS
@@ -69,7 +69,7 @@ class LabelSource:
         """(H, W, 3) uint8 RGB image."""
         image = self.load_image(dict(img_path=self.image_paths[name]))['img']
         if image.dtype == np.uint8 and image.shape[-1] == 3:
-            return np.ascontiguousarray(image[..., ::-1])
+            return as_rgb(image, self.load_image)
         low, high = np.percentile(image, (1, 99), axis=(0, 1))  # bands of any range
         unit = (image - low) / np.maximum(high - low, 1e-6)
         return to_uint8_image(torch.from_numpy(unit.transpose(2, 0, 1)))
@@ -91,6 +91,12 @@ class LabelSource:
         if mask.shape != tuple(size):  # labels of a protocol at reduced size
             mask = cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
         return mask
+
+
+def as_rgb(image: np.ndarray, pipeline: Compose) -> np.ndarray:
+    """Colors (h, w, 3) that a pipeline has loaded as RGB: LoadBands gives them so, others BGR."""
+    is_rgb = isinstance(pipeline.transforms[0], LoadBands)
+    return np.ascontiguousarray(image if is_rgb else image[..., ::-1])
 
 
 def _first_step(source: Dict[str, Any]) -> Dict[str, Any]:
