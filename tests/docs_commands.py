@@ -10,8 +10,8 @@ Each page has a folder of its own, with a copy of this checkout, small datasets 
 look for them, and what the page takes for granted (``docs_sandbox.py``). Its shell blocks are run
 one after the other by bash, which stops a block at the first command that fails. ``python`` is a
 stand-in: it hands the command to this process, which has imported everything once, forks, and
-shortens what is trained (``short_runs.py``). Files that a page shows (``# my_config.py``) are written
-before its blocks.
+shortens what is trained (``short_runs.py``). Files that a page shows (``# my_config.py``) are
+written before its blocks.
 """
 
 import argparse

@@ -87,7 +87,8 @@ def shorten(cfg):
     for section in ('train_cfg', 'default_hooks.checkpoint', 'mutual.supervised', 'mutual.round'):
         _shorten_section(cfg, section)
     _shorten_rounds(cfg.get('mutual') or {})
-    cfg.param_scheduler = []  # warm-ups are longer than this
+    if cfg.get('param_scheduler'):
+        cfg.param_scheduler = []  # warm-ups are longer than this
     return cfg
 
 
