@@ -228,7 +228,7 @@ def test_one_run_is_compared_with_no_other(work, tmp_path):
     assert 'What the trained networks say of them' in words(page.section('unlabeled'))
 
 
-def test_the_time_of_a_run_that_logged_no_lines(work, tmp_path):
+def test_a_run_without_scores_whose_log_has_no_lines(work, tmp_path):
     shutil.copytree(work / 'labeled', tmp_path / 'run')
     for log in (tmp_path / 'run').rglob('*.log'):
         log.write_text('')
@@ -237,7 +237,8 @@ def test_the_time_of_a_run_that_logged_no_lines(work, tmp_path):
     scalars.write_text(''.join(json.dumps(line) + '\n' for line in lines))
     page = Page(write_report([tmp_path / 'run'], tmp_path / 'report.html', predict=False))
     head, row = page.rows('summary')
-    assert row[head.index('time')] == '2 min'
+    assert row[head.index('time')] == '2 min' and row[head.index('mIoU')] == '–'
+    assert 'No scores yet' in words(page.section('summary'))
 
 
 def test_what_is_missing_is_said(work, tmp_path):
