@@ -89,6 +89,10 @@ def shorten(cfg):
     for section in ('train_cfg', 'default_hooks.checkpoint', 'mutual.supervised', 'mutual.round'):
         _shorten_section(cfg, section)
     _shorten_rounds(cfg.get('mutual') or {})
+    logger = cfg.get('default_hooks', {}).get('logger')
+    for hook in filter(None, [logger, *(cfg.get('custom_hooks') or [])]):
+        if hook is logger or 'interval' in hook:
+            hook['interval'] = 1
     if cfg.get('param_scheduler'):
         cfg.param_scheduler = []  # warm-ups are longer than this
     return cfg
