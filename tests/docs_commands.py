@@ -239,6 +239,8 @@ def _start(argv, short_arguments, shorten_all):
     while argv[0] in ('-W', '-u'):
         argv = argv[2 if argv[0] == '-W' else 1 :]
     argv = short_arguments(argv)
+    begins = argv[0] not in ('-c', '-m') and os.path.dirname(os.path.abspath(argv[0]))
+    sys.path.insert(0, begins or os.getcwd())
     if argv[0] == '-c':
         sys.argv = ['-c', *argv[2:]]
         exec(compile(argv[1], '<string>', 'exec'), dict(__name__='__main__'))
@@ -248,7 +250,6 @@ def _start(argv, short_arguments, shorten_all):
     else:
         shorten_all(argv[0])
         sys.argv = argv
-        sys.path.insert(0, os.path.dirname(os.path.abspath(argv[0])))
         runpy.run_path(argv[0], run_name='__main__')
 
 
