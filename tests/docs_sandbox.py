@@ -115,7 +115,7 @@ RULES = [
         run_of(f'dmt/{SHIFT}', STORE=f'work_dirs/{SHIFT}/stage_1_a/pseudo_labels'),
     ),
     Rule('docs/own_data.md', '--data my_data', {}, 'mv my_data my_cats; mv my_polyps my_data'),
-    Rule('docs/own_data.md', 'cd my_data', {}, 'rm -r my_data; mv my_cats my_data'),
+    Rule('docs/own_data.md', '--by-mask', {}, 'rm -r my_data my_cats/splits; mv my_cats my_data'),
     Rule('docs/own_data.md', '--class-aware', {'my_data': 'my_masks'}),
     Rule(
         'docs/own_data.md',

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional, Union
 
 import numpy as np
 
+from mmdmt.evaluation.record_metric import mean_of_known
 from mmdmt.evaluation.report.plots import MAX_MATRIX, Plots
 from mmdmt.evaluation.report.runs import Run
 
@@ -37,7 +38,8 @@ class Group:
     def scores(self) -> List[float]:
         """Score of each run in percent: evaluated, else the last one of validation."""
         found = [record['metrics'].get('mIoU') for record in self.records]
-        return _known(found or [run.last_score() for run in self.runs])
+        found = found or [run.last_score() for run in self.runs]
+        return [float(value) for value in found if value is not None and not np.isnan(value)]
 
     @property
     def confusion(self) -> Optional[np.ndarray]:
@@ -49,7 +51,7 @@ class Group:
         """Mean over seeds of a metric of the records, reliability included."""
         reliability = [record.get('reliability', {}).get('metrics', {}) for record in self.records]
         both = [{**r['metrics'], **own} for r, own in zip(self.records, reliability)]
-        return _mean([each.get(name) for each in both])
+        return mean_of_known([each.get(name) for each in both])
 
 
 def group_runs(runs: Sequence[Run], records: Dict[str, dict], baseline: Optional[str]) -> list:
@@ -78,11 +80,11 @@ def group_runs(runs: Sequence[Run], records: Dict[str, dict], baseline: Optional
 
 def summary(groups: Sequence[Group]) -> List[Dict[str, Any]]:
     """A row for each group."""
-    base = _mean(groups[0].scores)
+    base = mean_of_known(groups[0].scores)
     rows = []
     for group in groups:
         run, scores = group.runs[0], group.scores
-        mean = _mean(scores)
+        mean = mean_of_known(scores)
         sizes = {entry['part']: entry['size'] for entry in run.lists}
         origin = group.records[0] if group.records else {}
         facts = [origin.get('network'), origin.get('origin')]
@@ -121,7 +123,8 @@ def class_table(groups: Sequence[Group]) -> Optional[Dict[str, Any]]:
     known = [group for group in known if group.records[0]['classes'] == classes]
     values = []
     for group in known:
-        values.append([_mean(v) for v in zip(*(r['per_class']['IoU'] for r in group.records))])
+        per_run = [record['per_class']['IoU'] for record in group.records]
+        values.append([mean_of_known(each) for each in zip(*per_run)])
     true = known[0].confusion.sum(1) / max(1, known[0].confusion.sum())
     rows = [
         dict(
@@ -135,7 +138,7 @@ def class_table(groups: Sequence[Group]) -> Optional[Dict[str, Any]]:
         )
         for index, name in enumerate(classes)
     ]
-    return dict(classes=classes, groups=known, rows=rows, means=[_mean(v) for v in values])
+    return dict(classes=classes, groups=known, rows=rows, means=[mean_of_known(v) for v in values])
 
 
 def confusions(groups: Sequence[Group], plots: Plots, count: int = 12) -> List[Dict[str, Any]]:
@@ -262,14 +265,6 @@ def baseline_of(benchmarks: Sequence[Dict[str, Any]], runs: Sequence[Run]) -> Op
     """Group of the method that a benchmark compares the others with, None without any."""
     wanted = {benchmark.get('baseline') for benchmark in benchmarks}
     return next((run.group for run in runs if Path(run.group).name in wanted), None)
-
-
-def _known(values: Sequence[Optional[float]]) -> List[float]:
-    return [float(v) for v in values if v is not None and not np.isnan(v)]
-
-
-def _mean(values: Sequence[Optional[float]]) -> Optional[float]:
-    return float(np.mean(_known(values))) if _known(values) else None
 
 
 def _difference(value: Optional[float], base: Optional[float]) -> Optional[float]:
