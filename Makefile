@@ -2,6 +2,7 @@
 # make test   runs the whole test suite
 # make lint   checks style and format
 # make docs   builds the site of guides and API into work_dirs/site
+# make docs-test   runs the commands of README and guides on small data (ARGS='--only docs/dmt.md')
 #
 # Each installs what it needs into .venv first, once (about 6 GB); after that all of them work
 # offline. Options: PYTHON=python3.11, VENV=path, JOBS=4, ARGS='--seed 1'.
@@ -20,10 +21,10 @@ RUN := $(VENV)/bin/python
 # OpenMP threads that spin while they wait make two busy processes five times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help install demo test lint docs format clean
+.PHONY: help install demo test lint docs docs-test format clean
 
 help:
-	@sed -n '1,7s/^# \{0,1\}//p' Makefile
+	@sed -n '1,8s/^# \{0,1\}//p' Makefile
 
 install: $(STAMP)
 
@@ -55,6 +56,9 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	$(RUN) -m mkdocs build --clean
+
+docs-test: $(STAMP)
+	$(RUN) -W ignore tests/docs_commands.py $(ARGS)
 
 format: $(STAMP)
 	$(RUN) -m ruff check --fix .

@@ -40,7 +40,7 @@ def convert(name, root):
     return root
 
 
-def make_gta5(root, count=4):
+def make_gta5(root, count=4, raw=False):
     """Palette labels with the ids of Cityscapes; one pair of two sizes."""
     rng, ids = np.random.default_rng(1), {ROAD: 7, SKY: 23, CAR: 26}
     for number in range(count + 1):
@@ -52,10 +52,10 @@ def make_gta5(root, count=4):
         palette = Image.fromarray(label).convert('P')
         palette.putdata(label.ravel().tolist())
         palette.save(root / f'labels/{number:05}.png')
-    return convert('gta5', root)
+    return root if raw else convert('gta5', root)
 
 
-def make_synthia(root, count=4):
+def make_synthia(root, count=4, raw=False):
     """Labels of 16 bits, with instances in the second channel."""
     rng, ids = np.random.default_rng(2), {ROAD: 3, SKY: 1, CAR: 8}
     (root / 'GT/LABELS').mkdir(parents=True)
@@ -65,10 +65,10 @@ def make_synthia(root, count=4):
         label = np.zeros((*mask.shape, 3), np.uint16)
         label[..., 2], label[..., 1] = np.vectorize(ids.get)(mask), 700
         cv2.imwrite(str(root / f'GT/LABELS/{number:07}.png'), label)
-    return convert('synthia', root)
+    return root if raw else convert('synthia', root)
 
 
-def make_cities(root, train=6, val=2):
+def make_cities(root, train=6, val=2, raw=False):
     """Darker scenes in the folders of Cityscapes; training images get labels that nobody reads."""
     rng, ids = np.random.default_rng(3), {ROAD: 7, SKY: 23, CAR: 26}
     for split, count in (('train', train), ('val', val)):
@@ -77,7 +77,7 @@ def make_cities(root, train=6, val=2):
             name = f'{split}/ulm/ulm_{number}'
             save(root / f'leftImg8bit/{name}_leftImg8bit.png', image)
             save(root / f'gtFine/{name}_gtFine_labelIds.png', np.vectorize(ids.get)(mask))
-    return convert('cityscapes', root)
+    return root if raw else convert('cityscapes', root)
 
 
 def shift_config(dataset, labeled, cities, work_dir, **keys):

@@ -2,7 +2,8 @@
 
 A shell block is run by bash with stand-ins for every program it starts, so that variables and loops
 are expanded as a reader's shell would do it. Each command line is then read by the tool's own
-parser, its config is loaded and its options are merged. What the commands do is tested elsewhere.
+parser, its config is loaded and its options are merged. `docs_commands.py` really runs them, on
+small data and shortened; here it runs one page.
 """
 
 import importlib.util
@@ -12,9 +13,13 @@ import re
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
+import docs_commands
+import docs_sandbox
 import pytest
+from docs_commands import blocks_of
 from mmengine.config import Config
 
 from mmdmt.config import merge_options
@@ -43,13 +48,15 @@ def commands_of(guide, folder):
     record = folder / 'commands.jsonl'
     record.touch()
     for block in BLOCK.findall(guide.read_text()):
-        subprocess.run(
+        done = subprocess.run(
             [shutil.which('bash'), '-c', block],
             cwd=folder,
             env=dict(PATH=str(programs), COMMANDS=str(record), HOME=str(folder)),
             capture_output=True,
             timeout=600,
+            text=True,
         )
+        assert 'syntax error' not in done.stderr, f'{guide.name}: {done.stderr}'
     return [json.loads(line) for line in record.read_text().splitlines()]
 
 
@@ -100,3 +107,68 @@ def test_the_stand_ins_see_what_a_shell_would_run(tmp_path):
         ['python', 'tools/train.py', 'configs/y/a.py', '--cfg-options', 'max_iters=3'],
         ['dist_train.sh', 'CONFIG', '4'],
     ]
+
+
+def test_every_rule_and_exception_of_the_runner_is_needed():
+    blocks = [
+        b for page in docs_commands.pages() for b in blocks_of((ROOT / page).read_text(), page)
+    ]
+    for rule in docs_sandbox.RULES:
+        assert any(rule in docs_sandbox.rules_of(block) for block in blocks), rule
+    for exception in docs_sandbox.EXCEPTIONS:
+        pages, begins, _ = exception
+        fitting = [
+            command
+            for block in blocks
+            for _, command in docs_commands.commands_of(block.text)
+            if fnmatch(block.page, pages) and command.startswith(begins)
+        ]
+        assert fitting, exception
+
+
+def test_the_runner_reads_all_pages_and_keeps_lines():
+    guides = {str(path.relative_to(ROOT)) for path in GUIDES if BLOCK.search(path.read_text())}
+    assert set(docs_commands.pages()) == guides
+    for page in docs_commands.pages():
+        for block in blocks_of((ROOT / page).read_text(), page):
+            assert docs_sandbox.prepare(block)[1].count('\n') == block.text.count('\n')
+            first = (ROOT / page).read_text().splitlines()[block.line - 1]
+            assert block.text.startswith(first)
+
+
+DRAFT = """Text.
+
+```python
+# my_list.py
+names = ['a', 'b']
+```
+
+```shell
+python -c 'from my_list import names; print(*names)' > names.txt
+python tools/misc/split_dataset.py --list no_such_list.txt \\
+    --out-dir splits --counts 1
+touch never
+```
+
+```shell
+ls nowhere
+```
+"""
+
+
+def test_a_failing_command_is_named_with_its_page_line_and_output(tmp_path):
+    draft = tmp_path / 'draft.md'
+    draft.write_text(DRAFT)
+    pages = ['docs/interruption.md', str(draft)]
+    script = [sys.executable, ROOT / 'tests' / 'docs_commands.py', '--keep', tmp_path / 'pages']
+    done = subprocess.run([*script, '--only', *pages], capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 1, done.stderr
+    assert 'docs/interruption.md: 0 failed' in done.stdout
+    assert f'FAILED {draft}:10: python tools/misc/split_dataset.py' in done.stdout
+    assert f'FAILED {draft}:16: ls nowhere' in done.stdout
+    assert 'no_such_list.txt' in done.stdout and f'{draft}: 2 failed' in done.stdout
+    (folder,) = (tmp_path / 'pages').glob('*draft')
+    assert not (folder / 'never').exists()
+    # Shortened, and with what the page shows and speaks of.
+    work_dir = tmp_path / 'pages/docs_interruption/work_dirs'
+    assert [path.name for path in work_dir.glob('*/iter_*.pth')] == ['iter_3.pth']

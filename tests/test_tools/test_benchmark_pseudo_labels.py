@@ -101,6 +101,14 @@ def test_a_folder_of_images_or_generated_ones(setting, tmp_path):
     assert benchmark.main([*common, '--toy-scenes', '--images', '2'])['images'] == 2
 
 
+def test_a_labeled_only_config_gives_its_labeled_images(setting, tmp_path):
+    text = Path(setting[0]).read_text()
+    labeled_only = tmp_path / 'labeled_only.py'
+    labeled_only.write_text(text.replace("'source_ratio': [1, 1]", "'source_ratio': [1, 0]"))
+    assert labeled_only.read_text() != text
+    assert benchmark.main([str(labeled_only), '--repeats', '1'])['images'] == 4
+
+
 def test_without_a_checkpoint_the_network_starts_as_configured(setting):
     assert benchmark.main([setting[0], '--repeats', '1', '--images', '2'])['images'] == 2
     with pytest.raises(SystemExit):

@@ -199,9 +199,16 @@ def test_a_record_in_the_work_dir_is_believed(work, tmp_path):
         images=[dict(image, name=str(work / 'tree' / 'img' / 'val_1.png'))],
         dataset='test',
         network='student',
+        selected_by='last',
     )
     (run / 'evaluation').mkdir()
     (run / 'evaluation' / 'iter_4.student.json').write_text(json.dumps(record))
+    others = {  # of a checkpoint that validation selected, of a network that does not predict
+        'best_mIoU_iter_2.student': dict(selected_by='best mIoU on val'),
+        'iter_4.a': dict(default=False),
+    }
+    for name, own in others.items():
+        (run / 'evaluation' / f'{name}.json').write_text(json.dumps(dict(record, **own)))
     (run / 'evaluation' / 'broken.json').write_text('{"classes"')
     found = Page(write_report([run], tmp_path / 'report.html', images=2))
     row = found.rows('summary')[1]
@@ -210,6 +217,28 @@ def test_a_record_in_the_work_dir_is_believed(work, tmp_path):
     assert 'broken.json cannot be read' in words(found.section('summary'))
     articles = list(found.section('tested').iter('article'))
     assert [words(article.find('h3')).split()[0] for article in articles] == ['val_1']
+
+
+def test_one_run_is_compared_with_no_other(work, tmp_path):
+    page = Page(write_report([work / 'online'], tmp_path / 'report.html', images=1))
+    assert 'difference' not in page.rows('summary')[0]
+    assert [e.get('name') for e in page.section('tested').iter('input')].count('disagreement') == 0
+    options = [words(option) for option in page.section('tested').iter('option')]
+    assert 'error' in options and 'disagreement' not in options
+    assert 'What the trained networks say of them' in words(page.section('unlabeled'))
+
+
+def test_a_run_without_scores_whose_log_has_no_lines(work, tmp_path):
+    shutil.copytree(work / 'labeled', tmp_path / 'run')
+    for log in (tmp_path / 'run').rglob('*.log'):
+        log.write_text('')
+    (scalars,) = (tmp_path / 'run').rglob('scalars.json')
+    lines = [dict(step=step, iter=step, loss=1.0, time=30.0) for step in (2, 4)]
+    scalars.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    page = Page(write_report([tmp_path / 'run'], tmp_path / 'report.html', predict=False))
+    head, row = page.rows('summary')
+    assert row[head.index('time')] == '2 min' and row[head.index('mIoU')] == '–'
+    assert 'No scores yet' in words(page.section('summary'))
 
 
 def test_what_is_missing_is_said(work, tmp_path):
@@ -269,11 +298,18 @@ def test_seeds_of_a_benchmark_are_one_method(work, tmp_path):
     (tmp_path / 'bench' / 'results.json').write_text(json.dumps(results))
     out = write_report([tmp_path / 'bench'], tmp_path / 'r.html', images=1, baseline='all/labels')
     rows = Page(out).rows('summary')
-    assert rows[1][0] == 'all/labels 2 seeds baseline' and '± 0.0' in rows[1][5]
+    assert rows[1][0] == 'all/labels 2 seeds baseline' and '± 0.0' in rows[1][1]
     assert rows[2][0] == 'all/teacher'
     assert rows[-1] == ['teacher', 'all', 'last', '1', '12.3', '–', '−1.5', '−2.5 … +0.5']
     titles = [words(h4) for h4 in Page(out).section('tested').iter('h4')]
     assert titles == ['image and truth', 'all/labels/seed_0', 'all/teacher/seed_0']
+    # A benchmark knows its baseline.
+    (tmp_path / 'bench' / 'results.json').write_text(json.dumps(dict(results, baseline='teacher')))
+    out = write_report([tmp_path / 'bench'], tmp_path / 'r.html', predict=False)
+    assert [row[0] for row in Page(out).rows('summary')[1:3]] == [
+        'all/teacher baseline',
+        'all/labels 2 seeds',
+    ]
 
 
 def test_classification_has_curves_and_scores(tmp_path):

@@ -150,6 +150,11 @@ def image_config(args: argparse.Namespace, cfg: Config, folder: Path) -> dict:
         dataset.update(data_prefix=dict(img_path=args.img_dir), img_suffix=args.img_suffix)
     else:
         dataset = dict(cfg.train_dataloader.dataset.datasets[-1])
+        if not dataset['type'].endswith('UnlabeledDataset'):  # a labeled-only config
+            kept = {'data_root', 'ann_file', 'img_suffix'} & set(dataset)
+            folder = dict(img_path=dataset['data_prefix']['img_path'])
+            dataset = {key: dataset[key] for key in kept}
+            dataset.update(type='mmdmt.UnlabeledDataset', data_prefix=folder)
     steps = cfg.test_dataloader.dataset.pipeline
     pipeline = [
         step

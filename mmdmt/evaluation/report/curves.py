@@ -36,26 +36,21 @@ def read_lines(logs: Sequence[Path]) -> Iterator[dict]:
 
 
 def read_curves(logs: Sequence[Path], keys: Sequence[str]) -> Dict[str, Curve]:
-    """Values of each key by iteration; a later log replaces values of an earlier one.
+    """Finite values of each key by iteration; a later log replaces values of an earlier one.
 
     Args:
         logs: Files of one JSON object a line, the oldest first.
         keys: Names of the values.
 
     Raises:
-        KeyError: If a key was never logged.
+        KeyError: If a key was never logged, or never as a finite number.
     """
-    curves: Dict[str, Curve] = {key: {} for key in keys}
-    known = set()
-    for values in read_lines(logs):
-        known.update(values)
-        for key in keys:
-            if key in values:
-                curves[key][int(values['step'])] = float(values[key])
-    for key, curve in curves.items():
-        if not curve:
-            raise KeyError(f'{key!r} was not logged in {logs[0].parent}; there are {sorted(known)}')
-    return curves
+    curves, _ = read_all_curves(logs)
+    missing = [key for key in keys if key not in curves]
+    if missing:
+        there = f'in {logs[0].parent}; there are {sorted(curves)}'
+        raise KeyError(f'{missing[0]!r} was not logged {there}')
+    return {key: curves[key] for key in keys}
 
 
 def read_all_curves(logs: Sequence[Path]) -> Tuple[Dict[str, Curve], List[str]]:

@@ -54,7 +54,8 @@ def write_report(
         work_dirs: Work dirs of runs or chains, or folders of several such as that of a benchmark;
             each optionally as ``NAME=FOLDER``.
         out: HTML file.
-        baseline: Name of the run or group that others are compared with. Defaults to the first.
+        baseline: Name of the run or group that others are compared with. Defaults to that of a
+            benchmark, else to the first.
         images: Test images in the browser, and as many unlabeled ones.
         predict: Whether to predict what no evaluation in the work dir says.
         label_images: Stored pseudo-labels of each round that are compared with their truth.
@@ -71,9 +72,11 @@ def write_report(
     check_count('images', images, 0)
     check_count('label_images', label_images, 1)
     runs = read_runs(work_dirs)
+    benchmarks = [found for found in map(tables.read_benchmark, work_dirs) if found]
+    if baseline is None:
+        baseline = tables.baseline_of(benchmarks, runs)
     tables.group_runs(runs, {}, baseline)  # refuses an unknown baseline before all the work
     report = _Report(runs, baseline, images, predict, label_images)
-    benchmarks = [found for found in map(tables.read_benchmark, work_dirs) if found]
     text = _render(dict(report.context(), benchmarks=benchmarks, title=title), max_bytes, report)
     write_text_atomically(out, text)
     return Path(out)
@@ -190,7 +193,7 @@ class _Report:
         charts = []
         if rounds:
             keys = {'kept': 'kept pixels', 'confidence': 'mean confidence'}
-            charts.append(self.plots.label_rounds('Kept pixels, %', rounds, keys, 0))
+            charts.append(self.plots.label_rounds('Kept pixels and confidence, %', rounds, keys, 0))
             if known:
                 keys = {'accuracy': 'all pixels', 'accuracy_kept': 'kept pixels'}
                 charts.append(self.plots.label_rounds('Correct pseudo-labels, %', rounds, keys, 0))
@@ -235,10 +238,9 @@ class _Report:
                     columns.append((f'{name}: trained', self.colors[name]))
                 except Exception as error:
                     run.notes.append(f'Unlabeled images: {first_line(error)}.')
-        intro = (
-            'Stored pseudo-labels round by round, pixels that are not learned left empty, and what '
-            'the trained networks of other runs say of the same images.'
-        )
+        stored = 'Stored pseudo-labels round by round, pixels that are not learned left empty'
+        trained = 'what the trained networks say of them'
+        intro = f'{stored}, and {trained}.' if chains else f'{trained.capitalize()}.'
         return self._section('unlabeled', 'Unlabeled images', intro, pictures, columns)
 
     def _unlabeled_names(self, chains: List[Dict[str, Any]]) -> tuple:
@@ -263,9 +265,9 @@ class _Report:
             return None
         items = [self._item(picture, columns) for picture in pictures.values()]
         present = sorted({int(index) for item in items for index in item['data']['classes']})
-        return dict(
-            key=key, title=title, intro=intro, items=items, columns=columns, present=present
-        )
+        compared = any(item['data']['disagreement'] is not None for item in items)
+        own = dict(items=items, columns=columns, present=present, compared=compared)
+        return dict(key=key, title=title, intro=intro, **own)
 
     def _item(self, picture: Picture, columns: List[tuple]) -> Dict[str, Any]:
         maps = {name: picture.maps[name] for name, _ in columns if name in picture.maps}

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
 from mmdmt.evaluation.report.curves import Curve
@@ -268,19 +268,13 @@ class Plots:
             begin = places.get(f'stage_{stage.round - 1}_{source}')
             if begin is None or (style == '-' and _from_scratch(stage)):
                 continue
-            start = (begin[0] + 1.82, begin[1] + shift)
-            arrow = FancyArrowPatch(
-                start,
+            line = dict(color=color, linestyle=style, linewidth=1.1, shrinkA=0, shrinkB=0)
+            axes.annotate(
+                '',
                 (x - 0.03, y + shift),
-                arrowstyle='-|>',
-                mutation_scale=8,
-                color=color,
-                linestyle=style,
-                linewidth=1.1,
-                shrinkA=0,
-                shrinkB=0,
+                (begin[0] + 1.82, begin[1] + shift),
+                arrowprops=dict(line, arrowstyle='-|>', mutation_scale=8),
             )
-            axes.add_patch(arrow)
 
     def _figure(self, title: str, width: float, height: float) -> Tuple[Figure, Axes]:
         figure = Figure(figsize=(width, height), layout='constrained')

@@ -103,7 +103,7 @@ def read_records(run: Run) -> List[Dict[str, Any]]:
     """Evaluations that lie in the work dir, the one to show first.
 
     Those on test images come before those on validation images, those of the last checkpoint
-    before those of one that was selected.
+    before those of one that was selected, those of the network that predicts before others.
     """
     found = []
     for file in sorted(run.path.glob('evaluation/*.json')):
@@ -113,8 +113,15 @@ def read_records(run: Run) -> List[Dict[str, Any]]:
             found.append(dict(record, origin=f'evaluation/{file.name}'))
         except (ValueError, KeyError, TypeError) as error:
             run.notes.append(f'evaluation/{file.name} cannot be read: {first_line(error)}.')
+    selected = ('', 'last', None)  # by nothing
     return sorted(
-        found, key=lambda r: (r.get('dataset') != 'test', bool(r.get('selected_by')), r['origin'])
+        found,
+        key=lambda record: (
+            record.get('dataset') != 'test',
+            record.get('selected_by') not in selected,
+            not record.get('default', True),
+            record['origin'],
+        ),
     )
 
 
@@ -247,7 +254,8 @@ def predict_unlabeled(
     test = evaluation_data(predictor.run)['dataset']
     while 'pipeline' not in test:
         test = test['dataset'] if 'dataset' in test else test['datasets'][0]
-    pipeline = [step for step in test['pipeline'] if 'Annotations' not in str(step['type'])]
+    loads_labels = ('Annotations', 'LoadMasks')
+    pipeline = [s for s in test['pipeline'] if not any(n in str(s['type']) for n in loads_labels)]
     dataset = predictor.dataset(dict(source.unlabeled_cfg, pipeline=pipeline))
     infos = (dataset.get_data_info(index) for index in range(len(dataset)))
     indices = [index for index, info in enumerate(infos) if info['name'] in names]

@@ -54,6 +54,7 @@ class Run:
         scores: Keys that validation gave.
         stages: Of a chain, round by round.
         facts: Name and value of what was run.
+        seconds: How long it took; 0 where that is not known.
         environment: Text of the log.
         notes: What is missing, a line each.
     """
@@ -68,6 +69,7 @@ class Run:
     scores: List[str] = field(default_factory=list)
     stages: List[StageInfo] = field(default_factory=list)
     facts: Dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
     lists: List[Dict[str, Any]] = field(default_factory=list)
     environment: str = ''
     warnings: List[str] = field(default_factory=list)
@@ -263,7 +265,10 @@ def _by_network(curves: Dict[str, Curve]) -> Dict[str, Dict[str, Curve]]:
 
 
 def _read_logs(run: Run) -> None:
-    """Environment and warnings of the newest log; seconds between the first and last lines."""
+    """Environment and warnings of the newest log; seconds between the first and last lines.
+
+    Of a run that wrote no lines they are those of its training steps.
+    """
     logs = sorted(run.path.rglob('[0-9]*/[0-9]*.log'))
     own = [log for log in logs if 'test' not in log.relative_to(run.path).parts]
     for log in own[-1:]:
@@ -272,11 +277,15 @@ def _read_logs(run: Run) -> None:
         run.environment = match[1] if match else ''
         seen = dict.fromkeys(re.findall(r' - WARNING - (.+)', text))
         run.warnings = list(seen)[:20]
-    seconds = sum(map(_duration, own))
+    times = sorted(run.curves.get('time', {}).get('', {}).items())
+    steps = zip([0, *(step for step, _ in times)], times)
+    trained = sum(value * (step - before) for before, (step, value) in steps)
+    run.seconds = max(sum(map(_duration, own)), trained)
     if run.stages:
-        seconds = sum(stage.entry.get('seconds', 0) for stage in run.stages)
-    if seconds:
-        run.facts['Time'] = f'{seconds / 60:.0f} min' if seconds > 90 else f'{seconds:.0f} s'
+        run.seconds = sum(stage.entry.get('seconds', 0) for stage in run.stages)
+    if run.seconds:
+        minutes = f'{run.seconds / 60:.0f} min'
+        run.facts['Time'] = minutes if run.seconds > 90 else f'{run.seconds:.0f} s'
     if not run.environment:
         run.notes.append('The environment is not in the logs.')
 

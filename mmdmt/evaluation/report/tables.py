@@ -37,9 +37,9 @@ class Group:
     @property
     def scores(self) -> List[float]:
         """Score of each run in percent: evaluated, else the last one of validation."""
-        found = [_number(record['metrics'].get('mIoU')) for record in self.records]
-        found = found or [_number(run.last_score()) for run in self.runs]
-        return [value for value in found if not np.isnan(value)]
+        found = [record['metrics'].get('mIoU') for record in self.records]
+        found = found or [run.last_score() for run in self.runs]
+        return [float(value) for value in found if value is not None and not np.isnan(value)]
 
     @property
     def confusion(self) -> Optional[np.ndarray]:
@@ -49,16 +49,13 @@ class Group:
 
     def metric(self, name: str) -> Optional[float]:
         """Mean over seeds of a metric of the records, reliability included."""
-        values = []
-        for record in self.records:
-            both = {**record['metrics'], **record.get('reliability', {}).get('metrics', {})}
-            values.append(_number(both.get(name)))
-        values = [value for value in values if not np.isnan(value)]
-        return float(np.mean(values)) if values else None
+        reliability = [record.get('reliability', {}).get('metrics', {}) for record in self.records]
+        both = [{**r['metrics'], **own} for r, own in zip(self.records, reliability)]
+        return mean_of_known([each.get(name) for each in both])
 
 
 def group_runs(runs: Sequence[Run], records: Dict[str, dict], baseline: Optional[str]) -> list:
-    """Runs by group, the baseline first.
+    """Runs by group, the baseline first: without a name, the first group.
 
     Raises:
         ValueError: If no group or run has the name of the baseline.
@@ -83,11 +80,11 @@ def group_runs(runs: Sequence[Run], records: Dict[str, dict], baseline: Optional
 
 def summary(groups: Sequence[Group]) -> List[Dict[str, Any]]:
     """A row for each group."""
-    base = groups[0].scores
+    base = mean_of_known(groups[0].scores)
     rows = []
     for group in groups:
         run, scores = group.runs[0], group.scores
-        mean = float(np.mean(scores)) if scores else None
+        mean = mean_of_known(scores)
         sizes = {entry['part']: entry['size'] for entry in run.lists}
         origin = group.records[0] if group.records else {}
         facts = [origin.get('network'), origin.get('origin')]
@@ -100,10 +97,11 @@ def summary(groups: Sequence[Group]) -> List[Dict[str, Any]]:
                 unlabeled=sizes.get('unlabeled'),
                 steps=run.facts.get('Steps', ''),
                 time=run.facts.get('Time', ''),
+                seconds=run.seconds or None,
                 seeds=len(group.runs),
                 score=mean,
                 spread=float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
-                difference=mean - float(np.mean(base)) if scores and base else None,
+                difference=_difference(mean, base),
                 accuracy=group.metric('aAcc'),
                 ece=group.metric('ECE'),
                 evaluated=evaluated or ('last validation' if scores else ''),
@@ -125,7 +123,7 @@ def class_table(groups: Sequence[Group]) -> Optional[Dict[str, Any]]:
     known = [group for group in known if group.records[0]['classes'] == classes]
     values = []
     for group in known:
-        per_run = [[_number(v) for v in r['per_class']['IoU']] for r in group.records]
+        per_run = [record['per_class']['IoU'] for record in group.records]
         values.append([mean_of_known(each) for each in zip(*per_run)])
     true = known[0].confusion.sum(1) / max(1, known[0].confusion.sum())
     rows = [
@@ -133,16 +131,14 @@ def class_table(groups: Sequence[Group]) -> Optional[Dict[str, Any]]:
             index=index,
             name=name,
             true=float(true[index]),
-            cells=[_cell(column[index], values[0][index]) for column in values],
+            cells=[
+                dict(value=own[index], difference=_difference(own[index], values[0][index]))
+                for own in values
+            ],
         )
         for index, name in enumerate(classes)
     ]
     return dict(classes=classes, groups=known, rows=rows, means=[mean_of_known(v) for v in values])
-
-
-def _cell(value: Optional[float], base: Optional[float]) -> Dict[str, Optional[float]]:
-    difference = None if value is None or base is None else value - base
-    return dict(value=value, difference=difference)
 
 
 def confusions(groups: Sequence[Group], plots: Plots, count: int = 12) -> List[Dict[str, Any]]:
@@ -187,7 +183,7 @@ def _sum_bins(bins: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
     count = np.array([each['count'] for each in bins], float)
     means = {}
     for key in ('confidence', 'accuracy'):
-        values = np.array([[_number(value) for value in each[key]] for each in bins])
+        values = np.array([each[key] for each in bins], float)  # NaN for None
         total = np.where(count > 0, np.nan_to_num(values) * count, 0).sum(0)
         means[key] = total / np.maximum(count.sum(0), 1)
     return dict(count=count.sum(0), **means)
@@ -220,7 +216,12 @@ def curve_topics(groups: Sequence[Group], plots: Plots) -> List[Dict[str, Any]]:
             ]
             for name in names[:MAX_CHARTS]
         }
-        charts = [plots.curves(name, lines[name], marks=marks) for name in lines if lines[name]]
+        chained = {color[run.name] for run in runs if run.stages}
+        charts = [
+            plots.curves(name, own, marks=marks if chained & {index for index, _ in own} else ())
+            for name, own in lines.items()
+            if own
+        ]
         if charts:
             found.append(dict(title=title, charts=charts, left_out=names[MAX_CHARTS:]))
     return found
@@ -245,7 +246,7 @@ def _round_ends(run: Run) -> List[int]:
         if stage.member == first:
             steps += (stage.cfg or {}).get('train_cfg', {}).get('max_iters', 0)
             ends.append(steps)
-    return ends[:-1]
+    return [end for end in ends[:-1] if end]
 
 
 def read_benchmark(folder: Union[str, Path]) -> Optional[Dict[str, Any]]:
@@ -260,6 +261,11 @@ def read_benchmark(folder: Union[str, Path]) -> Optional[Dict[str, Any]]:
         return None
 
 
-def _number(value: Any) -> float:
-    """NaN for None."""
-    return float('nan') if value is None else float(value)
+def baseline_of(benchmarks: Sequence[Dict[str, Any]], runs: Sequence[Run]) -> Optional[str]:
+    """Group of the method that a benchmark compares the others with, None without any."""
+    wanted = {benchmark.get('baseline') for benchmark in benchmarks}
+    return next((run.group for run in runs if Path(run.group).name in wanted), None)
+
+
+def _difference(value: Optional[float], base: Optional[float]) -> Optional[float]:
+    return None if value is None or base is None else value - base

@@ -54,7 +54,7 @@
       const chosen = form.elements.class.value, key = form.elements.sort.value;
       for (const range of form.querySelectorAll('[type=range]')) range.nextElementSibling.textContent = range.value + ' %';
       for (const box of form.querySelectorAll('[name=show]')) section.classList.toggle('hide-' + box.value, !box.checked);
-      const least = form.elements.error.value / 100, most = form.elements.confidence.value / 100, apart = form.elements.disagreement.value / 100;
+      const least = form.elements.error.value / 100, most = form.elements.confidence.value / 100, apart = form.elements.disagreement ? form.elements.disagreement.value / 100 : 0;
       let count = 0;
       for (const { node, data } of all) {
         const error = value(data, 'error', chosen);
