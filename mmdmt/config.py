@@ -3,11 +3,11 @@
 import copy
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from os.path import dirname
-from typing import Any, Dict, List, NamedTuple, Set, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Set, Tuple
 
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -349,3 +349,19 @@ def _check_batch_size(cfg: Config) -> None:
             f'`train_dataloader.sampler.batch_size` is {sampled}, so that batches would not have '
             'the stated ratio; set the top-level `batch_size` of the dataset config, or both'
         )
+
+
+def flatten(
+    key: str, value: Any, out: Dict[str, str], skipped: Container[str], text: Callable = str
+) -> None:
+    """Write nested dicts and lists into ``out`` as ``a.b.0.c -> text``, without some last keys."""
+    if key.rsplit('.', 1)[-1] in skipped:
+        return
+    items = value.items() if isinstance(value, dict) else None
+    if isinstance(value, (list, tuple)) and any(isinstance(each, (dict, list)) for each in value):
+        items = enumerate(value)
+    if items is None:
+        out[key] = text(value)
+        return
+    for name, each in items:
+        flatten(f'{key}.{name}', each, out, skipped, text)

@@ -93,9 +93,9 @@ class LabelSource:
         return mask
 
 
-def as_rgb(image: np.ndarray, pipeline: Compose) -> np.ndarray:
+def as_rgb(image: np.ndarray, pipeline: Optional[Compose]) -> np.ndarray:
     """Colors (h, w, 3) that a pipeline has loaded as RGB: LoadBands gives them so, others BGR."""
-    is_rgb = isinstance(pipeline.transforms[0], LoadBands)
+    is_rgb = isinstance(getattr(pipeline, 'transforms', [None])[0], LoadBands)
     return np.ascontiguousarray(image if is_rgb else image[..., ::-1])
 
 

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, NamedTuple, Optional
 from mmengine.config import Config
 
 from mmdmt.checks import check_choice, check_count, refuse_unknown_keys
-from mmdmt.config import merge_options, resolve_config, schedulers_of
+from mmdmt.config import flatten, merge_options, resolve_config, schedulers_of
 from mmdmt.engine.benchmark.cost import step_cost
 from mmdmt.engine.mutual.stage_config import VOLATILE_KEYS
 
@@ -287,7 +287,7 @@ def identity(cfg: Config) -> Dict[str, str]:
     """What decides the outcome of a run, flat, with the SHA-256 of its lists of images."""
     flat: Dict[str, str] = {}
     for key in cfg:
-        _flatten(key, cfg[key], flat)
+        flatten(key, cfg[key], flat, _OF_THE_MACHINE, _text)
     for source in cfg.train_dataloader.dataset.get('datasets', []):
         # Generated images have a manifest.
         for name in (source.get('ann_file') or '', 'manifest.json'):
@@ -298,14 +298,5 @@ def identity(cfg: Config) -> Dict[str, str]:
     return flat
 
 
-def _flatten(key: str, value: Any, flat: Dict[str, str]) -> None:
-    if key.rsplit('.', 1)[-1] in _OF_THE_MACHINE:
-        return
-    if isinstance(value, dict):
-        for name in value:
-            _flatten(f'{key}.{name}', value[name], flat)
-    elif isinstance(value, (list, tuple)) and any(isinstance(v, (dict, list)) for v in value):
-        for index, each in enumerate(value):
-            _flatten(f'{key}.{index}', each, flat)
-    else:
-        flat[key] = str(list(value) if isinstance(value, tuple) else value)
+def _text(value: Any) -> str:
+    return str(list(value) if isinstance(value, tuple) else value)

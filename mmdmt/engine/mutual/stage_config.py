@@ -166,15 +166,15 @@ class StageConfigBuilder:
         """Flat view of the values that decide the outcome of a stage, for the ledger."""
         flat = {}
         for key in COMPARED_KEYS:
-            _flatten(key, cfg.get(key), flat)
+            flatten(key, cfg.get(key), flat, VOLATILE_KEYS)
         hooks = cfg.get('default_hooks', {})
         for hook in filter(None, (*hooks.values(), *cfg.get('custom_hooks', []))):
             if str(hook.get('type')).split('.')[-1] == 'EMAHook':
-                _flatten('ema', hook, flat)
+                flatten('ema', hook, flat, VOLATILE_KEYS)
         hook = hooks.get('pseudo_labels')
         if hook:
             labeler = {key: value for key, value in hook.labeler.items() if key != 'model'}
-            _flatten('labeling', dict(labeler, ratio=hook.ratio), flat)
+            flatten('labeling', dict(labeler, ratio=hook.ratio), flat, VOLATILE_KEYS)
         return flat
 
     def _member_config(self, stage: Stage) -> Config:
@@ -376,17 +376,3 @@ def _without_annotations(pipeline: Sequence[dict], scope: str) -> list:
     steps = [step for step, kind in zip(pipeline, kinds) if not issubclass(kind, LoadAnnotations)]
     noting = any(issubclass(kind, LoadBands) for kind in kinds)  # what was not measured
     return pack_for_semi(steps) if noting else copy.deepcopy(steps)
-
-
-def _flatten(prefix: str, value: Any, out: Dict[str, str]) -> None:
-    """Write nested dicts and lists as ``a.b.0.c -> text`` without keys of the machine."""
-    if prefix.rsplit('.', 1)[-1] in VOLATILE_KEYS:
-        return
-    if isinstance(value, dict):
-        for key in value:
-            _flatten(f'{prefix}.{key}', value[key], out)
-    elif isinstance(value, (list, tuple)) and any(isinstance(v, (dict, list)) for v in value):
-        for index, item in enumerate(value):
-            _flatten(f'{prefix}.{index}', item, out)
-    else:
-        out[prefix] = str(value)

@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Optional
 import cv2
 import numpy as np
 import torch
+from mmcv.transforms import Compose
 from mmengine.dataset import pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
@@ -17,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmdmt.checkpoint import load_checkpoint_file
-from mmdmt.evaluation.label_source import LabelSource
+from mmdmt.evaluation.label_source import LabelSource, as_rgb
 from mmdmt.evaluation.pseudo_label_quality import PseudoLabelQuality
 from mmdmt.evaluation.record_metric import scores_of
 from mmdmt.evaluation.report.runs import Run, first_line
@@ -161,7 +162,7 @@ class Predictor:
         """``name``, ``path``, ``image``, (H, W) ``label``, ``confidence``, ``truth`` or None."""
         for index in indices:
             data = dataset[index]
-            image = _visible(data['inputs'])
+            image = _visible(data['inputs'], getattr(dataset, 'pipeline', None))
             with torch.no_grad():
                 sample = self.model.test_step(pseudo_collate([data]))[0]
             label, confidence = _decide(sample.seg_logits.data.float(), sample)
@@ -178,14 +179,14 @@ class Predictor:
             )
 
 
-def _visible(inputs: Tensor) -> np.ndarray:
-    """(h, w, 3) RGB of what a pipeline packed, BGR as a rule; of other bands the first three."""
+def _visible(inputs: Tensor, pipeline: Optional[Compose]) -> np.ndarray:
+    """(h, w, 3) RGB of what a pipeline packed; of other bands the first three."""
     array = inputs.cpu().numpy().transpose(1, 2, 0)
     if array.dtype != np.uint8:
         low, high = float(array.min()), float(array.max())
         array = (255 * (array - low) / max(high - low, 1e-6)).astype(np.uint8)
     array = array[..., :3] if array.shape[2] >= 3 else array[..., :1].repeat(3, 2)
-    return np.ascontiguousarray(array[..., ::-1])
+    return as_rgb(array, pipeline)
 
 
 def _decide(logits: Tensor, sample: Any) -> tuple:
