@@ -63,12 +63,31 @@ def formatted_configs(monkeypatch):
     monkeypatch.setattr(yapf_api, 'FormatCode', FORMAT_CODE)
 
 
+#: What files that start processes import for it, and other files that take long.
+STARTING = {'ForkedTool', 'forked_ranks', 'kill_held'}
+SLOW = (
+    'test_all_configs.py',
+    'test_base_models.py',
+    'test_commands.py',
+    'test_dmt_protocols.py',
+    'test_export_onnx.py',
+    'test_packaging.py',
+    'test_site.py',
+    'test_unimatch_v2_converter.py',
+)
+
+
+def takes_long(item: pytest.Item) -> bool:
+    """Whether the file of a test is one of the slow ones."""
+    return item.path.name in SLOW or not STARTING.isdisjoint(vars(item.module))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
     """Leave tests that need a GPU out (not: skip them) where there is none; slow files first.
 
     So parallel workers, which take a file at a time, end together.
     """
-    items.sort(key=lambda item: not hasattr(item.module, 'ForkedTool'))
+    items.sort(key=lambda item: not takes_long(item))
     if torch.cuda.is_available():
         return
     gpu = [item for item in items if item.get_closest_marker('gpu')]

@@ -69,7 +69,7 @@ def start(folder, out, *args, log=None, **environment):
 def finished(project):
     """A folder in which the plan has been run with two processes, and what was printed."""
     out = project / 'finished'
-    tool = start(project, out, '--jobs', '2')
+    tool = start(project, out, '--jobs', '2', own_server=True)
     text = tool.finish(check=False)
     return out, text, tool.process.exitcode
 

@@ -49,16 +49,17 @@ def _configs(demo, work_dir, seed=0, quick=False):
     return demo.make_configs(args, work_dir / 'scenes')
 
 
-def _run(work_dir, *args):
+def _run(work_dir, *args, **options):
     log = work_dir.parent / f'{work_dir.name}_{len(list(work_dir.parent.glob("*.log")))}.log'
-    return ForkedTool('demo.py', '--quick', '--work-dir', work_dir, *args, log=log).finish()
+    args = ('--quick', '--work-dir', work_dir, *args)
+    return ForkedTool('demo.py', *args, log=log, **options).finish()
 
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     """A work dir in which the demo has run, and what it printed."""
     work_dir = tmp_path_factory.mktemp('demo') / 'out'
-    return work_dir, _run(work_dir)
+    return work_dir, _run(work_dir, own_server=True)
 
 
 def test_table_on_the_screen_and_in_files(finished):
