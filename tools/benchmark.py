@@ -229,20 +229,26 @@ def prepare(plan: Plan, benchmark: Benchmark) -> None:
 
     All seeds have the same scenes; which of them are labeled is another draw for each.
     """
-    scenes = plan.dataset.get('toy_scenes')
-    if scenes is None:
+    if not plan.dataset:
         return
     sys.path.insert(0, str(shipped_dir('examples')))
     from toy_scenes import generate
 
-    settings = dict(scenes)
-    root = settings.pop('root')
-    with _in_turn(f'{root}.lock'):
-        generate(root, **settings)
-        names = read_list(osp.join(root, 'splits', 'train.txt'))
-        for run in {(r.labels, r.fold, r.seed): r for r in plan.runs}.values():
-            folder = plan.lists.format(labels=run.labels, fold=run.fold, seed=run.seed)
-            draw_lists(osp.join(root, folder), names, int(run.labels), [run.seed, run.fold])
+    wanted = plan.dataset['toy_scenes']
+    for scenes in wanted if isinstance(wanted, (list, tuple)) else [wanted]:
+        settings = dict(scenes)
+        root = settings.pop('root')
+        with _in_turn(f'{root}.lock'):
+            generate(root, **settings)
+            draw_labels(plan, root)
+
+
+def draw_labels(plan: Plan, root: str) -> None:
+    """Write the lists of the plan, if it has lists of its own."""
+    names = read_list(osp.join(root, 'splits', 'train.txt'))
+    for run in {(r.labels, r.fold, r.seed): r for r in plan.runs if plan.lists}.values():
+        folder = plan.lists.format(labels=run.labels, fold=run.fold, seed=run.seed)
+        draw_lists(osp.join(root, folder), names, int(run.labels), [run.seed, run.fold])
 
 
 @contextlib.contextmanager

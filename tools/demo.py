@@ -1,4 +1,4 @@
-"""Train on a generated dataset: labels alone, dynamic mutual training, Mean Teacher.
+"""Train on a generated dataset: labels alone, dynamic mutual training, Dual Teacher.
 
 Usage::
 
@@ -58,9 +58,9 @@ from toy_scenes import generate
 CONFIGS = dict(
     labeled_only='supervised/fcn_unet_toy-scenes-96x96.py',
     dmt='dmt/dmt_fcn_unet_toy-scenes-96x96.py',
-    online='mean_teacher/mean-teacher-demo_fcn_unet_toy-scenes-96x96.py',
+    online='dual_teacher/dual-teacher-demo_fcn_unet_toy-scenes-96x96.py',
 )
-TITLES = dict(labeled_only='labeled only', dmt='DMT', online='Mean Teacher')
+TITLES = dict(labeled_only='labeled only', dmt='DMT', online='Dual Teacher')
 SCENES = dict(num_train=320, num_val=20, num_test=100, num_labeled=6, style='clear')
 QUICK_SCENES = dict(num_train=10, num_val=2, num_test=3, num_labeled=4, style='clear')
 SMALL_NETWORK = {

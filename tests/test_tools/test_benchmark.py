@@ -329,6 +329,19 @@ def test_labels_are_drawn_once_and_differ_between_seeds(tool, tmp_path):
     assert (tmp_path / '0' / 'labeled.txt').stat().st_mtime_ns == before
 
 
+def test_scenes_of_several_styles_are_painted_and_no_lists_drawn(tool, tmp_path):
+    small = dict(num_train=3, num_val=1, num_test=1, num_labeled=2)
+    scenes = [dict(small, root=str(tmp_path / style), style=style) for style in ('day', 'dusk')]
+    plan = Namespace(dataset=dict(toy_scenes=scenes), lists=None, runs=[])
+    tool.prepare(plan, None)
+    for style in ('day', 'dusk'):
+        settings = json.loads((tmp_path / style / 'manifest.json').read_text())
+        assert settings.get('style', 'day') == style
+        assert {path.name for path in (tmp_path / style / 'splits').iterdir()} == {
+            f'{name}.txt' for name in ('labeled', 'unlabeled', 'train', 'val', 'test')
+        }
+
+
 def test_the_best_checkpoint_is_that_of_the_best_validation(tmp_path):
     for name, scores in (('a', {1: 30.0, 2: 50.0}), ('b', {1: 40.0, 2: 45.0})):
         logs = tmp_path / name / '2026' / 'vis_data'

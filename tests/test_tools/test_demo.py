@@ -28,7 +28,7 @@ METHODS = [
     'DMT round 1, member b',
     'DMT round 2, member a',
     'DMT round 2, member b',
-    'Mean Teacher',
+    'Dual Teacher',
 ]
 
 
@@ -77,7 +77,7 @@ def test_table_on_the_screen_and_in_files(finished):
         else:
             assert row['difference'] is None
     compared = [row['method'] for row in rows if row['difference'] is not None]
-    assert compared == ['DMT round 2, member a', 'DMT round 2, member b', 'Mean Teacher']
+    assert compared == ['DMT round 2, member a', 'DMT round 2, member b', 'Dual Teacher']
 
 
 def test_progress_is_visible(finished):
@@ -87,7 +87,7 @@ def test_progress_is_visible(finished):
         'Painting scenes',
         'DMT stage_0_a',
         'DMT stage_2_b',
-        'Mean Teacher',
+        'Dual Teacher',
         'labeled only',
     ):
         assert f'{run}: 100%' in out

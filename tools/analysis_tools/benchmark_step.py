@@ -40,6 +40,7 @@ from torch import nn
 import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.composition import compose_method
 from mmdmt.config import merge_options, resolve_config
+from mmdmt.engine.heap import keep_freed_memory
 from mmdmt.models.forward import dense_logits
 from mmdmt.models.methods import SemiSegmentor
 from mmdmt.models.methods.base import build_segmentor
@@ -373,6 +374,8 @@ def main() -> None:
     args = parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.device == 'cpu':
+        keep_freed_memory()  # as runners do
     measured = {}
     for method in args.method:
         measured[method or args.config] = measure_one(args, method)

@@ -137,8 +137,6 @@ class Plan:
             check_count(f'budget.{kind}' + f'.{labels}' * isinstance(amount, dict), own, 1)
         check_count('validations', self.validations, 1)
         refuse_unknown_keys('dataset', self.dataset, ('toy_scenes',))
-        if self.dataset and not self.lists:
-            raise ValueError('`dataset` needs `lists`: where the drawn labels are written')
         check_choice('metric', self.metric, ('mIoU', 'mAcc', 'aAcc'))
 
     @property

@@ -29,6 +29,7 @@ from mmdmt.config import resolve_config
 from mmdmt.distributed import from_main, join_process_group, unwrap
 from mmdmt.engine.batch_size import loader_of_process
 from mmdmt.engine.final import ValidationResults, conclude_run, config_name, forget_final
+from mmdmt.engine.heap import keep_freed_memory
 from mmdmt.engine.hooks.finite_hook import FiniteHook
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
 from mmdmt.engine.run_settings import check_classes, check_run, dataset_of, metric_names
@@ -60,6 +61,7 @@ class SemiRunner(Runner):
       for validation is validated at once, since it was saved before.
     - ``launcher='pytorch'`` on a machine without an accelerator trains with gloo; SyncBN layers
       become ordinary ones there, with a warning.
+    - On a CPU the memory of a step is kept for the next one (:mod:`mmdmt.engine.heap`).
     - Config key ``channels_last=True`` stores convolution weights channels-last.
     - Config key ``batch_size_is_total=True``: the processes share ``train_dataloader.batch_size``,
       which otherwise is that of each, see :func:`mmdmt.engine.batch_size.loader_of_process`.
@@ -103,6 +105,8 @@ class SemiRunner(Runner):
             RuntimeError: As :func:`mmdmt.distributed.join_process_group`.
             ValueError: If the processes cannot share the batch.
         """
+        if get_device() == 'cpu':
+            keep_freed_memory()
         join_process_group(self.launcher, env_cfg)
         super().setup_env(env_cfg)
         if isinstance(self._train_dataloader, dict) and self.cfg.get('batch_size_is_total'):

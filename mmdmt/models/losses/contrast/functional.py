@@ -44,8 +44,8 @@ def memory_contrast_loss(
     averaged over the anchors of a class, then over the classes that have anchors.
 
     Memory is bounded: anchors are handled in chunks, and of each there is only its gradient left
-    for the backward pass. All pixels are computed and the mask is applied to the result, since
-    gathering the anchors would make the host wait for the device.
+    for the backward pass. On a GPU all pixels are computed and the mask is applied to the result,
+    since gathering the anchors would make the host wait for the device; on a CPU they are gathered.
 
     Args:
         feat: Pixel features, (N, D, \*) with any number of spatial dimensions, also none.
@@ -67,6 +67,7 @@ def memory_contrast_loss(
     if filled is not None:
         chosen &= filled.any(dim=1)[classes]
 
+    anchors, classes, chosen = _compact(chosen, anchors, classes, chosen)
     losses = _losses_of_rows(anchors, classes, bank, filled)
     return _mean_over_classes(losses, classes, chosen, bank)
 
@@ -96,6 +97,7 @@ def peer_contrast_loss(
     bank = _unit_bank(bank, anchors, filled) / temperature
     peers = _unit_rows(peer_feat.detach().to(anchors)) / temperature
 
+    anchors, classes, peers, chosen = _compact(chosen, anchors, classes, peers, chosen)
     losses = _losses_of_rows(anchors, classes, bank, filled, peers)
     return _mean_over_classes(losses, classes, chosen, bank)
 
@@ -165,6 +167,14 @@ def _anchors(
     classes = label.flatten()
     chosen = mask.flatten().bool() & (classes >= 0) & (classes < num_classes)
     return _unit_rows(feat), classes.long().masked_fill(~chosen, 0), chosen
+
+
+def _compact(chosen: Tensor, *rows: Tensor) -> Tuple[Tensor, ...]:
+    """The chosen rows, where finding them costs less than computing the others: on a CPU."""
+    if chosen.device.type != 'cpu':
+        return rows
+    index = chosen.nonzero().squeeze(1)
+    return tuple(each.index_select(0, index) for each in rows)
 
 
 def _unit_rows(feat: Tensor) -> Tensor:
