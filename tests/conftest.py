@@ -1,5 +1,6 @@
 """Settings of the whole suite: small machines, no display, no GPU unless there is one."""
 
+import functools
 import gc
 import os
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import torch
 from hypothesis import settings
 from mmengine.registry import DefaultScope
+from mmengine.runner import runner
 from yapf.yapflib import yapf_api
 
 FORMAT_CODE = yapf_api.FormatCode
@@ -54,6 +56,22 @@ def unformatted_configs():
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(yapf_api, 'FormatCode', lambda text, **options: (text, True))
+        yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def unsynced_files():
+    """Nothing waits for the disk: only a power cut would show it, and runs write many files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, 'fsync', lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def one_look_at_the_machine():
+    """Runs log what the compiler and the machine are; it is asked for once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, 'collect_env', functools.cache(runner.collect_env))
         yield
 
 
