@@ -91,6 +91,7 @@ SLOW = (
     'test_export_onnx.py',
     'test_packaging.py',
     'test_site.py',
+    'test_tour.py',
     'test_unimatch_v2_converter.py',
 )
 

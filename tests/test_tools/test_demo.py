@@ -49,17 +49,16 @@ def _configs(demo, work_dir, seed=0, quick=False):
     return demo.make_configs(args, work_dir / 'scenes')
 
 
-def _run(work_dir, *args, **options):
+def _run(work_dir, *args):
     log = work_dir.parent / f'{work_dir.name}_{len(list(work_dir.parent.glob("*.log")))}.log'
-    args = ('--quick', '--work-dir', work_dir, *args)
-    return ForkedTool('demo.py', *args, log=log, **options).finish()
+    return ForkedTool('demo.py', '--quick', '--work-dir', work_dir, *args, log=log).finish()
 
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     """A work dir in which the demo has run, and what it printed."""
     work_dir = tmp_path_factory.mktemp('demo') / 'out'
-    return work_dir, _run(work_dir, own_server=True)
+    return work_dir, _run(work_dir)
 
 
 def test_table_on_the_screen_and_in_files(finished):
@@ -158,7 +157,8 @@ def test_failure_of_one_run_ends_all_and_is_named(tmp_path):
     cfg = _configs(demo, tmp_path / 'out', quick=True)['dmt']
     settings.write_text(demo.settings_of(cfg))
     log = tmp_path / 'demo.log'
-    tool = ForkedTool('demo.py', '--quick', '--work-dir', tmp_path / 'out', log=log)
+    args = ('--quick', '--work-dir', tmp_path / 'out')
+    tool = ForkedTool('demo.py', *args, log=log, own_server=True)
     out = tool.finish(check=False)
     assert tool.process.exitcode == 1
     assert 'stage_0_b failed (exit code 1), see above.' in out
