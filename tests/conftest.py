@@ -14,16 +14,13 @@ os.environ['PYTHONPATH'] = os.pathsep.join(
     [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get('PYTHONPATH')])]
 )
 
+# Nothing that imports torch: the process that hands out the tests to others needs none of it.
 import pytest
-import torch
 from hypothesis import settings
-from mmengine.registry import DefaultScope
-from mmengine.runner import runner
 from yapf.yapflib import yapf_api
 
 FORMAT_CODE = yapf_api.FormatCode
 
-torch.set_num_threads(1)
 # Examples on a shared machine take as long as they take; the same ones are tried every time.
 settings.register_profile('mmdmt', deadline=None, derandomize=True)
 settings.load_profile('mmdmt')
@@ -45,6 +42,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.fixture(scope='module', autouse=True)
 def no_default_scope():
     """No module sees the default scope that a runner of another one has left behind."""
+    from mmengine.registry import DefaultScope
+
     DefaultScope._instance_dict.clear()
 
 
@@ -70,6 +69,8 @@ def unsynced_files():
 @pytest.fixture(scope='session', autouse=True)
 def one_look_at_the_machine():
     """Runs log what the compiler and the machine are; it is asked for once."""
+    from mmengine.runner import runner
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, 'collect_env', functools.cache(runner.collect_env))
         yield
@@ -106,6 +107,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
 
     So parallel workers, which take a file at a time, end together.
     """
+    import torch
+
+    torch.set_num_threads(1)
     items.sort(key=lambda item: not takes_long(item))
     if torch.cuda.is_available():
         return
