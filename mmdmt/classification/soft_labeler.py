@@ -101,5 +101,6 @@ class SoftLabeler(BaseLabeler):
         for rank, part in enumerate(parts):
             if part is not None:
                 probabilities[rank :: len(parts)] = part
-        selected = select_by_confidence(probabilities.max(1), meta['ratio'], self.selection)
+        confidence, label = probabilities.max(1), probabilities.argmax(1)
+        selected = select_by_confidence(confidence, meta['ratio'], self.selection, label)
         return self.store.write(names, probabilities, selected, meta)

@@ -5,7 +5,7 @@ import json
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from mmdmt.files import atomic_path
 from mmdmt.pseudo.store import StoreIncompleteError, StoreMismatchError
 
 FORMAT_VERSION = 1
-SELECTIONS = ('strict', 'rank')
+SELECTIONS = ('strict', 'rank', 'class')
 
 
 class SoftLabels(NamedTuple):
@@ -33,8 +33,10 @@ class SoftLabels(NamedTuple):
     manifest: Dict[str, Any]
 
 
-def select_by_confidence(confidence: np.ndarray, ratio: float, rule: str = 'strict') -> np.ndarray:
-    """The most confident images, over all classes together.
+def select_by_confidence(
+    confidence: np.ndarray, ratio: float, rule: str = 'strict', label: Optional[np.ndarray] = None
+) -> np.ndarray:
+    """The most confident images, over all classes together or of each class.
 
     Args:
         confidence (np.ndarray): (N,) largest class probability of each image.
@@ -42,7 +44,9 @@ def select_by_confidence(confidence: np.ndarray, ratio: float, rule: str = 'stri
         rule (str): 'strict': those above (``>``) the value at position
             ``int(-ratio N + 1)`` of the sorted confidences, so two or three images fewer than
             ``ratio N``, and none of those that tie with that value; at a ratio of 1 all images. As
-            published. 'rank': exactly ``round(ratio N)``, ties by position.
+            published. 'rank': exactly ``round(ratio N)``, ties by position. 'class': so of the
+            images of each label (CBST, Zou et al., ECCV 2018), at least one of each.
+        label (np.ndarray, optional): (N,) most probable classes, for the rule 'class'.
 
     Returns:
         np.ndarray: (N,) bool.
@@ -59,10 +63,12 @@ def select_by_confidence(confidence: np.ndarray, ratio: float, rule: str = 'stri
     count = len(confidence)
     if ratio == 1:
         selected = np.ones(count, bool)
-    elif rule == 'rank':
-        order = np.argsort(-confidence, kind='stable')
+    elif rule == 'class':
         selected = np.zeros(count, bool)
-        selected[order[: round(ratio * count)]] = True
+        for own in (label == each for each in np.unique(label)):
+            selected[own] = _highest(confidence[own], max(1, round(ratio * own.sum())))
+    elif rule == 'rank':
+        selected = _highest(confidence, round(ratio * count))
     else:
         # Counted from the end; 0 would be the least confident image.
         position = int(-ratio * count + 1)
@@ -76,6 +82,13 @@ def select_by_confidence(confidence: np.ndarray, ratio: float, rule: str = 'stri
             f'a ratio of {ratio:g} selects none of {count} images by the rule {rule!r}: {fix}'
         )
     return selected
+
+
+def _highest(values: np.ndarray, number: int) -> np.ndarray:
+    """Which (N,) of the values are the ``number`` highest, ties by position."""
+    chosen = np.zeros(len(values), bool)
+    chosen[np.argsort(-values, kind='stable')[:number]] = True
+    return chosen
 
 
 class SoftLabelStore:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from mmdmt.classification.soft_labeler import SoftLabeler
 from mmdmt.classification.soft_labels import SELECTIONS, SoftLabelStore, select_by_confidence
 from mmdmt.pseudo.store import StoreIncompleteError, StoreMismatchError
 
@@ -26,7 +27,9 @@ def test_strict_selection_is_the_published_one(ratio):
 @pytest.mark.parametrize('rule', SELECTIONS)
 def test_a_ratio_of_1_keeps_all_images(rule):
     for confidence in (np.linspace(0.1, 1, 200), np.full(3, 0.5)):
-        assert select_by_confidence(confidence, 1.0, rule).tolist() == [True] * len(confidence)
+        assert select_by_confidence(confidence, 1.0, rule, confidence > 0.5).tolist() == [
+            True
+        ] * len(confidence)
 
 
 def test_too_small_a_ratio_is_told_what_helps():
@@ -48,6 +51,18 @@ def test_selection_is_global_and_not_by_class():
     probabilities = np.array([[0.9, 0.1]] * 5 + [[0.4, 0.6]] * 5, np.float32)
     selected = select_by_confidence(probabilities.max(1), 0.5, 'rank')
     assert selected[:5].all() and not selected[5:].any()
+
+
+def test_selection_by_class_takes_the_share_of_each(tmp_path):
+    label = np.array([0] * 6 + [1] * 4 + [2])
+    confidence = np.array([0.9, 0.8, 0.9, 0.7, 0.6, 0.5, 0.4, 0.3, 0.35, 0.2, 0.1], np.float32)
+    selected = select_by_confidence(confidence, 0.5, 'class', label)
+    assert np.flatnonzero(selected).tolist() == [0, 1, 2, 6, 8, 10]
+    probabilities = np.full((11, 3), 0.01, np.float32)
+    probabilities[np.arange(11), label] = confidence
+    labeler = SoftLabeler(str(tmp_path / 'soft.npz'), {}, {}, selection='class')
+    labeler._write(names(11), [probabilities], dict(ratio=0.5))
+    assert (labeler.store.read().selected == selected).all()
 
 
 def test_a_ratio_that_selects_nothing_is_refused():
