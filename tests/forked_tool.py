@@ -85,12 +85,13 @@ def _run(tool, args, log, environment, server):
 class ForkedTool:
     """A running tool: ``tools/<tool>`` of this project, or a script by its path.
 
-    Training prints all that it logs, unless it is to be ``quiet`` as it is for users. Processes
-    that it starts come from the same fork server, unless it is to start one of its ``own``.
+    Training and testing print all that they log, unless they are to be ``quiet`` as for users.
+    Processes that a tool starts come from the same fork server, unless it is to start its own.
     """
 
     def __init__(self, tool, *args, log, quiet=False, own_server=False, **environment):
-        args = args if quiet or tool != 'train.py' else (*args, '--verbose')
+        talks = tool in ('train.py', 'test.py') and not quiet
+        args = (*args, '--verbose') if talks else args
         environment = dict(CUDA_VISIBLE_DEVICES='-1', **environment)
         self.log = Path(log)
         self.log.touch()

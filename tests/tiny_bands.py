@@ -31,8 +31,11 @@ def write_geotiff(path, pixels, nodata=None, crs='EPSG:32632'):
     return Path(path)
 
 
-def make_tree(root, size=SIZE):
-    """Images whose bands are levels of the class, 0/255 masks, and lists."""
+def make_tree(root, size=SIZE, blank=0):
+    """Images whose bands are levels of the class, 0/255 masks, and lists.
+
+    In the first ``blank`` rows nothing was measured.
+    """
     rng = np.random.default_rng(0)
     root = Path(root)
     for folder in ('img', 'ann'):
@@ -45,7 +48,9 @@ def make_tree(root, size=SIZE):
             y, x = rng.integers(0, size // 2, 2)
             mask[y : y + size // 2, x : x + size // 2] = 1
             image = levels[mask] + rng.normal(0, 300, (size, size, 4))
-            write_geotiff(root / 'img' / f'{name}.tif', image.clip(1, 65535).astype(np.uint16))
+            image = image.clip(1, 65535).astype(np.uint16)
+            image[:blank] = 0
+            write_geotiff(root / 'img' / f'{name}.tif', image, nodata=0 if blank else None)
             if split != 'unlabeled':
                 write_geotiff(root / 'ann' / f'{name}.tif', mask * 255)
         (root / f'{split}.txt').write_text('\n'.join(names) + '\n')

@@ -13,7 +13,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, RUNNERS
 from shipped_configs import read, without_weights
-from tiny_models import NUM_CLASSES, labeled_samples, tiny_segformer, tiny_segmentor
+from tiny_models import NUM_CLASSES, labeled_samples, semi_batch, tiny_segformer, tiny_segmentor
 from tiny_project import base_config, load_config, mutual, online
 from torch import nn
 
@@ -24,6 +24,7 @@ from mmdmt.export.plain import dicts_in
 from mmdmt.models.forward import BATCH_STATISTICS, joint_forward
 from mmdmt.models.methods.networks import build_segmentor
 from mmdmt.models.stochastic_depth import StochasticDepth
+from mmdmt.registry import MODELS
 
 STEPS = 4
 DUAL = dict(threshold=0.3, shift_length=1, sub_model=dict(drop_rate=0.5, rule='constant'))
@@ -203,6 +204,21 @@ def normalize(folder):
     torch.save(found, folder / f'layer.rank_{get_rank()}.pth')
 
 
+def gradients(method):
+    """Loss and gradients of a step of a method on images that are the same on all ranks."""
+    settings = dict(METHODS[method], type=f'mmdmt.{METHODS[method]["type"]}')
+    if method == 'u2pl':  # keys of all ranks enter its queues
+        settings.update(sup_only=0, contrast=None)
+    torch.manual_seed(0)
+    model = MODELS.build(dict(settings, segmentor=tiny_segmentor())).train()
+    model.start_run(STEPS, [2, 3])
+    losses = model.loss(*semi_batch(num_labeled=3))
+    loss = sum(value for key, value in losses.items() if 'loss' in key)
+    loss.backward()
+    found = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    return dict(found, loss=loss.detach())
+
+
 def two_domains():
     """A network, and labeled and unlabeled images of both ranks from different distributions."""
     torch.manual_seed(0)
@@ -241,6 +257,8 @@ def main():
         return train(cfg, folder)
     normalize(folder)
     collect(folder)
+    found = {method: gradients(method) for method in METHODS}
+    torch.save(found, folder / f'gradients.rank_{get_rank()}.pth')
     for name, cfg in methods(tree, folder):
         train(cfg, folder / name)
     for make in (plain, total):

@@ -37,7 +37,7 @@ from mmdmt.checks import listed
 from mmdmt.datasets.rasters import is_windowed, raster_info
 from mmdmt.evaluation.large_images import NO_CLASS, predict_large
 from mmdmt.evaluation.visualization import overlay_label
-from mmdmt.export.loading import LoadedSegmentor, find_checkpoint, load_segmentor
+from mmdmt.export.loading import LoadedSegmentor, add_source_options, load_source
 from mmdmt.files import atomic_path, require_writable, write_text_atomically
 from mmdmt.pseudo.prediction import predict_probabilities
 from mmdmt.registry import TRANSFORMS
@@ -59,9 +59,7 @@ class Item(NamedTuple):
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Predict masks of images')
-    parser.add_argument(
-        'source', help='checkpoint, work dir of a run that has ended, or exported folder'
-    )
+    add_source_options(parser)
     parser.add_argument('images', nargs='+', help='folders, images, or text files of paths')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder to write to')
     parser.add_argument(
@@ -80,13 +78,6 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='masks with the values that the masks of the training data have, not class ids',
     )
-    parser.add_argument('--config', help='config file (default: the one in the checkpoint)')
-    parser.add_argument(
-        '--network',
-        default='auto',
-        help='network of an online method, several joined by +, average or teacher_average '
-        '(default: as final.json or the config says)',
-    )
     parser.add_argument('--device', default=get_device(), help='such as cpu or cuda:0')
     parser.add_argument('--batch-size', type=int, default=1, help='images of one size at once')
     parser.add_argument('--workers', type=int, default=0, help='processes that load images')
@@ -104,11 +95,6 @@ def parse_args() -> argparse.Namespace:
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument('--overwrite', action='store_true', help='replace what is in DIR')
     existing.add_argument('--resume', action='store_true', help='leave out what is in DIR')
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='let the checkpoint run code, because you trust who made it',
-    )
     return parser.parse_args()
 
 
@@ -407,8 +393,7 @@ def main() -> None:
     try:
         items = find_images(args.images, Path(args.out).resolve())
         require_writable(args.out, '--out')
-        trusted = [find_checkpoint(args.source)[0]] if args.trust_checkpoint else []
-        loaded = load_segmentor(args.source, args.config, args.network, trusted, args.device)
+        loaded = load_source(args, args.device)
         if not loaded.pipeline:
             raise ValueError(f'the config in {loaded.checkpoint} has no test pipeline: --config')
         writer = Writer(args, loaded)
@@ -431,6 +416,7 @@ def report(args, loaded, pixels, failed, facts) -> None:
     record = dict(
         checkpoint=os.fspath(loaded.checkpoint),
         network='+'.join(loaded.networks),
+        temperature=loaded.temperature,
         classes=loaded.classes,
         palette=loaded.palette,
         images=done,

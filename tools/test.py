@@ -8,15 +8,20 @@ python tools/test.py CONFIG CHECKPOINT --reliability  # calibration, boundaries:
 """
 
 import argparse
+import contextlib
 import os
 import os.path as osp
+import sys
 from typing import List, Sequence
 
 from mmengine.config import Config, DictAction
 
-import mmdmt  # noqa: F401  (says what to install when something is missing)
-from mmdmt.config import merge_options
-from mmdmt.registry import RUNNERS
+# What packages print while they are imported is no result.
+with contextlib.redirect_stdout(sys.stderr):
+    import mmdmt  # noqa: F401  (says what to install when something is missing)
+    from mmdmt.config import merge_options
+    from mmdmt.engine.screen import be_quiet
+    from mmdmt.registry import RUNNERS
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,6 +57,11 @@ def parse_args() -> argparse.Namespace:
         action=DictAction,
         help='override settings of the config: key=value, nested keys with dots, lists as '
         'key="[a,b]"',
+    )
+    parser.add_argument(
+        '--verbose',
+        action='store_true',
+        help='print all that is logged; else what is not needed is in the log file alone',
     )
     parser.add_argument(
         '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='launcher'
@@ -169,7 +179,10 @@ def load_config(args: argparse.Namespace) -> Config:
 
 def main() -> None:
     """Test."""
-    RUNNERS.build(load_config(parse_args())).test()
+    args = parse_args()
+    if not args.verbose:
+        be_quiet()
+    RUNNERS.build(load_config(args)).test()
 
 
 if __name__ == '__main__':

@@ -18,9 +18,12 @@ python tools/train.py --data FOLDER --classes background,polyp
 
 import argparse
 import contextlib
+import json
 import os
 import os.path as osp
 import sys
+from pathlib import Path
+from typing import Dict
 
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
@@ -33,12 +36,7 @@ with contextlib.redirect_stdout(sys.stderr):
     from mmdmt.checks import refuse_unknown_keys
     from mmdmt.composition import compose_method
     from mmdmt.config import merge_options, resolve_config
-    from mmdmt.engine.own_data import (
-        config_of_folder,
-        method_of_folder,
-        summary,
-        write_report_of,
-    )
+    from mmdmt.engine.own_data import config_of_folder, method_of_folder
     from mmdmt.engine.runners import MutualTrainingRunner, SemiRunner
     from mmdmt.engine.runners.work_dir import only_run
     from mmdmt.engine.screen import be_quiet
@@ -161,9 +159,10 @@ def _add_folder_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         '--mask-values',
-        type=int,
         nargs='+',
-        help='value of each class in the masks (default: as they are found)',
+        metavar='VALUE',
+        help='value of each class in the masks, such as 0 255, or its color, such as 0,0,0 255,0,0 '
+        '(default: as they are found)',
     )
 
 
@@ -291,13 +290,17 @@ def train_folder(args: argparse.Namespace) -> None:
     work_dir = args.work_dir or osp.join('work_dirs', name)
     classes = args.classes.split(',') if isinstance(args.classes, str) else args.classes
     options = args.cfg_options or {}
-    more = bool(args.unlabeled) or args.method == 'supervised'
-    config = config_of_folder(
-        args.data, work_dir, classes, args.labels, args.mask_values, options, more
-    )
+    more = args.unlabeled if args.unlabeled and osp.isdir(args.unlabeled) else None
+    args.unlabeled = None if more else args.unlabeled  # a list replaces what the folder has
+    alone = args.method == 'supervised' or bool(args.unlabeled)
+    chosen = (classes, args.labels, args.mask_values, options, more, alone)
+    config = config_of_folder(args.data, work_dir, *chosen)
     length = options.get('max_iters')
     method, settings, why = method_of_folder(config, args.method or 'auto', length)
-    print(f'method: {method} ({why})', file=sys.stderr)
+    first = (
+        'labeled images alone' if method == 'supervised' else f'labeled images alone, then {method}'
+    )
+    print(f'to train: {first} ({why})', file=sys.stderr)
     runs = {}
     for each in dict.fromkeys(['supervised', method]):
         own = dict(settings, **(args.method_options or {})) if each == method else None
@@ -311,6 +314,31 @@ def train_folder(args: argparse.Namespace) -> None:
     if not args.print_config and int(os.environ.get('RANK', 0)) == 0:
         print(summary(runs))
         print(write_report_of(runs, osp.join(work_dir, 'report.html')))
+
+
+def summary(runs: Dict[str, str]) -> str:
+    """A table of the final metrics of some work dirs, by name, and how to predict with the best."""
+    rows, scores = [], {}
+    for name, work_dir in runs.items():
+        path = Path(work_dir) / 'final.json'
+        final = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+        numbers = {k: v for k, v in final.get('metrics', {}).items() if isinstance(v, (int, float))}
+        scores[work_dir] = numbers.get('mIoU', -1.0)
+        shown = [f'{key} {numbers[key]:.2f}' for key in ('mIoU', 'mAcc', 'aAcc') if key in numbers]
+        rows.append(f'  {name:<16} {"  ".join(shown) or "no final.json"}')
+    best = max(scores, key=lambda work_dir: scores[work_dir])
+    command = f'python tools/predict.py {best} FOLDER_OF_IMAGES --out predictions'
+    return '\n'.join(['On the validation images:', *rows, f'Predict with\n  {command}'])
+
+
+def write_report_of(runs: Dict[str, str], path: str) -> str:
+    """Write the report of some work dirs, by name; say where it is, or why there is none."""
+    try:
+        from mmdmt.evaluation.report import write_report  # needs optional packages
+    except ImportError as error:
+        return f'No report ({error}): pip install mmdmt[optional]'
+    write_report([f'{name}={work_dir}' for name, work_dir in runs.items()], path)
+    return f'Report: {path}'
 
 
 def main() -> None:

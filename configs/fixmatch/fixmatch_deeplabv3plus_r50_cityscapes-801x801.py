@@ -1,6 +1,6 @@
-# FixMatch with DeepLabV3+ R50 on Cityscapes, where all labels count, as in UniMatch.
+# FixMatch with DeepLabV3+ R50 on Cityscapes, where all labels count, with the settings of UniMatch.
 _base_ = [
-    '../supervised/deeplabv3plus_r50_cityscapes-801x801.py',
+    '../supervised/ohem_deeplabv3plus_r50_cityscapes-801x801.py',
     '../_base_/methods/fixmatch.py',
 ]
 

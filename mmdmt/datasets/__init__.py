@@ -1,5 +1,6 @@
 """Datasets, samplers and transforms."""
 
+from mmdmt.datasets.folder_dataset import FolderDataset
 from mmdmt.datasets.samplers.multi_source_sampler import MultiSourceSampler
 from mmdmt.datasets.samplers.seeded_index import SeededIndex
 from mmdmt.datasets.semi_dataset import SemiDataset
@@ -19,6 +20,7 @@ from mmdmt.datasets.transforms.strong_pseudo_augment import StrongPseudoAugment
 from mmdmt.datasets.unlabeled_dataset import UnlabeledDataset
 
 __all__ = [
+    'FolderDataset',
     'LoadAnnotationsAtImageSize',
     'LoadBands',
     'LoadImageAtSize',

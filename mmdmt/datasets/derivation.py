@@ -270,7 +270,8 @@ def unlabeled_source(
             f'--unlabeled {given} holds no image but labeled ones ({found} of {IMAGE_SUFFIXES})'
         )
     # Of labeled images it may be longer than that of the file: '_leftImg8bit.png'.
-    whole = [own.suffix for own in images if all(file.endswith(own.suffix) for file in files)]
+    ends = [own.suffix for own in images if own.suffix]
+    whole = [end for end in ends if all(file.endswith(end) for file in files)]
     suffixes = tuple(whole[:1] or sorted({osp.splitext(file)[1] for file in files}))
     source = dict(
         type='mmdmt.UnlabeledDataset',

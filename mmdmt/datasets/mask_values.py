@@ -26,8 +26,8 @@ def pack_colors(pixels: np.ndarray) -> np.ndarray:
     return (red << 16) | (green << 8) | blue
 
 
-def unpack_color(packed: int) -> Tuple[int, int, int]:
-    """Red, green and blue of a number of :func:`pack_colors`."""
+def unpack_color(packed: Any) -> Tuple[Any, Any, Any]:
+    """Red, green and blue of numbers of :func:`pack_colors`."""
     return packed >> 16, packed >> 8 & 255, packed & 255
 
 
@@ -84,11 +84,15 @@ class MaskValues:
     def apply(self, mask: np.ndarray, path: str) -> np.ndarray:
         """Class ids (H, W) uint8 of a mask, (H, W) or with colors (H, W, 3).
 
+        JPEG blurs values: in such a file each is taken for the nearest one that is listed.
+
         Raises:
             MaskValueError: If it has a value that is not listed; the message names it and ``path``.
         """
         values = pack_colors(mask) if self.colors else mask
         known = np.array(sorted(self.ids))
+        if is_lossy(path):
+            values = self._nearest(known, values)
         index = np.searchsorted(known, values).clip(max=len(known) - 1)
         unknown = known[index] != values
         if unknown.any():
@@ -99,6 +103,17 @@ class MaskValues:
                 'not to be learned'
             )
         return np.array([self.ids[int(value)] for value in known], np.uint8)[index]
+
+    def _nearest(self, known: np.ndarray, values: np.ndarray) -> np.ndarray:
+        found, places = np.unique(values, return_inverse=True)
+        points = [np.array(unpack_color(v) if self.colors else v[None]) for v in (known, found)]
+        distance = np.abs(points[0][:, :, None].astype(int) - points[1][:, None].astype(int)).sum(0)
+        return known[distance.argmin(axis=0)][places.reshape(values.shape)]
+
+
+def is_lossy(path: str) -> bool:
+    """Whether a file is of a kind that does not keep values."""
+    return path.lower().endswith(('.jpg', '.jpeg'))
 
 
 def read_mask(

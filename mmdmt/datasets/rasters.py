@@ -95,17 +95,33 @@ def read_raster(
     return np.array(pixels if bands is None else pixels[..., list(bands)])
 
 
+def read_measured(
+    path: str,
+    bands: Optional[Sequence[int]] = None,
+    window: Optional[Window] = None,
+    nodata: Optional[float] = None,
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Pixels as of :func:`read_raster`, and which of them, (H, W, C) bool, were measured.
+
+    NaN was not, nor was ``nodata``, by default what the file says.
+    """
+    image = read_raster(path, bands, window)
+    nodata = raster_info(path).nodata if nodata is None else nodata
+    valid = np.isfinite(image) if image.dtype.kind == 'f' else np.ones(image.shape, bool)
+    return image, valid if nodata is None else valid & (image != nodata)
+
+
 def is_windowed(path: str) -> bool:
     """Whether windows of a file can be read without the rest of it: TIFF and ``.npy``."""
     is_tiff = path.lower().endswith(TIFF)
-    return path.endswith('.npy') or (is_tiff and _optional('rasterio') is not None)
+    return path.lower().endswith('.npy') or (is_tiff and _optional('rasterio') is not None)
 
 
 def _pixels(path: str) -> np.ndarray:
     """(H, W, C) of a file, mapped where that is possible."""
     if not osp.isfile(path):
         raise FileNotFoundError(f'{path} does not exist')
-    if path.endswith('.npy'):
+    if path.lower().endswith('.npy'):
         pixels = np.load(path, mmap_mode='r', allow_pickle=False)
     elif path.lower().endswith(TIFF):
         tifffile = _optional('tifffile')

@@ -1,26 +1,45 @@
 """From a folder of images, some with masks, to a config: every choice with its reason."""
 
-import json
+import ast
 import os
 import os.path as osp
 import runpy
+import sys
 import urllib.request
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import print_log
 from mmengine.runner.checkpoint import get_external_models, get_mmcls_models
-from PIL import Image
 
 from mmdmt.checks import listed
 from mmdmt.config import merge_options, resolve_config
-from mmdmt.datasets.checks.file_facts import map_in_threads, mask_facts
-from mmdmt.datasets.folders import FolderData, Part, read_folder
+from mmdmt.datasets.checks.file_facts import (
+    FileFacts,
+    ImageRules,
+    MaskModeError,
+    bands_facts,
+    color_facts,
+    image_facts,
+    map_in_threads,
+    mask_facts,
+)
+from mmdmt.datasets.derivation import write_names
+from mmdmt.datasets.folders import (
+    FolderData,
+    Layout,
+    cases_of,
+    find_images,
+    layout_of,
+    read_folder,
+)
+from mmdmt.datasets.mask_values import MaskValues, is_lossy, unpack_color
+from mmdmt.datasets.rasters import raster_info
 from mmdmt.datasets.splits.draws import draw_splits
-from mmdmt.datasets.splits.files import write_list
+from mmdmt.datasets.statistics import config_lines
 from mmdmt.files import shipped_dir, write_text_atomically
 
 VOID = 255
@@ -54,7 +73,8 @@ def config_of_folder(
     labels: Optional[int] = None,
     mask_values: Optional[Sequence[int]] = None,
     options: Optional[Dict[str, Any]] = None,
-    has_more: bool = False,
+    unlabeled: Optional[str] = None,
+    labels_alone: bool = False,
 ) -> str:
     """Write the config of a labeled-only run on a folder into the work dir.
 
@@ -62,15 +82,16 @@ def config_of_folder(
     unlabeled and validation images lie beside it, in ``lists``.
 
     Args:
-        folder (str): Images and masks, in one of the layouts of :mod:`mmdmt.datasets.folders`.
+        folder (str): Images and masks, in the layouts of :mod:`mmdmt.datasets.folders`.
         work_dir (str): Gets ``config.py``.
         classes (Sequence[str], optional): Names in the order of their values in the masks. Defaults
             to 'class_0', ...: one for each value that the masks have.
         labels (int, optional): Draw so many labeled images; the masks of the others are not used.
-        mask_values (Sequence[int], optional): Value of each class. Defaults to those found.
+        mask_values (Sequence, optional): Number or color of each class. Defaults to those found.
         options (dict, optional): Settings that are known already, as ``--cfg-options``: what is
             chosen fits them.
-        has_more (bool): Whether unlabeled images come from elsewhere.
+        unlabeled (str, optional): Folder of more images without masks.
+        labels_alone (bool): Whether no unlabeled images are needed.
 
     Returns:
         str: Path of the config.
@@ -82,20 +103,27 @@ def config_of_folder(
     """
     data = read_folder(folder)
     lists = osp.join(osp.abspath(work_dir), 'lists')
-    chosen, parts, rest = _data_lines(data, lists, labels)
-    chosen += _unlabeled_lines(data.unlabeled, parts[0], rest, lists, has_more)
-    chosen += _class_lines(parts, classes, mask_values)
-    base, network = _network()
-    chosen += _size_lines(parts[0], base)
-    text = _text(folder, base, [*network, *chosen, *_length_lines(len(parts[0].names))])
+    data, lines = _data_lines(data, lists, labels, unlabeled)
+    if not data.unlabeled and not labels_alone:
+        raise ValueError(
+            'every training image has a mask, so that there is nothing to learn from without one: '
+            '--labels N draws N labeled ones, --unlabeled FOLDER names others'
+        )
+    pairs = [(osp.join(data.root, a), osp.join(data.root, b)) for a, b in data.pairs().items()]
+    lines += _class_lines([mask for _, mask in pairs], classes, mask_values)
+    images, bands = _image_lines([*(image for image, _ in pairs), *data.unlabeled])
+    base, network = _network(bands)
+    text = _text(folder, base, [*network, *lines, *images, *_length_lines(len(data.labeled))])
     path = osp.join(work_dir, 'config.py')
     write_text_atomically(path, text)
     batch = _fitting_batch(path, options or {})
     if batch:
         write_text_atomically(path, text + f'\n{batch}\n')
-    for note in data.notes:
-        _log(note)
-    _log(f'the choices, each with its reason, are in {path}')
+    names = Config.fromfile(path).metainfo.classes
+    counts = [f'{len(getattr(data, part))} {part}' for part in ('labeled', 'unlabeled', 'val')]
+    for note in [*data.notes, f'images: {", ".join(counts)}; classes: {", ".join(names)}']:
+        _say(note)
+    _say(f'the choices, each with its reason, are in {path}')
     return path
 
 
@@ -126,8 +154,9 @@ def gpu_memory() -> Optional[int]:
     return torch.cuda.get_device_properties(0).total_memory
 
 
-def _log(text: str) -> None:
-    print_log(text, 'current')
+def _say(text: str) -> None:
+    if int(os.environ.get('RANK', 0)) == 0:  # there is no log yet, and stdout is for --print-config
+        print(text, file=sys.stderr)
 
 
 def _text(folder: str, base: List[str], lines: Sequence[Line]) -> str:
@@ -137,8 +166,8 @@ def _text(folder: str, base: List[str], lines: Sequence[Line]) -> str:
     )
     bases = ''.join(f'    {path!r},\n' for path in base)
     model = (
-        'model = dict(\n    data_preprocessor=dict(size=crop_size), '
-        'decode_head=dict(num_classes=num_classes)\n)\n'
+        'model = dict(\n    data_preprocessor=dict(size=crop_size, **normalization), '
+        'backbone=backbone,\n    decode_head=dict(num_classes=num_classes),\n)\n'
     )
     return f'{head}_base_ = [\n{bases}]\n\n' + '\n'.join(map(str, lines)) + f'\n{model}'
 
@@ -146,155 +175,209 @@ def _text(folder: str, base: List[str], lines: Sequence[Line]) -> str:
 # -------------------------------------------------------------------------------------- the data
 
 
-def _data_lines(
-    data: FolderData, lists: str, labels: Optional[int]
-) -> Tuple[List[Line], Tuple[Part, Part], List[str]]:
-    """Lists and folders; also the labeled and the validation part, and who is in neither."""
-    labeled, val, why = data.labeled, data.val, 'the validation part of the folder'
-    masked = len(labeled.names)
-    if val is None:
-        count = max(1, round(0.2 * masked))
-        if masked - count < max(labels or 1, 1):
-            raise ValueError(
-                f'{masked} images have masks: with {count} of them for validation, which has no '
-                f'part of its own, no {labels or 1} are left to train on. Lower --labels or add '
-                'masks'
-            )
-        drawn, rest = draw_splits(labeled.names, {'val': count})[('val', 0)]
-        val, labeled = labeled._replace(names=drawn), labeled._replace(names=rest)
-        why = f'there is no validation part: {count} of {masked} images with masks were drawn'
-    rest = []
-    what = f'all images with masks that do not validate: {len(labeled.names)}'
-    if labels is not None:
-        if not 0 < labels <= len(labeled.names):
-            raise ValueError(
-                f'--labels {labels}: {len(labeled.names)} images have masks to train on'
-            )
-        drawn, rest = draw_splits(labeled.names, {'labels': labels})[('labels', 0)]
-        what = f'{labels} drawn of {len(labeled.names)} images with masks'
-        labeled = labeled._replace(names=drawn)
-    found = [
-        Line('img_suffix', labeled.img_suffix),
-        Line('seg_map_suffix', labeled.seg_map_suffix),
-        Line('labeled_folders', dict(img_path=labeled.images, seg_map_path=labeled.masks)),
-        Line('labeled_list', _write(lists, 'labeled', labeled.names), what),
-        Line('val_folders', dict(img_path=val.images, seg_map_path=val.masks)),
-        Line('val_list', _write(lists, 'val', val.names), why),
-    ]
-    return found, (labeled, val), rest
+def _with_validation(data: FolderData, least: int) -> Tuple[FolderData, str]:
+    """The same with a validation part, drawn if there is none, and why it is what it is.
 
+    Whole cases are drawn; what they have without masks is not trained on either.
 
-def _unlabeled_lines(
-    own: Optional[Part], labeled: Part, rest: List[str], lists: str, has_more: bool
-) -> List[Line]:
-    """Images without masks, and those whose masks are not used."""
-    paths = [osp.join(labeled.images, name) for name in rest]
-    paths += [osp.join(own.images, name) for name in own.names] if own else []
-    if not paths and has_more:
-        return []
-    if not paths:
+    Raises:
+        ValueError: If fewer than ``least`` images are left to train on.
+    """
+    if data.val:
+        return data, 'the validation part of the folder'
+    masked = len(data.labeled)
+    case_of = cases_of([*data.labeled, *data.unlabeled])
+    cases: Dict[str, List[str]] = {}
+    for image in data.labeled:
+        cases.setdefault(case_of[image], []).append(image)
+    order, _ = draw_splits(cases, {'all': len(cases)})['all', 0]
+    count = max(1, round(0.2 * masked), min(map(len, cases.values())))
+    drawn, val = set(), []
+    for case in order:
+        if len(val) + len(cases[case]) <= count:
+            drawn.add(case)
+            val += cases[case]
+    if masked - len(val) < max(least, 1):
         raise ValueError(
-            'every training image has a mask, so that there is nothing to learn from without one: '
-            '--labels N draws N labeled ones, --unlabeled FOLDER names others'
+            f'{masked} images have masks: with {len(val)} of them for validation, which has no '
+            f'part of its own, no {least} are left to train on. Lower --labels or add masks'
         )
-    below = labeled.images if not own else own.images if not rest else None
-    root = below or osp.commonpath([labeled.images, own.images])
-    names = sorted(osp.relpath(path, root) for path in paths)
-    why = f'{len(names)} images without masks'
-    if rest:
-        why += f', {len(rest)} of them with masks that are not used'
+    why = f'there is no validation part: {len(val)} of {masked} images with masks were drawn'
+    unlabeled = [image for image in data.unlabeled if case_of[image] not in drawn]
+    whole = sorted(drawn - set(val))
+    if whole:
+        left_out = len(data.unlabeled) - len(unlabeled)
+        why += f', all of {len(whole)} of {len(cases)} folders: {listed(whole)}'
+        why += f'; {left_out} images there without masks are left out' if left_out else ''
+        _say(f'{why}. Images of a case would be too much alike to validate on')
+    labeled = {image: mask for image, mask in data.labeled.items() if image not in set(val)}
+    chosen = {image: data.labeled[image] for image in sorted(val)}
+    return data._replace(labeled=labeled, unlabeled=unlabeled, val=chosen), why
+
+
+def _data_lines(
+    data: FolderData, lists: str, labels: Optional[int], more: Optional[str]
+) -> Tuple[FolderData, List[Line]]:
+    """The images that are used, unlabeled ones by absolute paths, and their lists and folders."""
+    data, why = _with_validation(data, labels or 1)
+    what = f'all images with masks that do not validate: {len(data.labeled)}'
+    images = [osp.join(data.root, image) for image in data.unlabeled]
+    if labels is not None:
+        if not 0 < labels <= len(data.labeled):
+            raise ValueError(
+                f'--labels {labels}: {len(data.labeled)} images have masks to train on'
+            )
+        drawn, rest = draw_splits(data.labeled, {'labels': labels})['labels', 0]
+        what = f'{labels} drawn of {len(data.labeled)} images with masks'
+        data = data._replace(labeled={image: data.labeled[image] for image in drawn})
+        images += [osp.join(data.root, image) for image in rest]
+    used = {osp.realpath(osp.join(data.root, each)) for each in (*data.labeled, *data.val)}
+    if more:
+        found = (osp.join(osp.abspath(more), image) for image in find_images(more))
+        images += [path for path in found if osp.realpath(path) not in used]
+    images = list(dict.fromkeys(images))
+    parts = dict(labeled=data.labeled, val=data.val)
+    layouts = {kind: layout_of(pairs) for kind, pairs in parts.items()}
+    ends = {each and each[2:] for each in layouts.values()}
+    alike = len(ends) == 1 and None not in ends
+    if not alike or not all(path.endswith(layouts['val'].img_suffix) for path in images):
+        layouts = dict.fromkeys(parts, Layout('', '', '', ''))
+        why_so = 'images and masks lie or are named in several ways'
+        lines = [Line('dataset_type', 'mmdmt.FolderDataset', why_so)]
+    else:
+        lines = []
+    layout = layouts['labeled']
+    lines += [Line(key, getattr(layout, key)) for key in ('img_suffix', 'seg_map_suffix')]
+    for kind, reason in (('labeled', what), ('val', why)):
+        places = (osp.normpath(osp.join(data.root, each)) for each in layouts[kind][:2])
+        names = sorted(layouts[kind].names(parts[kind]))
+        lines.append(Line(f'{kind}_folders', dict(zip(('img_path', 'seg_map_path'), places))))
+        lines.append(Line(f'{kind}_list', write_names(lists, kind, names), reason))
+    lines += _unlabeled_lines(images, layout.img_suffix, lists)
+    return data._replace(unlabeled=images), lines
+
+
+def _unlabeled_lines(images: Sequence[str], suffix: str, lists: str) -> List[Line]:
+    """Images without masks, or whose masks are not used; paths that end with a suffix."""
+    if not images:
+        return []
+    root = osp.commonpath([osp.dirname(path) for path in images])
+    names = [osp.relpath(path, root)[: -len(suffix) or None] for path in images]
+    why = f'{len(images)} images without masks, or whose masks are not used'
     return [
         Line('unlabeled_folders', dict(img_path=root)),
-        Line('unlabeled_list', _write(lists, 'unlabeled', names), why),
+        Line('unlabeled_list', write_names(lists, 'unlabeled', sorted(names)), why),
     ]
-
-
-def _write(lists: str, kind: str, names: Sequence[str]) -> str:
-    path = osp.join(lists, f'{kind}.txt')
-    write_list(path, sorted(names))
-    return path
 
 
 def _class_lines(
-    parts: Sequence[Part], classes: Optional[Sequence[str]], values: Optional[Sequence[int]]
+    paths: Sequence[str], classes: Optional[Sequence[str]], given: Optional[Sequence]
 ) -> List[Line]:
     """Names of the classes, and which value of the masks is which class."""
-    found = _values_of([path for part in parts for path in part.mask_paths()])
+    files, blurred = _values_of(paths)
+    colors = isinstance(next(iter(files), 0), tuple)
+    numbers = sorted({v[0] if colors else v for v in files if not colors or len(set(v)) == 1})
     names = list(classes or ())
-    values = list(values or _class_values(found, len(names)))
-    names = names or [f'class_{value}' for value in values]
-    other = sorted(set(found) - {*values, VOID})
+
+    def key(number: int) -> Any:
+        return (number,) * 3 if colors else number
+
+    if given:
+        parsed = MaskValues.parse(given)
+        values = [unpack_color(v) if parsed.colors else key(v) for v in parsed.ids]
+    elif len(numbers) == len(files):
+        values = [key(v) for v in _class_values(numbers, len(names), blurred)]
+    else:  # which color is which class cannot be told, but that black comes first
+        values = sorted(files) if len(files) == 2 and numbers == [0] else []
+    names = names or [f'class_{v[0] if colors else v}' for v in values]
+    other = [] if blurred else sorted(set(files) - {*values, key(VOID)})
+    shown = numbers if len(numbers) == len(files) else sorted(files)
+    why = f'the masks hold the values {listed(list(map(str, shown)))}'
+    why += ', blurred by JPEG: each is taken for the nearest class' if blurred else ''
     if len(values) != len(names) or other or len(names) < 2:
+        one = next(iter(other), max(files))
+        smooth = 'So many values come from smoothing or JPEG: make such masks again. '
         raise ValueError(
-            f'the masks hold the values {listed(list(map(str, found)))}, but there are '
-            f'{len(names)} classes {names}: name one class for each value (--classes), in '
-            'ascending order, or say which value each class has (--mask-values 0 255)'
+            f'{why} ({one} is in {files[one]}), but there are {len(names)} classes {names}. '
+            f'{smooth if len(files) > 2 * max(2, len(names)) else ""}Name one class for each value '
+            '(--classes), in ascending order, or say which value, or color, each class has: '
+            f'--mask-values {"0,0,0 255,0,0" if shown is not numbers else "0 255"}'
         )
-    mapping: Dict[int, Optional[str]] = dict(zip(values, names))
-    void = VOID in found and VOID not in mapping
+    mapping: Dict[Any, Optional[str]] = dict(zip(values, names))
     if values == list(range(len(values))):
         mapping = {}
-    elif void:
-        mapping[VOID] = None
-    why = f'the masks hold the values {found}' + (', of which 255 is not learned' if void else '')
+    elif key(VOID) in files and not blurred:
+        mapping.setdefault(key(VOID), None)
+    void = key(VOID) in files and key(VOID) not in values and not blurred
+    why += ', of which 255 is not learned' if void else ''
     lines = [Line('num_classes', len(names)), Line('metainfo', dict(classes=names), why)]
     return [*lines, Line('mask_values', mapping)] if mapping else lines
 
 
-def _class_values(found: Sequence[int], count: int) -> List[int]:
+def _class_values(found: Sequence[int], count: int, blurred: bool) -> List[int]:
     """The values of ``count`` classes, or of as many as there seem to be."""
+    if blurred and count in (0, 2):
+        return [found[0], found[-1]]
     plain = [value for value in found if value != VOID]
     if len(found) == 2 and count in (0, 2) and (VOID in found or found[1] > 1):
         return list(found)  # 0 and 255: two classes, not one and void
-    ids = bool(plain) and plain[-1] < (count or len(plain))
+    ids = len(plain) > 1 and plain[-1] < (count or len(plain))
     return (
         list(range(count or len(plain))) if ids else plain if len(plain) == count else list(found)
     )
 
 
-def _values_of(paths: Sequence[str]) -> List[int]:
-    """All values of some masks, ascending.
+def _values_of(paths: Sequence[str]) -> Tuple[Dict[Any, str], bool]:
+    """All values of some masks, each with a mask that has it, and whether any mask is JPEG.
+
+    Values are numbers, or, if a mask has several channels, colors.
 
     Raises:
-        ValueError: If a mask cannot be read or has no values but colors, naming the file.
+        ValueError: If a mask cannot be read, naming the file.
     """
 
-    def values(path: str) -> Sequence[int]:
+    def values(path: str, read: Callable = mask_facts) -> Optional[Sequence[int]]:
         try:
-            return mask_facts(path).ids or ()
+            return read(path).ids
+        except MaskModeError:
+            return None
         except Exception as error:  # Pillow raises nearly anything on broken files
             raise ValueError(f'mask {path} cannot be read: {error}') from error
 
     chosen = paths[:: max(1, len(paths) // _MOST_READ)]
-    found = map_in_threads(values, chosen, 'reading masks', None, progress=False)
-    return sorted({int(value) for each in found for value in each})
+    read = partial(map_in_threads, items=chosen, title='reading masks', progress=False)
+    found, key = read(values), int
+    if None in found:
+        found, key = read(partial(values, read=color_facts)), unpack_color
+    files = {key(value): path for path, ids in zip(chosen, found) for value in ids or ()}
+    return files, any(map(is_lossy, chosen))
 
 
 # -------------------------------------------------------------------------- network and schedule
 
 
-def _network() -> Tuple[List[str], List[Line]]:
+def _network(bands: int) -> Tuple[List[str], List[Line]]:
     """Base configs, and which weights the network begins with."""
     on_gpu = gpu_memory() is not None
     name = 'deeplabv3plus_r50-d16' if on_gpu else 'deeplabv3plus_mobilenetv2-d16'
     weights = 'open-mmlab://resnet50_v1c' if on_gpu else 'mmcls://mobilenet_v2'
     where = where_weights_are(weights)
-    if where:
+    if where and (on_gpu or bands == 3):
         why = f'pretrained weights: {where}'
-        lines = []
     else:
         name, on = 'fcn_unet-s2', 'a small U-Net, which learns from scratch'
         why = f'{on}: {weights} is not on this machine and cannot be downloaded'
-        _log(
-            f'no pretrained weights ({weights}): {on}. Where there is a network results are better'
-        )
-        lines = []
+        why = why if not where else f'{on}: MobileNetV2 takes 3 bands, images have {bands}'
+        _say(f'no pretrained weights: {why}')
     schedule = 'schedule_20k_sgd' if on_gpu and where else 'schedule_cpu_adamw'
     base = shipped_dir('configs') / '_base_'
     files = [
         f'models/{name}.py', 'datasets/folder.py', f'schedules/{schedule}.py', 'default_runtime.py'
     ]  # fmt: skip
-    lines.append(Line('network', name, why))
+    lines = [Line('network', name, why)]
+    lines.append(Line('backbone', {} if bands == 3 else dict(in_channels=bands)))
+    if bands != 3 and name.endswith('r50-d16'):
+        lines.append(Line('widen_input', 'repeat', 'the weights are those of 3 bands'))
     if schedule == 'schedule_20k_sgd':
         lines.append(Line('optim_wrapper', dict(optimizer=dict(lr=0.02))))
     return [str(base / file) for file in files], lines
@@ -317,11 +400,11 @@ def where_weights_are(name: str) -> str:
         return ''
 
 
-def _size_lines(part: Part, base: List[str]) -> List[Line]:
-    """Size that images are brought to, and of crops."""
-    paths = part.image_paths()
+def _image_lines(paths: Sequence[str]) -> Tuple[List[Line], int]:
+    """How images are loaded, the size that they are brought to and of crops; also their bands."""
     chosen = paths[:: max(1, len(paths) // _MOST_READ)]
-    sizes = map_in_threads(_size_of, chosen, 'reading sizes', None, progress=False)
+    facts = map_in_threads(_facts_of, chosen, 'reading sizes', None, progress=False)
+    sizes = [(each.width, each.height) for each in facts]
     longer, shorter = (int(median(f(size) for size in sizes)) for f in (max, min))
     most = 128 if gpu_memory() is None else 512
     scale = min(1.0, most / shorter)
@@ -330,16 +413,40 @@ def _size_lines(part: Part, base: List[str]) -> List[Line]:
     where = 'a GPU' if most == 512 else 'a CPU'
     whole = f'images have about {longer} x {shorter} pixels'
     how = whole if scale == 1 else f'{whole}: the shorter side becomes {most}, for {where}'
-    return [
+    lines = [
         Line('image_size', size, how),
         Line('crop_size', (crop, crop), 'a square of the shorter side, a multiple of 32'),
     ]
+    odd = [path for path, each in zip(chosen, facts) if ImageRules().refusal(each)]
+    if not odd:
+        return [*lines, Line('normalization', {})], 3
+    why = f'{odd[0]} is no 8-bit image of gray or colors: all bands are loaded as they are'
+    normalization, bands = _statistics(chosen)
+    load = Line('image_loader', dict(_delete_=True, type='mmdmt.LoadBands'), why)
+    return [*lines, load, Line('normalization', normalization, 'of the images')], bands
 
 
-def _size_of(path: str) -> Tuple[int, int]:
+def _statistics(paths: Sequence[str]) -> Tuple[Dict[str, Any], int]:
+    """Settings of the preprocessor for images of any bands, and how many bands they have.
+
+    Raises:
+        ValueError: If they differ in that, naming two.
+    """
+    by_count = {raster_info(path).bands: path for path in paths}
+    if len(by_count) > 1:
+        found = [f'{path} has {count}' for count, path in sorted(by_count.items())]
+        raise ValueError(
+            f'images differ in their number of bands: {listed(found)}. Bring all to the same'
+        )
+    tool = runpy.run_path(str(shipped_dir('tools') / 'misc' / 'dataset_statistics.py'))
+    statistics = tool['measure'](tool['Inputs'](paths, [], (), None, None))
+    found = {key: ast.literal_eval(text) for key, text in config_lines(statistics, 0.01).items()}
+    return dict(found, bgr_to_rgb=False), next(iter(by_count))
+
+
+def _facts_of(path: str) -> FileFacts:
     try:
-        with Image.open(path) as image:
-            return image.size
+        return (bands_facts if path.lower().endswith('.npy') else image_facts)(path, decode=False)
     except Exception as error:  # Pillow raises nearly anything on broken files
         raise ValueError(f'image {path} cannot be read: {error}') from error
 
@@ -351,12 +458,16 @@ def _length_lines(labels: int) -> List[Line]:
         why = f'{labels} labels; the published lengths are those of thousands'
     else:
         steps, batch, why = 600, 8, 'a first result on a CPU; more steps are better'
+    workers = min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 2)
     return [
         Line('max_iters', steps, why),
         Line('batch_size', batch, 'labeled and unlabeled images together'),
         Line('train_cfg', dict(val_interval=max(1, steps // 4)), 'validated four times'),
         Line('default_hooks', dict(checkpoint=dict(interval=max(1, steps // 4)))),
-        Line('train_dataloader', dict(num_workers=min(4, os.cpu_count() or 1))),
+        *(
+            Line(f'{part}_dataloader', dict(num_workers=workers))
+            for part in ('train', 'val', 'test')
+        ),
     ]
 
 
@@ -379,31 +490,3 @@ def _fitting_batch(config: str, options: Dict[str, Any]) -> Optional[Line]:
             'set a smaller one, --cfg-options crop_size=(256,256)'
         )
     return Line('batch_size', largest, f'more does not fit into {memory / 2**30:.0f} GiB')
-
-
-# ------------------------------------------------------------------------------------ the result
-
-
-def summary(runs: Dict[str, str]) -> str:
-    """A table of the final metrics of some work dirs, by name, and how to predict with the best."""
-    rows, scores = [], {}
-    for name, work_dir in runs.items():
-        path = Path(work_dir) / 'final.json'
-        final = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
-        numbers = {k: v for k, v in final.get('metrics', {}).items() if isinstance(v, (int, float))}
-        scores[work_dir] = numbers.get('mIoU', -1.0)
-        shown = [f'{key} {numbers[key]:.2f}' for key in ('mIoU', 'mAcc', 'aAcc') if key in numbers]
-        rows.append(f'  {name:<16} {"  ".join(shown) or "no final.json"}')
-    best = max(scores, key=lambda work_dir: scores[work_dir])
-    command = f'python tools/predict.py {best} FOLDER_OF_IMAGES --out predictions'
-    return '\n'.join(['On the validation images:', *rows, f'Predict with\n  {command}'])
-
-
-def write_report_of(runs: Dict[str, str], path: str) -> str:
-    """Write the report of some work dirs, by name; say where it is, or why there is none."""
-    try:
-        from mmdmt.evaluation.report import write_report  # needs optional packages
-    except ImportError as error:
-        return f'No report ({error}): pip install mmdmt[optional]'
-    write_report([f'{name}={work_dir}' for name, work_dir in runs.items()], path)
-    return f'Report: {path}'

@@ -35,6 +35,7 @@ class Screen:
     lengths: List[int] = []
     index = 0
     introduced = False  # the facts of a stage have been shown
+    testing = False  # tables of metrics are shown
     _open = False  # a line of progress that may be overwritten
 
     @classmethod
@@ -71,6 +72,7 @@ class _OnScreen(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         passes = record.levelno >= logging.WARNING or getattr(record, 'on_screen', False)
         passes = passes and not str(record.msg).startswith(_NOISE)
+        passes = passes or (Screen.testing and str(record.msg).startswith('\n+--'))  # of classes
         if passes:
             Screen.clear()
         return passes
@@ -87,7 +89,8 @@ class _Plain(logging.Formatter):
 def be_quiet() -> None:
     """Show no more than facts, progress and validations from now on, in this process."""
     Screen.quiet = True
-    warnings.filterwarnings('ignore', message='The draw is False')
+    for text in ('The draw is False', 'For binary segmentation', 'This DataLoader will create'):
+        warnings.filterwarnings('ignore', message=text)
     quieten(MMLogger.get_current_instance())
 
 
@@ -135,6 +138,28 @@ class ScreenHook(Hook):
             self._shown = now
             Screen.progress(_progress(runner, done, each))
 
+    def before_test(self, runner: Runner) -> None:
+        """Show what is tested; the clock starts."""
+        Screen.testing, self._began = True, time.monotonic()
+        self._shown = self._began
+        images = len(runner.test_dataloader.dataset)
+        show(f'{runner.cfg.get("load_from")}: {images} images')
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:
+        """Show the progress now and then."""
+        now, done, total = time.monotonic(), batch_idx + 1, len(runner.test_dataloader)
+        if now - self._shown >= (0.5 if sys.stdout.isatty() else _SECONDS) and is_main_process():
+            self._shown = now
+            left = (now - self._began) / done * (total - done)
+            Screen.progress(f'batch {done} of {total}, {_duration(left)} left')
+
+    def after_test_epoch(self, runner: Runner, metrics: Optional[Dict[str, Any]] = None) -> None:
+        """Show all metrics, and where the log is."""
+        Screen.testing = False
+        scores = (f'{name}: {value:.2f}' for name, value in numbers(metrics or {}).items())
+        show(', '.join(scores))
+        show(f'log: {MMLogger.get_current_instance().log_file}')
+
     def after_val_epoch(self, runner: Runner, metrics: Optional[Dict[str, Any]] = None) -> None:
         """Show the main metrics, and whether this checkpoint is the best so far."""
         found = numbers(metrics or {})
@@ -180,7 +205,7 @@ def _facts(runner: Runner) -> str:
     batch = '+'.join(map(str, ratio)) if ratio else runner.train_dataloader.batch_size
     val = len(runner.val_dataloader.dataset) if runner.val_loop is not None else 0
     lr = runner.optim_wrapper.get_lr()
-    lr = ', '.join(f'{rates[0]:.3g}' for rates in lr.values() if rates)
+    lr = ', '.join(dict.fromkeys(f'{rates[0]:.3g}' for rates in lr.values() if rates))
     device = next(model.parameters()).device
     name = type(model).__name__ + (f' ({", ".join(networks)})' if networks else '')
     rows = dict(

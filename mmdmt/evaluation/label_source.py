@@ -10,7 +10,7 @@ import torch
 from mmcv.transforms import Compose
 from mmengine.config import Config
 
-from mmdmt.datasets import LoadMasks
+from mmdmt.datasets import FolderDataset, LoadMasks
 from mmdmt.datasets.checks.sources import mask_values_of
 from mmdmt.evaluation.visualization import to_uint8_image
 from mmdmt.registry import DATASETS
@@ -47,6 +47,8 @@ class LabelSource:
         self.image_paths = {info['name']: info['img_path'] for info in infos}
         # As the images were loaded for labeling: the first transform decides on the size.
         self.load_image = Compose([_first_step(sources[1])])
+        paired = isinstance(self.labeled, FolderDataset) and not mask_dir
+        self.pairs = self.labeled.mask_paths() if paired else None
         self.mask_dir = mask_dir or self._own_masks()
         self.mask_suffix = mask_suffix or self.labeled.seg_map_suffix
 
@@ -75,6 +77,8 @@ class LabelSource:
     def truth(self, name: str, size: Sequence[int]) -> Optional[np.ndarray]:
         """(H, W) uint8 true classes at ``size`` (nearest neighbor); None if there is no mask."""
         path = osp.join(self.mask_dir, name + self.mask_suffix)
+        if self.pairs is not None:
+            path = self.pairs.get(self.image_paths[name], '')
         if not self.mask_dir or not osp.isfile(path):
             return None
         info = dict(

@@ -8,6 +8,7 @@ from prettytable import PrettyTable
 from torch import Tensor
 
 from mmdmt.evaluation.calibration import confidence_histogram, expected_calibration_error
+from mmdmt.evaluation.record_metric import class_iou, mean_of_known
 
 Map = Union[np.ndarray, Tensor]
 
@@ -122,7 +123,7 @@ class PseudoLabelQuality:
         )
         for suffix, confusion in (('', self.confusion), ('_kept', self.confusion_kept)):
             result[f'accuracy{suffix}'] = _share(np.trace(confusion), confusion.sum())
-            result[f'miou{suffix}'] = _mean(_iou(confusion))
+            result[f'miou{suffix}'] = mean_of_known(_iou(confusion))
             result[f'ece{suffix}'] = _error(self.bins[suffix.strip('_') or 'all'].sum(0))
         return dict(result, classes=self._classes(), reliability=_bin_rows(self.bins['all'].sum(0)))
 
@@ -287,15 +288,9 @@ def _error(hist: Tensor) -> Optional[float]:
     return None if np.isnan(value) else value
 
 
-def _mean(values: Sequence[Optional[float]]) -> Optional[float]:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
-
-
 def _iou(confusion: np.ndarray) -> List[Optional[float]]:
-    both = np.diagonal(confusion)
-    union = confusion.sum(1) + confusion[:, :-1].sum(0) - both
-    return [_share(*pair) for pair in zip(both, union)]
+    found = class_iou(np.diagonal(confusion), confusion[:, :-1].sum(0), confusion.sum(1))
+    return [None if np.isnan(value) else float(value) / 100 for value in found]
 
 
 def _precision(confusion: np.ndarray) -> List[Optional[float]]:

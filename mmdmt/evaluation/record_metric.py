@@ -170,6 +170,12 @@ def mean_of(values: np.ndarray) -> np.ndarray:
     return _ratio(np.where(known, values, 0).sum(-1), known.sum(-1))
 
 
+def mean_of_known(values: Sequence[Optional[float]]) -> Optional[float]:
+    """Mean of the values that are neither None nor NaN; None where there is nothing else."""
+    known = [value for value in values if value is not None and not np.isnan(value)]
+    return float(np.mean(known)) if known else None
+
+
 def _ratio(part: Any, whole: Any) -> np.ndarray:
     part, whole = np.asarray(part, float), np.asarray(whole, float)
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)

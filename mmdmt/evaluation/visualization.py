@@ -93,8 +93,8 @@ def tile_images(
         rows: Rows of images; None leaves a cell empty, and rows may differ in length.
         column_titles: Text above each column.
         row_titles: Text above each row's first image, one line of its own.
-        cell_size: Height and width of a cell; by default the largest of all images. Images that
-            are larger are scaled down, none is scaled up.
+        cell_size: Largest height and width of a cell; by default those of the largest image. Larger
+            images are scaled down, none is scaled up, and cells are as large as images need.
 
     Raises:
         ValueError: If there is no image at all, or the number of row titles differs from that of
@@ -105,7 +105,10 @@ def tile_images(
         raise ValueError('tile_images needs at least one image')
     if row_titles is not None and len(row_titles) != len(rows):
         raise ValueError(f'tile_images got {len(row_titles)} row titles for {len(rows)} rows')
-    height, width = cell_size or np.max([image.shape[:2] for image in images], axis=0)
+    if cell_size is not None:
+        rows = [[None if each is None else _fit(each, *cell_size) for each in row] for row in rows]
+        images = [image for row in rows for image in row if image is not None]
+    height, width = np.max([image.shape[:2] for image in images], axis=0)
     columns = max(len(row) for row in rows)
     sheet_width = columns * (int(width) + MARGIN) + MARGIN
     bands = [] if column_titles is None else [_titles(column_titles, int(width), sheet_width)]
@@ -192,7 +195,6 @@ def _band(
     for index, image in enumerate(row):
         if image is None:
             continue
-        image = _fit(image, height, width)
         left = MARGIN + index * (width + MARGIN)
         band[: image.shape[0], left : left + image.shape[1]] = image
     return band

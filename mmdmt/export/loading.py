@@ -1,14 +1,18 @@
 """Any trained segmentor by its path, ready to predict: for tools that use what was trained."""
 
+import argparse
 import copy
 import json
+import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 from mmcv.transforms import LoadAnnotations
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from mmseg.models.segmentors import BaseSegmentor
 from torch import nn
@@ -17,6 +21,7 @@ from mmdmt.checkpoint import safe_loading
 from mmdmt.export.plain import PathLike, forget_pretrained, read_trained
 from mmdmt.export.segmentor import plain_config, predicting_networks
 from mmdmt.export.stored_types import check_stored_config
+from mmdmt.export.temperature import read_temperature, scale_logits, temperature_file
 from mmdmt.registry import MODELS, TRANSFORMS
 
 _FINAL = ('final.pth', 'segmentor.pth')  # of a work dir and of an exported folder
@@ -35,6 +40,7 @@ class LoadedSegmentor(NamedTuple):
         palette: RGB color of each class.
         checkpoint: The file.
         record: ``final.json`` of the work dir, if one was named.
+        temperature: What the logits are divided by, within the weights; 1 if by nothing.
     """
 
     model: BaseSegmentor
@@ -46,6 +52,7 @@ class LoadedSegmentor(NamedTuple):
     palette: List[Sequence[int]]
     checkpoint: Path
     record: Dict[str, Any]
+    temperature: float = 1.0
 
     @property
     def threshold(self) -> Optional[float]:
@@ -66,6 +73,7 @@ def load_segmentor(
     network: str = 'auto',
     trusted: Sequence[PathLike] = (),
     device: str = 'cpu',
+    temperature: Union[float, str] = 1.0,
 ) -> LoadedSegmentor:
     """Load a checkpoint, the final one of a work dir, or an exported folder.
 
@@ -78,6 +86,8 @@ def load_segmentor(
             the config, says.
         trusted: As of :func:`~mmdmt.export.segmentor.export_segmentor`.
         device: Where to predict.
+        temperature: What logits are divided by, which calibrates confidence; or 'auto': what
+            ``calibrate.py`` has written beside the checkpoint for this network, else 1.
 
     Raises:
         FileNotFoundError: Nothing to use is there; the message says what was looked for.
@@ -102,6 +112,7 @@ def load_segmentor(
     with safe_loading():
         model = MODELS.build(copy.deepcopy(plain.model))
     _fill(model, state, f'{checkpoint}')
+    temperature = _calibrated(model, plain.model, checkpoint, networks, temperature)
     model.to(device).eval()
     meta = dict(trained.content.get('meta', {}).get('dataset_meta') or {})
     meta = meta or plain.get('test_dataloader', {}).get('dataset', {}).get('metainfo', {})
@@ -109,8 +120,69 @@ def load_segmentor(
     model.dataset_meta = dict(classes=classes, palette=palette)
     pipeline, masks = _without_masks(plain.get('test_pipeline') or [])
     return LoadedSegmentor(
-        model, networks, plain, pipeline, masks, classes, palette, checkpoint, record
+        model, networks, plain, pipeline, masks, classes, palette, checkpoint, record, temperature
     )
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Options of tools that use what was trained, for :func:`load_source`."""
+    parser.add_argument(
+        'source', help='checkpoint, work dir of a run that has ended, or exported folder'
+    )
+    parser.add_argument('--config', help='config file (default: the one in the checkpoint)')
+    parser.add_argument(
+        '--network',
+        default='auto',
+        help='network of an online method, several joined by +, average or teacher_average '
+        '(default: as final.json or the config says)',
+    )
+    parser.add_argument(
+        '--temperature',
+        metavar='T|auto',
+        default='auto',
+        type=lambda text: text if text == 'auto' else float(text),
+        help='divide logits by T, which changes confidence and no class; auto (default): by '
+        'what tools/analysis_tools/calibrate.py has written beside the checkpoint, if it has; '
+        '1: by nothing',
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='let the checkpoint run code, because you trust who made it',
+    )
+
+
+def load_source(args: argparse.Namespace, device: str = 'cpu') -> LoadedSegmentor:
+    """:func:`load_segmentor` with the options of a command line."""
+    trusted = [find_checkpoint(args.source)[0]] if args.trust_checkpoint else []
+    options = (args.config, args.network, trusted, device, args.temperature)
+    loaded = load_segmentor(args.source, *options)
+    if loaded.temperature != 1:
+        text = f'confidence is calibrated: logits are divided by {loaded.temperature:.4g}'
+        print(f'{text} (--temperature 1: not)', file=sys.stderr)
+    return loaded
+
+
+def _calibrated(
+    model: BaseSegmentor, cfg: dict, path: Path, networks: List[str], wanted: Union[float, str]
+) -> float:
+    """Put a temperature into the weights of a model and return it; 'auto' is 1 if none fits."""
+    if wanted == 'auto' and not temperature_file(path).is_file():
+        return 1.0
+    state = copy.deepcopy(model.state_dict())
+    try:
+        if len(networks) > 1 and wanted != 1:
+            raise ValueError(f'a temperature is of one network, not of {networks} together')
+        found = read_temperature(path, networks[0]) if wanted == 'auto' else float(wanted)
+        if found != 1:
+            scale_logits(model, cfg, state, found)
+        return found
+    except ValueError as error:
+        if wanted != 'auto':
+            raise
+        model.load_state_dict(state)
+        print_log(f'confidence is not calibrated: {error}', 'current', logging.WARNING)
+        return 1.0
 
 
 def find_checkpoint(source: PathLike) -> Tuple[Path, Dict[str, Any]]:

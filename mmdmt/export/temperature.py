@@ -87,7 +87,7 @@ def scale_logits(
     if head.out_channels == 1:
         part = cfg['decode_head'][-1] if is_cascade else cfg['decode_head']
         odds = math.log(head.threshold / (1 - head.threshold))
-        part['threshold'] = 1 / (1 + math.exp(-odds / temperature))
+        part['threshold'] = head.threshold = 1 / (1 + math.exp(-odds / temperature))
     return scaled
 
 
@@ -96,5 +96,6 @@ def _logits(model: BaseSegmentor, weights: Dict[str, Tensor]) -> Tensor:
     model.load_state_dict(weights)
     size = getattr(model.data_preprocessor, 'size', None)
     size = size or model.test_cfg.get('crop_size') or (256, 256)
-    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    bands = next(each.in_channels for each in model.modules() if isinstance(each, nn.Conv2d))
+    image = torch.randn(1, bands, *size, generator=torch.Generator().manual_seed(0))
     return model.eval().encode_decode(image, image_metas(image))

@@ -10,7 +10,7 @@ from mmseg.utils import stack_batch
 from torch import Tensor
 
 from mmdmt.checks import check_choice
-from mmdmt.models.forward import valid_mask
+from mmdmt.models.forward import only_measured, valid_mask
 from mmdmt.registry import MODELS
 
 #: Padding after normalization, with ``pad_val``, or before, with pixels of 0.
@@ -119,7 +119,7 @@ class SemiDataPreprocessor(PaddingPreprocessor):
             'sup': (Nl, 3, H, W),            # normalized
             'unsup_weak': (Nu, 3, H, W),     # normalized, padded as by `padding`
             'unsup_rgb': (Nu, 3, H, W),      # the same pixels as RGB in [0, 1], padded
-            'unsup_valid': (Nu, H, W) bool,  # False on padding
+            'unsup_valid': (Nu, H, W) bool,  # False on padding and where nothing was measured
         }
         data_samples = {'sup': [...], 'unsup': [...]}
 
@@ -199,7 +199,7 @@ class SemiDataPreprocessor(PaddingPreprocessor):
         if num_labeled < len(samples):
             inputs['unsup_weak'] = network[num_labeled:]
             inputs['unsup_rgb'] = self._as_rgb(self._to_unit(images[num_labeled:]))
-            inputs['unsup_valid'] = valid[num_labeled:]
+            inputs['unsup_valid'] = only_measured(valid[num_labeled:], samples[num_labeled:])
             branches['unsup'] = samples[num_labeled:]
         return dict(inputs=inputs, data_samples=branches)
 

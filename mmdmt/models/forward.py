@@ -212,8 +212,8 @@ def stack_pixel_data(samples: List[SegDataSample], field: str) -> Tensor:
 
 
 def is_padded(samples: List[SegDataSample]) -> bool:
-    """Whether any sample has padding, which the preprocessor notes; nothing waits for a GPU."""
-    return any(any(sample.metainfo['padding_size']) for sample in samples)
+    """Whether a sample has padding or pixels not measured, without waiting for a GPU."""
+    return any(any(each.metainfo['padding_size']) or 'measured' in each for each in samples)
 
 
 def valid_mask(sizes: Sequence[Tuple[int, int]], images: Tensor) -> Tensor:
@@ -225,8 +225,19 @@ def valid_mask(sizes: Sequence[Tuple[int, int]], images: Tensor) -> Tensor:
     return rows[:, :, None] & columns[:, None, :]
 
 
+def only_measured(valid: Tensor, samples: List[SegDataSample]) -> Tensor:
+    """``valid`` (N, H, W) without the pixels that ``PackSemiInputs`` notes as not measured."""
+    valid = valid.clone()
+    for row, sample in zip(valid, samples):
+        if 'measured' in sample:
+            measured = sample.measured.data[0]
+            row[: len(measured), : measured.shape[1]] &= measured
+    return valid
+
+
 def not_padded(samples: List[SegDataSample], images: Tensor) -> Tensor:
-    """(N, H, W) bool, False on the padding that the preprocessor put around the images."""
+    """(N, H, W) bool, False on padding by the preprocessor and where nothing was measured."""
     height, width = images.shape[-2:]
     padding = [sample.metainfo.get('padding_size', (0, 0, 0, 0)) for sample in samples]
-    return valid_mask([(height - each[3], width - each[1]) for each in padding], images)
+    valid = valid_mask([(height - each[3], width - each[1]) for each in padding], images)
+    return only_measured(valid, samples)

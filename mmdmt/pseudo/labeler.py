@@ -4,6 +4,7 @@ import shutil
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 import torch
+import torch.nn.functional as F
 from mmengine.dist import all_gather_object, get_rank
 from torch import Tensor, nn
 
@@ -110,8 +111,13 @@ class PseudoLabeler(BaseLabeler):
         return settings
 
     def predict_batch(self, model: nn.Module, batch: Dict[str, list]) -> List[Tensor]:
-        """Class probabilities (C, H, W) of each image."""
-        return predict_probabilities(model, batch, self.amp, self.tta)
+        """Class probabilities (C, H, W) of each image, 0 where nothing was measured."""
+        probs = predict_probabilities(model, batch, self.amp, self.tta)
+        for prob, sample in zip(probs, batch['data_samples']):
+            if 'measured' in sample:
+                measured = sample.measured.data[None].float().to(prob.device)
+                prob *= F.interpolate(measured, prob.shape[1:], mode='nearest')[0]
+        return probs
 
     def label(self, names: List[str], meta: Dict[str, Any], predict: Predict) -> Dict[str, Any]:
         """Label what is missing in the store and finish it; see :meth:`BaseLabeler.label`."""
@@ -191,6 +197,7 @@ class PseudoLabeler(BaseLabeler):
         missing = self._take_over(store, set(store.missing(own_share(names))))
         for index, prob in predict([i for i, name in enumerate(names) if name in missing]):
             label, confidence = choose(prob)
+            label = label.masked_fill(prob.amax(dim=0) <= 0, 255)  # not measured
             store.put(names[index], label.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy())
         if thresholds is None:
             thresholds = self._thresholds(store, own_share(names), meta)

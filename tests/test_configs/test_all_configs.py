@@ -68,6 +68,8 @@ LONGER = {
         'supervised/deeplabv3plus_r50_pascal_voc12-512x512',
         'supervised/ohem_deeplabv3plus_r50_cityscapes-801x801',
         'supervised/dpt_dinov3-small_pascal_voc12-512x512',
+        'supervised/deeplabv3plus_r50_ade20k-513x513',
+        'supervised/deeplabv3plus_xception65_coco81-513x513',
         *(
             f'supervised/dpt_dinov2-small_{data}'
             for data in (
@@ -98,6 +100,10 @@ LONGER = {
         'dmt_classification/dmt_wrn-28-2_1000_cifar10-32x32',
         'dmt_classification/dmt_wrn-28-2_4000_cifar10-32x32',
         'st/st_deeplabv3plus_r50_1_8_cityscapes-721x721',
+        'augseg/augseg_deeplabv3plus_r50_cityscapes-800x800',
+        *(f'augseg/augseg_deeplabv3plus_r{n}_pascal_voc12-513x513' for n in (50, 101)),
+        'u2pl/u2pl_deeplabv3plus_r101_cityscapes-769x769',
+        'u2pl/u2pl_deeplabv3plus_r101_pascal_voc12-513x513',
     ],
     'released code, difference by difference': [
         'cross_teacher/cross-teacher-released_deeplabv2_r101_1_50_pascal_voc12-321x321',

@@ -19,7 +19,7 @@ NAMES = sorted(path.stem for path in (CONFIGS / '_base_' / 'models').glob('*.py'
 # What the documentation recommends without a network.
 OFFLINE = {'model.backbone.init_cfg': None, 'model.pretrained': None}
 OFFLINE_TIMM = {'model.backbone.pretrained': False}
-TIMM = [name for name in NAMES if 'timm' in name or 'dino' in name]
+TIMM = [name for name in NAMES if any(part in name for part in ('timm', 'dino', 'xception'))]
 FROM_SCRATCH = ['fcn_unet-s2']
 
 
@@ -37,6 +37,7 @@ MILLIONS = {
     'deeplabv3plus_r18-d16': 12.3,
     'deeplabv3plus_r50-d16': 41.2,
     'deeplabv3plus_timm-mobilenetv3-d16': 4.4,
+    'deeplabv3plus_xception65-d16': 55.6,
     # As published, less a unit of the head that is never run: 24.8, 97.5 and 335.6.
     'dpt_dinov2-base': 97.2,
     'dpt_dinov2-large': 334.4,

@@ -204,6 +204,7 @@ def test_online_methods_share_the_protocol_of_voc(method, network):
         '662': 99200,
         '1323': 92560,
         '2646': 79360,
+        '5291': 52880,
     }
 
 
@@ -299,5 +300,6 @@ def test_prevmatch_is_unimatch_with_the_published_copies():
         assert (model.feature_dropout, model.feature_share) == (0.5, 0.5)
         found = model.previous
         assert found.threshold == (0 if everywhere else 0.9)
-        assert (found.every, found.keep, found.max_labelers) == ('epoch', 8, 3)
-        assert (found.skip, found.device) == (0, 'cpu')
+        assert (found.every, found.max_labelers, found.device) == ('epoch', 3, 'cpu')
+        many = 'coco' in name or 'ade' in name
+        assert (found.keep, found.skip > 0) == ((5, True) if many else (8, False))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from mmcv.transforms import Compose, RandomFlip, Resize
+from mmengine.registry import init_default_scope
 from mmseg.datasets.transforms import RandomCrop
 from PIL import Image
 from tiny_bands import write_geotiff
@@ -20,6 +21,8 @@ from mmdmt.datasets import (
 )
 from mmdmt.datasets.checks.validation import check_dataset
 from mmdmt.datasets.rasters import raster_info, read_raster
+from mmdmt.models.data_preprocessor import SemiDataPreprocessor
+from mmdmt.models.forward import is_padded, not_padded
 
 
 def pixels(bands=4, dtype=np.uint16, size=(20, 30)):
@@ -65,6 +68,60 @@ def test_nodata_and_nan_are_filled(tmp_path):
     assert np.array_equal(load(path, fill=0.5)['img'], expected.astype(np.float32))
     np.save(tmp_path / 'a.npy', image)
     assert np.array_equal(load(tmp_path / 'a.npy', nodata=-9999, fill=0.5)['img'], expected)
+
+
+FILL = 7.0
+
+
+def measured_sample(tmp_path, labeled):
+    """An image through resizing, cropping and flipping; FILL where nothing was measured."""
+    image = pixels(3, np.float32)
+    image[::3], image[:, ::2, 0] = -1, -1  # of the second pixels other bands were
+    path = write_geotiff(tmp_path / 'a.tif', image, nodata=-1)
+    write_geotiff(tmp_path / 'm.tif', np.ones((20, 30), np.uint8))
+    info = dict(img_path=str(path), seg_fields=[], reduce_zero_label=False)
+    info.update(dict(seg_map_path=str(tmp_path / 'm.tif')) if labeled else {})
+    steps = [
+        LoadBands(fill=FILL),
+        *([LoadMasks()] if labeled else []),
+        dict(type='Resize', scale=(60, 40), interpolation='nearest'),
+        RandomCrop((24, 32)),
+        dict(type='RandomFlip', prob=1.0),
+        PackSemiInputs(),
+    ]
+    packed = Compose(steps)(info)
+    return packed['inputs'], packed['data_samples']
+
+
+def test_what_was_not_measured_is_not_learned(tmp_path):
+    init_default_scope('mmseg')
+    np.random.seed(1)
+    samples = [measured_sample(tmp_path, labeled) for labeled in (True, False, False)]
+    missing = [(image == FILL).all(dim=0) for image, _ in samples]
+    assert all(0.1 < mask.float().mean() < 0.9 for mask in missing)
+    label = samples[0][1].gt_sem_seg.data[0]
+    assert torch.equal(label == 255, missing[0]) and (label[~missing[0]] == 1).all()
+    preprocessor = SemiDataPreprocessor(size=(32, 40), mean=[0.0] * 3, std=[1.0] * 3)
+    inputs, data_samples = map(list, zip(*samples))
+    out = preprocessor(dict(inputs=inputs, data_samples=data_samples), True)
+    valid = out['inputs']['unsup_valid']
+    for row, mask in zip(valid, missing[1:]):
+        assert torch.equal(row[:24, :32], ~mask)
+        assert not row[24:].any() and not row[:, 32:].any()
+    own = not_padded(out['data_samples']['sup'], out['inputs']['sup'])
+    assert torch.equal(own[0, :24, :32], ~missing[0]) and is_padded(out['data_samples']['unsup'])
+
+
+def test_labels_of_validation_are_ignored_where_nothing_was_measured(tmp_path):
+    image = pixels(3, np.float32)
+    image[:10] = -1
+    path = write_geotiff(tmp_path / 'a.tif', image, nodata=-1)
+    write_geotiff(tmp_path / 'm.tif', np.ones((20, 30), np.uint8))
+    results = dict(img_path=str(path), seg_fields=[], reduce_zero_label=False)
+    results['seg_map_path'] = str(tmp_path / 'm.tif')
+    label = Compose([LoadBands(), Resize(scale=(15, 10)), LoadMasks()])(results)['gt_seg_map']
+    assert label.dtype == np.uint8 and label.shape == (20, 30)
+    assert (label[:10] == 255).all() and (label[10:] == 1).all()
 
 
 @pytest.mark.parametrize('suffix', ['.tif', '.npy'])

@@ -85,6 +85,17 @@ def test_pseudo_labels_are_loaded_with_their_confidence_in_full_precision(store)
     assert np.array_equal(results['gt_seg_map'], results['img'][..., 0])
 
 
+def test_pseudo_labels_are_not_learned_where_nothing_was_measured(store):
+    nodata = (np.arange(H * W).reshape(H, W) % 5 == 0).astype(np.uint8)
+    results = LoadPseudoLabels('somewhere')(sample(nodata_map=nodata, seg_fields=['nodata_map']))
+    label, confidence = results['gt_seg_map'], results['pseudo_confidence']
+    assert np.array_equal(label, np.where(nodata, 255, results['img'][..., 0]))
+    assert not confidence[nodata > 0].any() and confidence[nodata == 0].any()
+    assert (label.dtype, confidence.dtype) == (np.uint8, np.float32)
+    packed = PackSemiInputs()(results)['data_samples']
+    assert np.array_equal(packed.measured.data[0].numpy(), nodata == 0)
+
+
 @pytest.mark.parametrize('seed', range(6))
 def test_geometry_carries_label_and_confidence_with_the_image(store, seed):
     pipeline = Compose(

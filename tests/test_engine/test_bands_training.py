@@ -5,7 +5,7 @@ import torch
 from mmengine.registry import RUNNERS
 from tiny_bands import bands_config, make_tree
 from tiny_models import tiny_segmentor
-from tiny_project import labeled_only, load_config, mutual, online
+from tiny_project import SIZE, labeled_only, load_config, mutual, online
 
 from mmdmt.models.methods.base import build_segmentor
 from mmdmt.pseudo import PseudoLabelStore
@@ -53,7 +53,8 @@ def test_a_labeled_run_starts_from_rgb_weights_and_learns_the_bands(tree, tmp_pa
     assert runner.message_hub.get_scalar('val/mIoU').current() > 50
 
 
-def test_dmt(tree, tmp_path):
+def test_dmt(tmp_path):
+    tree = make_tree(tmp_path / 'data', blank=8)
     cfg = mutual(
         bands_config(tree, tmp_path / 'work'),
         ratios=[0.5],
@@ -65,4 +66,8 @@ def test_dmt(tree, tmp_path):
     for name in ('a', 'b'):
         store = PseudoLabelStore(tmp_path / 'work' / f'stage_1_{name}' / 'pseudo_labels')
         assert len(store.manifest['files']) == 4
+        # What was not measured has no label and no part in the thresholds.
+        assert sum(store.manifest['predicted_pixels']) == 4 * (SIZE - 8) * SIZE
+        label, confidence = store.get('unlabeled_0')
+        assert (label[:8] == 255).all() and (label[8:] < 2).all() and not confidence[:8].any()
         assert (tmp_path / 'work' / f'stage_1_{name}' / 'iter_2.pth').is_file()

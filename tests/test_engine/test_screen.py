@@ -44,6 +44,26 @@ def test_a_run_is_a_screen_of_facts_and_the_log_has_everything(tree, tmp_path):
     assert all(line.split(' - ')[-1] in log for line in lines if line.startswith('validation'))
 
 
+def test_a_test_is_its_tables_and_scores(tree, tmp_path):
+    cfg = mean_teacher(base_config(tree, tmp_path / 'run', max_iters=2))
+    cfg['optim_wrapper']['paramwise_cfg'] = dict(bias_lr_mult=2.0)
+    config = write_config(cfg, tmp_path / 'c.py')
+    trained = ForkedTool('train.py', config, log=tmp_path / 'train').finish()
+    assert 'is skipped' not in trained  # of each parameter of the teacher
+    args = (config, tmp_path / 'run/final.pth', '--work-dir', tmp_path / 'test')
+    printed = ForkedTool('test.py', *args, log=tmp_path / 'out', quiet=True).finish()
+    lines = printed.splitlines()
+    assert len(lines) < 20, printed
+    assert any(line.endswith('final.pth: 3 images') for line in lines) and 'OneDL' not in printed
+    assert any(line.startswith('|') and 'IoU' in line for line in lines)
+    assert lines[-2].startswith('aAcc: ') and 'mIoU: ' in lines[-2]
+    assert lines[-1].startswith(f'log: {tmp_path}/test/')
+    log = log_of(tmp_path / 'test')
+    assert 'System environment' in log and 'System environment' not in printed
+    everything = ForkedTool('test.py', *args, log=tmp_path / 'all').finish()
+    assert 'System environment' in everything
+
+
 def test_a_chain_says_which_of_its_stages_is_on(tree, tmp_path):
     cfg = mutual(base_config(tree, tmp_path / 'run', max_iters=2), ratios=[1.0])
     cfg['mutual']['round']['max_iters'] = 2

@@ -99,6 +99,18 @@ def test_ranks_that_skip_different_layers_are_found_out_at_once(tree, tmp_path):
     assert not list(tmp_path.glob('*.pth'))
 
 
+@pytest.mark.parametrize('method', METHODS)
+def test_losses_and_gradients_of_a_rank_are_those_of_a_single_process(trained, method):
+    """A loss that is reduced over the ranks before its gradient is taken loses a factor of them."""
+    torch.set_num_threads(1)
+    expected = train_together.gradients(method)
+    for rank in range(2):
+        found = load(trained / f'gradients.rank_{rank}.pth')[method]
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6, msg=key)
+
+
 # ------------------------------------------------------------------------------- SyncBN
 
 
@@ -140,12 +152,18 @@ def test_sub_models_have_skipped_blocks(trained):
     assert counts['dual_teacher'] == counts['dual_teacher_1']
 
 
-def test_networks_are_validated_without_exchange(trained):
+def test_networks_are_validated_as_by_a_single_process(trained, tree, tmp_path):
     """Rank 0 has two of the three images, rank 1 pads its share with one of them."""
+    runs = dict(train_together.methods(tree, tmp_path))
+    cfg = load_config(dict(runs['cnn_transformer'], launcher='none'), tmp_path / 'tiny.py')
+    cfg.merge_from_dict(dict(custom_hooks=[], work_dir=str(tmp_path)))
+    alone = RUNNERS.build(cfg)
     for step in (2, STEPS):
         (first, second), metrics = states(trained / 'cnn_transformer', f'val_{step}')
         assert differing(first, second) == set()
         assert metrics[0] == metrics[1] and 'student_r/mIoU' in metrics[0]
+        alone.model.load_state_dict(first)
+        assert {key: float(value) for key, value in alone.val().items()} == metrics[0]
 
 
 def test_a_stage_of_mutual_training_labels_and_learns_with_exchanged_statistics(trained):

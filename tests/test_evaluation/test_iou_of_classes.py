@@ -38,10 +38,12 @@ def test_the_mean_is_over_the_named_classes_and_every_labeled_pixel_counts():
 def test_a_class_without_a_pixel_is_left_out_or_counts_as_0():
     """As mmseg, or as the released code of UniMatch: a difference of 1 / C of the mean."""
     images = [[[0, 0, 2, 2]]], [[[0, 0, 2, 2]]]
-    classes = ['road', 'car', 'wall']
-    assert evaluated(*images, classes=classes)['mIoU'] == 100
-    found = evaluated(*images, classes=classes, nan_to_num=0)
+    settings = dict(classes=['road', 'car', 'wall'], also=dict(mIoU_2=['road', 'wall']))
+    found = evaluated(*images, **settings)
+    assert found['mIoU'] == found['mIoU_2'] == 100
+    found = evaluated(*images, **settings, nan_to_num=0)
     assert found['mIoU'] == pytest.approx(100 * 2 / 3, abs=0.01)
+    assert found['mIoU_2'] == pytest.approx(100 / 2, abs=0.01)
 
 
 def test_a_class_that_the_dataset_lacks_is_refused_before_anything_is_evaluated():

@@ -80,6 +80,7 @@ def test_tile_images_scales_down_to_the_cell_and_never_up():
     sheet = tile_images([[red, blue]], cell_size=(10, 20))
     assert (sheet == (255, 0, 0)).all(-1).sum() == 100
     assert (sheet == (0, 0, 255)).all(-1).sum() == 25
+    assert tile_images([[blue, blue]], cell_size=(90, 80)).shape == tile_images([[blue] * 2]).shape
 
 
 def test_tile_images_refuses_nothing_to_draw():

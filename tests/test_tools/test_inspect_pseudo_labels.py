@@ -123,7 +123,9 @@ def test_the_sheet(run):
     stage, _, _ = run
     inspect.main([str(stage / 'pseudo_labels'), '--pictures', '2', '--out-dir', str(stage / 'x')])
     sheet = cv2.imread(str(stage / 'x' / 'sheet.png'))
-    assert sheet.shape[0] > 4 * 32 and sheet.shape[1] > 5 * 32
+    assert sheet.shape[0] > 4 * 32 and sheet.shape[1] == 640  # that of the legend: no blank cells
+    for color in inspect.LEGEND.values():  # RGB, the sheet is BGR
+        assert (sheet == np.array(color)[::-1]).all(-1).any()
     assert sorted(path.name for path in (stage / 'x').iterdir()) == [
         'quality.json',
         'quality.txt',

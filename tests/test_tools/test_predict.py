@@ -14,10 +14,11 @@ from tiny_bands import write_geotiff
 from tiny_models import tiny_segformer
 from tiny_project import PALETTE, ROOT, base_config, make_tree, mean_teacher
 
-from mmdmt.checkpoint import UntrustedCheckpointError, save_atomically
+from mmdmt.checkpoint import UntrustedCheckpointError, checkpoint_identity, save_atomically
 from mmdmt.evaluation.large_images import predict_large
 from mmdmt.export.loading import load_segmentor
 from mmdmt.export.segmentor import export_segmentor
+from mmdmt.export.temperature import temperature_file
 from mmdmt.registry import MODELS
 
 SPEC = importlib.util.spec_from_file_location('predict_tool', ROOT / 'tools' / 'predict.py')
@@ -195,6 +196,31 @@ def test_overlay_confidence_and_palette(predict, checkpoint, images, tmp_path):
     with Image.open(out / 'masks/a.png') as mask:
         assert mask.mode == 'P' and mask.getpalette()[6:9] == PALETTE[2]
         assert (np.array(mask) == 2).all()
+
+
+def test_a_fitted_temperature_is_used_and_said(predict, checkpoint, images, tmp_path):
+    path = checkpoint.with_name('final.pth')
+    path.write_bytes(checkpoint.read_bytes())
+
+    def confidence(name, *options):
+        options = ('--save', 'mask', 'confidence', *options)
+        _, shown = predict(path, images, *options, out=tmp_path / name)
+        record = json.loads((tmp_path / name / 'prediction.json').read_text())
+        assert (read(tmp_path / name / 'masks/a.png') == 2).all()
+        gray = int(read(tmp_path / name / 'confidence/a.png')[0, 0])
+        return gray, record['temperature'], 'logits are divided by' in shown.err
+
+    plain = confidence('plain')
+    facts = dict(temperature=4.0, network='teacher', checkpoint=checkpoint_identity(path))
+    temperature_file(path).write_text(json.dumps(facts))
+    logits = torch.tensor([0.0, 0.0, 2.0, 0.0])
+    expected = [int((255 * (logits / t).softmax(0).max()).round()) for t in (1.0, 4.0, 2.0)]
+    assert plain == (expected[0], 1.0, False) and confidence('fitted') == (expected[1], 4.0, True)
+    assert confidence('without', '--temperature', '1') == (expected[0], 1.0, False)
+    assert confidence('given', '--temperature', '2') == (expected[2], 2.0, True)
+    assert load_segmentor(path, network='student', temperature='auto').temperature == 1.0
+    with pytest.raises(ValueError, match='one network'):
+        load_segmentor(path, network='student+teacher', temperature=2.0)
 
 
 def test_a_broken_image_is_named_and_the_others_are_predicted(

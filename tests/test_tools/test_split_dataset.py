@@ -136,6 +136,24 @@ def test_class_aware(name_list, masks, tmp_path, capsys, monkeypatch):
     assert '20/20' in captured.err  # the bar of reading masks
 
 
+def test_images_with_masks_are_the_labeled_ones(name_list, masks, tmp_path, capsys):
+    for name in NAMES[4:]:
+        (tmp_path / 'masks' / f'{name}_gt.png').unlink()
+    arguments = [name_list, out_dir(tmp_path), *masks[1:]]
+    assert tool.main([*arguments, '--by-mask']) == 0
+    assert sorted(read_list(tmp_path / 'out/labeled.txt')) == sorted(NAMES[:4])
+    assert sorted(read_list(tmp_path / 'out/unlabeled.txt')) == sorted(NAMES[4:])
+    assert read_manifest(tmp_path)['.']['method'] == 'by mask'
+    sizes = ['--counts=2', '--num-classes=3', '--class-aware']
+    assert tool.main([*arguments, *sizes]) == 1
+    assert '_gt.png: --by-mask makes the list' in capsys.readouterr().err
+    assert tool.main([*arguments[:-1], '--mask-suffix=.tif', '--by-mask']) == 1
+    assert 'no image would be labeled: masks are looked for as' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool.main([*arguments, '--by-mask', '--counts=2'])
+    assert '--by-mask draws nothing' in capsys.readouterr().err
+
+
 def test_class_aware_refuses_foreign_ids(name_list, masks, tmp_path, capsys):
     arguments = [name_list, out_dir(tmp_path), *masks, '--counts=2', '--num-classes=2']
     assert tool.main(arguments) == 1
@@ -144,6 +162,9 @@ def test_class_aware_refuses_foreign_ids(name_list, masks, tmp_path, capsys):
     assert tool.main([*arguments, '--reduce-zero-label']) == 0
     assert read_manifest(tmp_path)['count_2/fold_0']['missing_classes'] == []
     (tmp_path / 'masks' / f'{NAMES[0]}_gt.png').unlink()
+    assert tool.main(arguments) == 1
+    assert 'img_00_gt.png: --by-mask makes' in capsys.readouterr().err
+    (tmp_path / 'masks' / f'{NAMES[0]}_gt.png').write_bytes(b'broken')
     assert tool.main(arguments) == 1
     assert 'img_00_gt.png cannot be read' in capsys.readouterr().err
 

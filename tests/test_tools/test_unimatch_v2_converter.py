@@ -1,9 +1,7 @@
 """Published networks of UniMatch V2, with made-up weights, against published logits."""
 
 import json
-import math
 import runpy
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmseg.apis import inference_model, init_model
+from published_unimatch_v2 import layout, value
+from published_unimatch_v2 import logits as published_logits
 
 from mmdmt.finite import NonFiniteError
 
@@ -20,22 +20,11 @@ converter = runpy.run_path(str(ROOT / 'tools' / 'model_converters' / 'unimatch_v
 WeightsMismatchError = converter['WeightsMismatchError']
 
 
-def value(key, shape):
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode())))
-    if len(shape) > 1 and 'embed' not in key and 'token' not in key:
-        return x / math.sqrt(math.prod(shape[1:]))
-    if key.endswith('.gamma'):
-        return 0.5 + 0.1 * x
-    if key.endswith(('norm.weight', 'norm1.weight', 'norm2.weight')):
-        return 1 + 0.1 * x
-    return 0.1 * x
-
-
 @pytest.fixture(scope='module')
 def published(tmp_path_factory):
     """A file in the published layout, whose student is another network than its average."""
-    layout = json.loads((GOLDEN / 'uv2_small_21.json').read_text())
-    ema = {f'module.{key}': value(key, shape) for key, shape in layout}
+    keys = json.loads((GOLDEN / 'uv2_small_21.json').read_text())
+    ema = {f'module.{key}': value(key, shape) for key, shape in keys}
     student = {key: each + 0.01 for key, each in ema.items()}
     path = tmp_path_factory.mktemp('published') / 'best.pth'
     torch.save(dict(model=student, model_ema=ema, optimizer={}, epoch=59, previous_best=0.8), path)
@@ -80,52 +69,79 @@ def test_the_student_is_the_other_network(published, tmp_path):
     torch.testing.assert_close(difference, torch.full_like(difference, 0.01), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    'width, blocks, channels, projected',
-    [
-        (768, 12, 128, (96, 192, 384, 768)),
-        (1024, 24, 256, (256, 512, 1024, 1024)),
-        (1536, 40, 384, (1536,) * 4),
-    ],
-)
-def test_larger_encoders_have_the_published_layout(width, blocks, channels, projected):
+SIZES = {
+    384: (12, 64, (48, 96, 192, 384)),
+    768: (12, 128, (96, 192, 384, 768)),
+    1024: (24, 256, (256, 512, 1024, 1024)),
+    1536: (40, 384, (1536,) * 4),
+}
+
+
+@pytest.mark.parametrize('width', SIZES)
+def test_every_encoder_has_the_published_layout(width):
     """No memory is taken: only names and shapes are compared, of a layout written down here."""
-    small = json.loads((GOLDEN / 'uv2_small_21.json').read_text())
-    sizes = {64: channels, 1536: 4 * width, 1152: 3 * width, 384: width}
-    weights = {}
-    for name, shape in small:
-        if name.startswith('head.'):
-            level = name.split('.')[-2]
-            own = {48: projected[0], 96: projected[1], 192: projected[2], 64: channels}
-            if name.startswith(('head.projects.3', 'head.resize_layers.3')) or 'layer4' in name:
-                own[384] = projected[3]
-            else:
-                own[384] = width
-            new = [own.get(side, side) for side in shape]
-            if name.startswith('head.projects.3') and name.endswith('weight'):
-                new = [projected[3], width, 1, 1]
-            elif name.startswith('head.projects') and name.endswith('weight'):
-                new = [projected[int(level)], width, 1, 1]
-            weights[name] = torch.empty(new, device='meta')
-        elif not name.startswith('backbone.blocks.'):
-            new = [sizes.get(side, side) for side in shape]
-            weights[name] = torch.empty(new, device='meta')
-        elif name.startswith('backbone.blocks.0.'):
-            new = [sizes.get(side, side) for side in shape]
-            for index in range(blocks):
-                key = name.replace('blocks.0.', f'blocks.{index}.')
-                if width == 1536 and '.mlp.' in key:
-                    # Gated: two maps of 4096 in one layer.
-                    key = key.replace('fc1', 'w12').replace('fc2', 'w3')
-                    hidden = {'w12': [8192, 1536], 'w3': [1536, 4096]}[
-                        'w12' if 'w12' in key else 'w3'
-                    ]
-                    new_shape = hidden if key.endswith('weight') else hidden[:1]
-                    weights[key] = torch.empty(new_shape, device='meta')
-                else:
-                    weights[key] = torch.empty(new, device='meta')
+    shapes = layout(width, *SIZES[width], gated=4096 if width == 1536 else 0)
+    if width == 384:
+        golden = json.loads((GOLDEN / 'uv2_small_21.json').read_text())
+        assert shapes == {name: tuple(shape) for name, shape in golden}
+    weights = {name: torch.empty(shape, device='meta') for name, shape in shapes.items()}
     model = converter['model_config'](weights)
     assert len(converter['convert_unimatch_v2'](weights, model)) > 200
+
+
+def made_up(shapes, path):
+    weights = {name: value(name, shape) for name, shape in shapes.items()}
+    torch.save(dict(model={}, model_ema={f'module.{k}': v for k, v in weights.items()}), path)
+    return weights
+
+
+def assert_converted(weights, source, out, blocks, heads, size=(28, 42)):
+    """mmseg's API gives the logits of plain operations on the published weights."""
+    model = converted(source, out)
+    image = torch.randn((1, 3, *size), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = published_logits(weights, image, blocks, heads)
+        found = model.encode_decode(image, [dict(ori_shape=size, img_shape=size)])
+    assert found.std() > 0.01
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_reference_gives_the_published_logits(published):
+    """So that it may stand for the published code at other sizes of the encoder."""
+    weights = converter['published_network'](torch.load(published))
+    golden = np.load(GOLDEN / 'uv2_small_21.npz')
+    size = tuple(golden['small_shape'][1:].tolist())
+    image = torch.randn((1, 3, *size), generator=torch.Generator().manual_seed(1))
+    found = published_logits(weights, image, (2, 5, 8, 11), heads=6)[0, :, ::7, ::7]
+    np.testing.assert_allclose(found.numpy(), golden['small'], atol=1e-4)
+
+
+def test_logits_of_the_base_encoder_are_the_published_ones(tmp_path):
+    weights = made_up(layout(768, *SIZES[768]), tmp_path / 'best.pth')
+    assert_converted(weights, tmp_path / 'best.pth', tmp_path / 'out', (2, 5, 8, 11), heads=12)
+
+
+@pytest.mark.parametrize(
+    'width, blocks, gated', [(1024, (4, 11, 17, 23), 0), (1536, (9, 19, 29, 39), 341)]
+)
+def test_logits_of_larger_encoders_are_the_published_ones(
+    tmp_path, monkeypatch, width, blocks, gated
+):
+    """Their blocks and layers, all of them, with fewer channels."""
+    name, taken, _, _ = converter['ENCODERS'][width]
+    projected = (16, 32, 64, 64)
+    monkeypatch.setitem(converter['ENCODERS'], 128, (name, taken, 32, projected))
+    full = converter['model_config']
+
+    def narrow(weights):
+        cfg = full(weights)
+        cfg['backbone'].update(embed_dim=128, num_heads=2)
+        return cfg
+
+    monkeypatch.setitem(converter['convert_file'].__globals__, 'model_config', narrow)
+    assert taken == blocks
+    weights = made_up(layout(128, blocks[-1] + 1, 32, projected, gated), tmp_path / 'best.pth')
+    assert_converted(weights, tmp_path / 'best.pth', tmp_path / 'out', blocks, heads=2)
 
 
 def test_files_of_another_layout_are_refused(published, tmp_path):

@@ -65,7 +65,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--repeats', type=int, default=3, help='runs of each way; default 3')
     parser.add_argument('--ratio', type=float, default=0.5, help='share that is kept; default 0.5')
     parser.add_argument('--num-workers', type=int, default=0, help='loader workers; default 0')
-    parser.add_argument('--trust-checkpoint', action='store_true', help='let it run code')
+    parser.add_argument('--trust-checkpoint', action='store_true', help='let CHECKPOINT run code')
     parser.add_argument('--out', help='JSON file to write')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value')
     args = parser.parse_args(argv)

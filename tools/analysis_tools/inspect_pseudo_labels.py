@@ -32,6 +32,7 @@ from mmdmt.config import resolve_config
 from mmdmt.evaluation.label_source import LabelSource
 from mmdmt.evaluation.pseudo_label_quality import PseudoLabelQuality, quality_table, rounds_table
 from mmdmt.evaluation.visualization import (
+    IGNORE_COLOR,
     class_legend,
     colorize_label,
     confidence_heatmap,
@@ -44,7 +45,13 @@ from mmdmt.pseudo import PseudoLabelStore, apply_thresholds
 
 #: Colors of kept pixels that are right and wrong.
 RIGHT, WRONG = [0, 140, 0], [220, 0, 0]
-COLUMNS = ['image', 'pseudo-label, kept', 'confidence', 'truth', 'kept: right, wrong']
+COLUMNS = ['image', 'pseudo-label', 'confidence', 'truth', 'kept pixels']
+LEGEND = {
+    'kept, right': RIGHT,
+    'kept, wrong': WRONG,
+    'not kept, or no truth': IGNORE_COLOR,
+    **{f'confidence {value:g}': confidence_heatmap([[value]])[0, 0] for value in (0, 0.5, 1)},
+}
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -126,7 +133,9 @@ class Inspector:
             cell_size=(cell, cell),
         )
         meta = self.source.metainfo
-        return stack_sheets([grid, class_legend(meta['classes'], meta['palette'], grid.shape[1])])
+        parts = ((LEGEND, LEGEND.values()), (meta['classes'], meta['palette']))
+        width = max(grid.shape[1], 640)
+        return stack_sheets([grid, *(class_legend(*part, width) for part in parts)])
 
     def _row(self, name: str) -> List[Optional[np.ndarray]]:
         kept, confidence = self.store.get_thresholded(name)

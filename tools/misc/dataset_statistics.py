@@ -30,7 +30,7 @@ from mmdmt.config import merge_options, resolve_config
 from mmdmt.datasets.checks.problems import raise_on_problems
 from mmdmt.datasets.checks.sources import read_sources
 from mmdmt.datasets.mask_values import IGNORED, MaskValues
-from mmdmt.datasets.rasters import raster_info, read_raster
+from mmdmt.datasets.rasters import read_measured
 from mmdmt.datasets.statistics import BandStatistics, class_weights, config_lines
 from mmdmt.datasets.transforms.load_masks import LoadMasks
 
@@ -124,10 +124,8 @@ def measure(inputs: Inputs) -> BandStatistics:
     statistics = BandStatistics()
     for step, title in ((statistics.update, 'mean and range'), (statistics.count, 'percentiles')):
         for path in tqdm(inputs.images, desc=title, unit='image'):
-            image = read_raster(path, inputs.bands)
-            nodata = raster_info(path).nodata if inputs.nodata is None else inputs.nodata
             try:
-                step(image, None if nodata is None else image != nodata)
+                step(*read_measured(path, inputs.bands, None, inputs.nodata))
             except ValueError as error:
                 raise ValueError(f'{path}: {error}') from error
     return statistics

@@ -6,6 +6,8 @@ python tools/misc/split_dataset.py --list trainaug.txt --denominators 8 20 105.8
     --out-dir splits
 python tools/misc/split_dataset.py --img-dir images/train --fractions 0.1 --counts 50 \
     --class-aware --mask-dir masks/train --num-classes 21 --out-dir splits
+python tools/misc/split_dataset.py --img-dir images/train --by-mask --mask-dir masks/train \
+    --out-dir splits                                    # splits/labeled.txt, splits/unlabeled.txt
 
 writes ``splits/1_8/fold_0/labeled.txt``, ``unlabeled.txt``, ... and ``splits/manifest.json``.
 Denominators reproduce the published lists of DMT and DST-CBC (seed 7777, sorted ids).
@@ -44,8 +46,13 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     _add_size_options(parser)
     _add_class_options(parser)
     args = parser.parse_args(argv)
-    if not (args.denominators or args.fractions or args.counts):
-        parser.error('give sizes: --denominators, --fractions or --counts')
+    sized = bool(args.denominators or args.fractions or args.counts)
+    if args.by_mask and (sized or args.class_aware or args.difference_maximized):
+        parser.error('--by-mask draws nothing: give it no sizes and no way of drawing')
+    if args.by_mask and args.mask_dir is None:
+        parser.error('--by-mask needs --mask-dir')
+    if not sized and not args.by_mask:
+        parser.error('give sizes: --denominators, --fractions or --counts; or --by-mask')
     if args.class_aware and (args.mask_dir is None or args.num_classes is None):
         parser.error('--class-aware needs --mask-dir and --num-classes')
     if not 0 <= args.common <= 1:
@@ -81,6 +88,9 @@ def _add_class_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('class-aware drawing')
     group.add_argument(
         '--class-aware', action='store_true', help='show every class in every set, where possible'
+    )
+    group.add_argument(
+        '--by-mask', action='store_true', help='no drawing: labeled are the images with a mask'
     )
     group.add_argument('--mask-dir', help='masks, named as the images')
     group.add_argument('--mask-suffix', default='.png', help='default: .png')
@@ -134,6 +144,11 @@ def read_presence(ids: Sequence[str], args: argparse.Namespace) -> Presence:
 
     def classes_of(name: str) -> frozenset:
         path = osp.join(args.mask_dir, name + args.mask_suffix)
+        if not osp.isfile(path):
+            raise ValueError(
+                f'there is no mask {path}: --by-mask makes the list of the images that have one, '
+                'from which --list can draw'
+            )
         try:
             found = read(path).ids
         except Exception as error:  # Pillow raises nearly anything on broken files
@@ -203,7 +218,11 @@ def describe(
 ) -> dict:
     """Say how a set was drawn, for the manifest."""
     facts = dict(
-        method='shuffled prefix' if presence is None else 'class-aware',
+        method='by mask'
+        if args.by_mask
+        else 'shuffled prefix'
+        if presence is None
+        else 'class-aware',
         seed=args.seed,
         parent=dict(source=args.list or args.img_dir, **describe_list(sorted(ids))),
     )
@@ -221,6 +240,26 @@ def report(name: str, lists: Mapping[str, list], facts: Mapping) -> None:
         print(f'    WARNING: too small to show the classes {facts["missing_classes"]}')
 
 
+def by_mask(ids: Sequence[str], args: argparse.Namespace) -> dict[str, list[str]]:
+    """Lists of the images with and without a mask.
+
+    Raises:
+        ValueError: If all or none have one.
+    """
+    lists: dict[str, list[str]] = dict(labeled=[], unlabeled=[])
+    for name in ids:
+        has_mask = osp.isfile(osp.join(args.mask_dir, name + args.mask_suffix))
+        lists['labeled' if has_mask else 'unlabeled'].append(name)
+    for kind, names in lists.items():
+        if not names:
+            raise ValueError(
+                f'no image would be {kind}: masks are looked for as '
+                f'{osp.join(args.mask_dir, ids[0] + args.mask_suffix)} (--mask-suffix); '
+                '--counts N draws N labeled ones where all have masks'
+            )
+    return lists
+
+
 def run(args: argparse.Namespace) -> None:
     """Read, draw and write.
 
@@ -230,7 +269,7 @@ def run(args: argparse.Namespace) -> None:
     """
     ids = read_ids(args)
     presence = read_presence(ids, args) if args.class_aware else None
-    sets = {}
+    sets = {'.': by_mask(ids, args)} if args.by_mask else {}
     for prefix, splits in draw(ids, presence, args).items():
         sets.update(lists_of(splits, prefix, args))
     facts = {name: describe(ids, presence, lists, args) for name, lists in sets.items()}

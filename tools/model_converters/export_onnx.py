@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.checks import check_choice
-from mmdmt.export.loading import LoadedSegmentor, find_checkpoint, load_segmentor, threshold_of
+from mmdmt.export.loading import LoadedSegmentor, add_source_options, load_source, threshold_of
 from mmdmt.files import atomic_path, write_text_atomically
 from mmdmt.models.forward import image_metas
 
@@ -287,6 +287,7 @@ def _facts(
         resize_before=json.loads(json.dumps(resize, default=str)),
         output=dict(name=graph.output, size='that of the input'),
         networks=loaded.networks,
+        temperature=loaded.temperature,
         combined_by='mean of the probabilities' if len(graph.segmentors) > 1 else '',
         checkpoint=loaded.checkpoint.name,
         largest_difference_to_pytorch=worst,
@@ -437,9 +438,7 @@ def _first_line(error: Exception) -> str:
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Export a network as ONNX')
-    parser.add_argument(
-        'source', help='checkpoint, work dir of a run that has ended, or exported folder'
-    )
+    add_source_options(parser)
     parser.add_argument('--out', required=True, metavar='DIR', help='folder to write to')
     parser.add_argument(
         '--input',
@@ -457,13 +456,6 @@ def parse_args() -> argparse.Namespace:
         'or crop of the config)',
     )
     parser.add_argument('--opset', type=int, default=17, help='version of the operators')
-    parser.add_argument('--config', help='config file (default: the one in the checkpoint)')
-    parser.add_argument('--network', default='auto', help='as in tools/predict.py')
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='let the checkpoint run code, because you trust who made it',
-    )
     return parser.parse_args()
 
 
@@ -471,8 +463,7 @@ def main() -> None:
     """Export."""
     args = parse_args()
     try:
-        trusted = [find_checkpoint(args.source)[0]] if args.trust_checkpoint else []
-        loaded = load_segmentor(args.source, args.config, args.network, trusted)
+        loaded = load_source(args)
         size = tuple(args.size) if args.size else None
         done = export_onnx(loaded, Path(args.out), args.input, args.output, size, args.opset)
     except (OSError, ValueError, OnnxError) as error:

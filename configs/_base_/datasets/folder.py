@@ -14,6 +14,8 @@
 #   num_classes = 3
 #   mask_values = {0: 'background', 255: 'object'}   if masks do not hold class ids
 #   img_suffix, seg_map_suffix       if not .jpg and .png
+#   dataset_type = 'mmdmt.FolderDataset'   if images and masks have several suffixes or folders
+#   image_loader = dict(_delete_=True, type='mmdmt.LoadBands')   for .npy, 16 bits, more than 3 bands
 #   image_size                       (width, height) that images are brought to before the random
 #                                    resizing by resize_ratio; the aspect ratio is kept
 # Unlabeled images need no mask. A folder of more of them, without a list, joins as
@@ -48,11 +50,23 @@ source_ratio = [1, 0]  # of a batch: labeled images alone
 metainfo = dict(classes=('background', 'object'))
 num_classes = 2
 mask_values = {}  # masks hold class ids
+image_loader = dict(type='LoadImageFromFile', imdecode_backend='pillow')
 # The values above are what the places of `settings` are written with.
 settings = {name: dict(default=globals()[name]) for name in _base_.settings if name in globals()}
+folder_settings = dict(
+    dataset_type=dict(
+        default=dataset_type,
+        sets=[
+            'train_dataloader.dataset.datasets.0.type',
+            'val_dataloader.dataset.type',
+            'test_dataloader.dataset.type',
+        ],
+    ),
+    image_loader=dict(default=image_loader, sets=['*_dataloader.**.pipeline.0', '*_pipeline.0']),
+)
 
 sup_pipeline = [
-    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    image_loader,
     dict(type='mmdmt.LoadMasks', mask_values=mask_values),
     dict(type='RandomResize', scale=image_size, ratio_range=resize_ratio, keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
@@ -60,14 +74,14 @@ sup_pipeline = [
     dict(type='mmdmt.PackSemiInputs'),
 ]
 unsup_pipeline = [
-    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    image_loader,
     dict(type='RandomResize', scale=image_size, ratio_range=resize_ratio, keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=1.0),
     dict(type='RandomFlip', prob=0.5),
     dict(type='mmdmt.PackSemiInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    image_loader,
     dict(type='Resize', scale=image_size, keep_ratio=True),
     # After Resize: the labels keep their size.
     dict(type='mmdmt.LoadMasks', mask_values=mask_values),

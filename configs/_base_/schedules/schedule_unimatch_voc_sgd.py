@@ -8,9 +8,9 @@
 _base_ = './schedule_40k_sgd.py'
 
 unimatch_iters = {
-    # Published lists, by the number of labels: "classic", and 1/16, 1/8, 1/4 of the 10582 images.
+    # Published lists, by the number of labels: "classic", and 1/16 to 1/2 of the 10582 images.
     labels: 80 * ((10582 - int(labels)) // 8)
-    for labels in ('92', '183', '366', '732', '1464', '662', '1323', '2646')
+    for labels in ('92', '183', '366', '732', '1464', '662', '1323', '2646', '5291')
 }
 max_iters = unimatch_iters['1323']  # 92560, also with the 1322 labels of DMT's 1/8
 length_settings = dict(max_iters=dict(default=max_iters))

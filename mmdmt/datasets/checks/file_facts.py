@@ -81,6 +81,8 @@ class ImageRules:
     def refusal(self, facts: FileFacts) -> Optional[str]:
         """Why the loader would clip or change the pixels of an image; None if it would not."""
         kind, _, mode = facts.mode.partition(' ')
+        if kind == 'BANDS' and self.bands is None:
+            return f'{mode} are for `mmdmt.LoadBands`' if self.rgb else None
         if kind == 'BANDS':
             missing = [band for band in self.bands or () if band >= int(mode.split()[0])]
             return f'it has {mode}, not {missing} of `LoadBands.bands`' if missing else None

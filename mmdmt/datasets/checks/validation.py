@@ -21,6 +21,7 @@ from mmdmt.datasets.checks.file_facts import (
 from mmdmt.datasets.checks.mask_values import FoundValues, explain_values
 from mmdmt.datasets.checks.problems import Problem
 from mmdmt.datasets.checks.sources import Sample, Source, read_sources
+from mmdmt.datasets.mask_values import is_lossy
 
 
 def check_dataset(
@@ -137,7 +138,8 @@ def _check_files(
     ids = mask.ids if mask else None
     if mask is None and cache.decode and problems and problems[-1].kind == 'mask mode':
         return problems, _colors(sample.mask), True
-    illegal = source.rules.illegal(ids or ())
+    nearest = source.rules.values is not None and sample.mask and is_lossy(sample.mask)
+    illegal = () if nearest else source.rules.illegal(ids or ())
     if illegal:
         found = _describe_ids(sample.mask, illegal, source.rules)
         problems.append(sample.problem('label id', found))

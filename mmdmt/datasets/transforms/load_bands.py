@@ -7,7 +7,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 
 from mmdmt.checks import check_count
-from mmdmt.datasets.rasters import Window, raster_info, read_raster
+from mmdmt.datasets.rasters import Window, raster_info, read_measured
 from mmdmt.registry import TRANSFORMS
 
 
@@ -27,11 +27,12 @@ class LoadBands(BaseTransform):
             is read of a TIFF or ``.npy``. For training on images that are too large to load; masks
             have to be loaded by :class:`.LoadMasks`. Defaults to the whole image.
         nodata (float, optional): Value of pixels that were not measured. Defaults to what the file
-            says, if it does; NaN always counts.
+            says, if it does; NaN always counts. Where no band was measured nothing is learned.
         fill (float): What they become. Defaults to 0.
 
     Required keys: ``img_path``. Added keys: ``img`` (H, W, C), ``img_shape``, ``ori_shape``, and
-    ``window`` (top, left, height, width) if there is one.
+    ``window`` (top, left, height, width) if there is one. Where no band was measured,
+    ``nodata_map`` (H, W) uint8 is 1; it is there only if there are such pixels.
 
     Raises:
         ValueError: If a setting is out of range, or, on loading, the file lacks a band.
@@ -60,14 +61,14 @@ class LoadBands(BaseTransform):
         info = raster_info(path)
         if self.window is not None:
             results['window'] = self._random_window(info.height, info.width)
-        image = read_raster(path, self.bands, results.get('window'))
-        nodata = info.nodata if self.nodata is None else self.nodata
-        missing = np.isnan(image) if image.dtype.kind == 'f' else np.zeros((), bool)
-        if nodata is not None:
-            missing = missing | (image == nodata)
+        image, valid = read_measured(path, self.bands, results.get('window'), self.nodata)
         image = image if image.dtype == np.uint8 else image.astype(np.float32)
-        if missing.any():
-            image = np.where(missing, np.array(self.fill, image.dtype), image)
+        if not valid.all():
+            image = np.where(valid, image, np.array(self.fill, image.dtype))
+        measured = valid.any(axis=-1)
+        if not measured.all():  # geometric transforms take it along
+            results['nodata_map'] = (~measured).astype(np.uint8)
+            results.setdefault('seg_fields', []).append('nodata_map')
         results['img'] = np.ascontiguousarray(image)
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         return results

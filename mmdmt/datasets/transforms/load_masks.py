@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional, Union
 
+import mmcv
+import numpy as np
 from mmseg.datasets.transforms import LoadAnnotations
 
-from mmdmt.datasets.mask_values import MaskValues, read_mask
+from mmdmt.datasets.mask_values import IGNORED, MaskValues, read_mask
 from mmdmt.registry import TRANSFORMS
 
 
@@ -15,6 +17,7 @@ class LoadMasks(LoadAnnotations):
 
     Without ``mask_values`` masks hold class ids and nothing differs, but that ``.npy`` is read too
     and that masks of images loaded by a window (:class:`.LoadBands`) are read by the same window.
+    What :class:`.LoadBands` found not measured is ignored.
 
     Args:
         mask_values (dict | list, optional): What each value means, see
@@ -33,7 +36,15 @@ class LoadMasks(LoadAnnotations):
 
     def transform(self, results: dict) -> dict:
         """Load the mask, where there is one: inferencers have none."""
-        return super().transform(results) if 'seg_map_path' in results else results
+        if 'seg_map_path' not in results:
+            return results
+        results = super().transform(results)
+        if 'nodata_map' in results:  # of LoadBands, perhaps resized since
+            label = results['gt_seg_map']
+            options = dict(interpolation='nearest', backend='cv2')
+            nodata = mmcv.imresize(results['nodata_map'], label.shape[::-1], **options)
+            results['gt_seg_map'] = np.where(nodata > 0, np.uint8(IGNORED), label)
+        return results
 
     def _load_seg_map(self, results: dict) -> None:
         """Load the mask.

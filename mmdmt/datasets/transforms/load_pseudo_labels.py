@@ -1,5 +1,6 @@
 """Loads stored pseudo-labels in place of annotations."""
 
+import numpy as np
 from mmcv.transforms import BaseTransform
 
 from mmdmt.pseudo.store import PseudoLabelStore
@@ -49,6 +50,10 @@ class LoadPseudoLabels(BaseTransform):
                 f'{label.shape}, but the image loaded has {size}; put LoadPseudoLabels right after '
                 'LoadImageFromFile'
             )
+        if 'nodata_map' in results:  # of LoadBands
+            missing = results['nodata_map'] > 0
+            label, confidence = np.where(missing, 255, label), np.where(missing, 0, confidence)
+            label, confidence = label.astype(np.uint8), confidence.astype(np.float32)
         results['gt_seg_map'] = label
         # In full precision: DMT compares confidences, which differ far above 254/255.
         results['pseudo_confidence'] = confidence

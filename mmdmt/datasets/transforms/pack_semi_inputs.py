@@ -13,7 +13,8 @@ class PackSemiInputs(PackSegInputs):
 
     A labeled sample has ``gt_sem_seg``, an unlabeled one has not. A pseudo-labeled sample
     (:class:`~mmdmt.datasets.LoadPseudoLabels`) has ``gt_sem_seg``, ``pseudo_confidence``
-    (1, H, W) float32, and ``is_pseudo=True`` in its meta information.
+    (1, H, W) float32, and ``is_pseudo=True`` in its meta information. Any has ``measured``
+    (1, H, W) bool if :class:`.LoadBands` found pixels that were not.
 
     Args:
         meta_keys (Sequence[str]): Keys that go to the meta information, where they exist.
@@ -39,7 +40,7 @@ class PackSemiInputs(PackSegInputs):
             ValueError: If a map does not have the size of the image.
         """
         size = results['img'].shape[:2]
-        for key in ('gt_seg_map', 'pseudo_confidence'):
+        for key in ('gt_seg_map', 'pseudo_confidence', 'nodata_map'):
             # A mask of another size would train on wrong labels without any other sign.
             if key in results and results[key].shape[:2] != size:
                 raise ValueError(
@@ -47,6 +48,9 @@ class PackSemiInputs(PackSegInputs):
                     f'{results[key].shape[:2]} where the image has {size}'
                 )
         packed = super().transform(results)
+        if 'nodata_map' in results:
+            measured = torch.from_numpy(results['nodata_map'] == 0)
+            packed['data_samples'].measured = PixelData(data=measured[None])
         if 'pseudo_confidence' in results:
             confidence = torch.from_numpy(results['pseudo_confidence'].copy())
             sample = packed['data_samples']

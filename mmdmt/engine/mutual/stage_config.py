@@ -11,12 +11,14 @@ from mmengine.registry import DefaultScope
 
 from mmdmt.checks import check_choice, check_count, check_range, refuse_unknown_keys
 from mmdmt.config import resolve_config, schedulers_of, shorten_warm_up
+from mmdmt.datasets.derivation import pack_for_semi
+from mmdmt.datasets.transforms.load_bands import LoadBands
 from mmdmt.datasets.unlabeled_dataset import UnlabeledDataset
 from mmdmt.engine.mutual.ensemble import ensemble_kinds
 from mmdmt.engine.mutual.plan import SELECT_RULES, MutualPlan, Stage
 from mmdmt.pseudo.reliability import RELIABLE
 from mmdmt.pseudo.store import check_name
-from mmdmt.registry import DATASETS, TASK_UTILS, TRANSFORMS
+from mmdmt.registry import DATASETS, TASK_UTILS, TRANSFORMS, class_of
 
 # fmt: off
 MUTUAL_KEYS = {
@@ -370,12 +372,10 @@ def _parts(dataset: dict) -> Iterator[dict]:
 def _without_annotations(pipeline: Sequence[dict], scope: str) -> list:
     """A test pipeline for images without masks; ``scope`` is where short names are looked up."""
     with DefaultScope.overwrite_default_scope(scope):
-        kinds = [TRANSFORMS.get(step['type']) for step in pipeline]
-    return [
-        copy.deepcopy(step)
-        for step, kind in zip(pipeline, kinds)
-        if not (isinstance(kind, type) and issubclass(kind, LoadAnnotations))
-    ]
+        kinds = [class_of(TRANSFORMS, step['type']) or object for step in pipeline]
+    steps = [step for step, kind in zip(pipeline, kinds) if not issubclass(kind, LoadAnnotations)]
+    noting = any(issubclass(kind, LoadBands) for kind in kinds)  # what was not measured
+    return pack_for_semi(steps) if noting else copy.deepcopy(steps)
 
 
 def _flatten(prefix: str, value: Any, out: Dict[str, str]) -> None:

@@ -1,9 +1,10 @@
 """Runner that resumes exactly, loads safely and also runs distributed without a GPU."""
 
 import copy
+import logging
 import os.path as osp
 from collections.abc import Sequence
-from typing import Callable, Dict, Optional, Union
+from typing import Any, Callable, Dict, Optional, Union
 
 import mmengine
 import torch
@@ -147,6 +148,18 @@ class SemiRunner(Runner):
         ):
             super()._init_model_weights()
 
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
+        """Build it, without a warning for each parameter of a teacher, which stays frozen."""
+
+        def is_news(record: logging.LogRecord) -> bool:
+            return not record.getMessage().endswith('is skipped since its requires_grad=False')
+
+        self.logger.addFilter(is_news)
+        try:
+            return super().build_optim_wrapper(optim_wrapper)
+        finally:
+            self.logger.removeFilter(is_news)
+
     def wrap_model(self, model_wrapper_cfg: Optional[dict], model: nn.Module) -> nn.Module:
         """Move the model to its device and wrap it if the run is distributed."""
         if self.cfg.get('channels_last', False):
@@ -216,6 +229,8 @@ class SemiRunner(Runner):
         """
         metric_names(self.cfg.get('test_evaluator'), 'test_evaluator')
         check_classes(self.model, dataset_of(self._test_dataloader))
+        if Screen.quiet:
+            self.register_hook(ScreenHook())
         return super().test()
 
     def _check_settings(self) -> None:

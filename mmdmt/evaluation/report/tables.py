@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional, Union
 
 import numpy as np
 
+from mmdmt.evaluation.record_metric import mean_of_known
 from mmdmt.evaluation.report.plots import MAX_MATRIX, Plots
 from mmdmt.evaluation.report.runs import Run
 
@@ -125,7 +126,7 @@ def class_table(groups: Sequence[Group]) -> Optional[Dict[str, Any]]:
     values = []
     for group in known:
         per_run = [[_number(v) for v in r['per_class']['IoU']] for r in group.records]
-        values.append([_mean(each) for each in zip(*per_run)])
+        values.append([mean_of_known(each) for each in zip(*per_run)])
     true = known[0].confusion.sum(1) / max(1, known[0].confusion.sum())
     rows = [
         dict(
@@ -136,7 +137,7 @@ def class_table(groups: Sequence[Group]) -> Optional[Dict[str, Any]]:
         )
         for index, name in enumerate(classes)
     ]
-    return dict(classes=classes, groups=known, rows=rows, means=[_mean(v) for v in values])
+    return dict(classes=classes, groups=known, rows=rows, means=[mean_of_known(v) for v in values])
 
 
 def _cell(value: Optional[float], base: Optional[float]) -> Dict[str, Optional[float]]:
@@ -262,8 +263,3 @@ def read_benchmark(folder: Union[str, Path]) -> Optional[Dict[str, Any]]:
 def _number(value: Any) -> float:
     """NaN for None."""
     return float('nan') if value is None else float(value)
-
-
-def _mean(values: Sequence[Optional[float]]) -> Optional[float]:
-    known = [v for v in values if v is not None and not np.isnan(v)]
-    return float(np.mean(known)) if known else None

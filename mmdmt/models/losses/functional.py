@@ -266,15 +266,29 @@ def masked_cross_entropy(
         The loss, and ``keep_ratio``, the share of valid pixels that were kept.
     """
     _check_maps(logits, label=label, confidence=confidence, valid=valid)
+    kept, divisor, stats = kept_pixels(confidence, threshold, valid, normalizer)
+    return kept_cross_entropy(logits, label, kept) / divisor, stats
+
+
+def kept_pixels(
+    confidence: Tensor, threshold: Union[float, Tensor], valid: Tensor, normalizer: str
+) -> Tuple[Tensor, Union[int, Tensor], Dict[str, Tensor]]:
+    """Pixels that are learned, what a sum over them is divided by, and ``keep_ratio``.
+
+    Arguments are those of :func:`masked_cross_entropy`.
+    """
     check_choice('normalizer', normalizer, NORMALIZERS)
     valid = valid.bool()
     kept = (confidence.float() >= threshold) & valid
-    target = label.long().masked_fill(~kept, 0)
-    cross_entropy = _cross_entropy(logits, _log_softmax(logits), target)
     num_all, num_valid, num_kept = max(1, valid.numel()), _count(valid).clamp(min=1), _count(kept)
     divisors = dict(valid=num_valid, all=num_all, kept=num_kept.clamp(min=1) ** 2 / num_all)
-    loss = cross_entropy.masked_fill(~kept, 0).sum() / divisors[normalizer]
-    return loss, dict(keep_ratio=num_kept / num_valid)
+    return kept, divisors[normalizer], dict(keep_ratio=num_kept / num_valid)
+
+
+def kept_cross_entropy(logits: Tensor, label: Tensor, kept: Tensor) -> Tensor:
+    """Sum of the cross entropies of the pixels that are kept (N, *), whose labels alone count."""
+    target = label.long().masked_fill(~kept, 0)
+    return _cross_entropy(logits, _log_softmax(logits), target).masked_fill(~kept, 0).sum()
 
 
 def squared_consistency_loss(

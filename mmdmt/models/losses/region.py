@@ -10,7 +10,7 @@ from mmdmt.checks import check_choice, check_range, refuse_unknown_keys
 from mmdmt.models.forward import two_logits
 from mmdmt.registry import MODELS
 
-from .functional import NORMALIZERS, LossAndStats, masked_cross_entropy
+from .functional import LossAndStats, kept_cross_entropy, kept_pixels
 
 
 def dice_loss(logits: Tensor, label: Tensor, kept: Tensor, eps: float = 1.0) -> Tensor:
@@ -167,24 +167,13 @@ class UnsupervisedLoss(nn.Module):
         normalizer: str = 'valid',
     ) -> LossAndStats:
         """Loss and ``keep_ratio``; arguments are those of :func:`.masked_cross_entropy`."""
-        check_choice('normalizer', normalizer, NORMALIZERS)
-        valid = valid.bool()
-        kept = (confidence.float() >= threshold) & valid
-        num_all, num_kept = max(1, valid.numel()), kept.sum()
-        num_valid = valid.sum().clamp(min=1)
-        factors = dict(
-            valid=num_kept / num_valid,
-            all=num_kept / num_all,
-            kept=num_all / num_kept.clamp(min=1),
-        )
+        kept, divisor, stats = kept_pixels(confidence, threshold, valid, normalizer)
         total: Any = 0
         for kind, weight, options in self.terms:
             if kind == 'ce':
-                loss, _ = masked_cross_entropy(
-                    logits, label, confidence, threshold, valid, normalizer
-                )
+                loss = kept_cross_entropy(logits, label, kept)
             else:
                 function = dice_loss if kind == 'dice' else focal_loss
-                loss = function(logits, label, kept, **options) * factors[normalizer]
-            total = total + weight * loss
-        return total, dict(keep_ratio=(num_kept / num_valid).float())
+                loss = function(logits, label, kept, **options) * kept.sum()
+            total = total + weight * loss / divisor
+        return total, stats

@@ -67,7 +67,7 @@ def test_every_stage_is_run_and_recorded(finished):
     for name in STAGES:
         entry = entries[name]
         assert entry['state'] == 'done' and 0 <= entry['metrics']['mIoU'] <= 100
-        assert (work_dir / entry['checkpoint']).exists()
+        assert (work_dir / entry['checkpoint']).exists() and 'best' not in entry['checkpoint']
     assert json.loads((work_dir / 'stages.json').read_text())['stages'] == entries
 
 

@@ -142,14 +142,14 @@ def test_ohem_cross_entropy(name):
 
 
 @pytest.mark.parametrize('name', ['ohem_0', 'ohem_1'])
-@pytest.mark.parametrize('per_image', [False, True])
+@pytest.mark.parametrize('per_image', [dict(per_image=False), dict(per_image=True), {}])
 def test_ohem_as_the_loss_of_a_head(name, per_image):
-    """Golden numbers of pixels are those of the batch; each image has its share of them."""
+    """Golden numbers of pixels are those of the batch; each image, by default, has its share."""
     data = load(name)
     logits = data['logits'].requires_grad_()
-    images = len(logits) if per_image else 1
+    images = len(logits) if per_image.get('per_image', True) else 1
     for min_kept in (kept for kept in data['min_kept'].tolist() if kept % images == 0):
-        cfg = dict(min_kept=min_kept // images, thresh=data['thresh'].item(), per_image=per_image)
+        cfg = dict(min_kept=min_kept // images, thresh=data['thresh'].item(), **per_image)
         loss = MODELS.build(dict(type='mmdmt.OhemCrossEntropy', loss_weight=2.0, **cfg))
         loss = loss(logits, data['label'], weight=None, ignore_index=255) / 2
         check(loss, logits, data[f'loss_{min_kept}'], data[f'grad_{min_kept}'])

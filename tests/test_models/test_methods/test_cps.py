@@ -11,6 +11,7 @@ from mmdmt.models.forward import dense_logits, pseudo_label
 from mmdmt.models.methods import CPS
 from mmdmt.models.modes import in_mode
 from mmdmt.models.pair import PEERS
+from mmdmt.models.thresholds import build_threshold
 
 KEY = 'decode_head.conv_seg.weight'
 
@@ -38,20 +39,28 @@ def test_without_mixing_each_learns_the_labels_of_the_other_on_all_images():
         assert losses[f'unsup_{side}_keep_ratio'] == 1
 
 
-def test_with_mixing_images_and_labels_of_the_unlabeled_ones_are_mixed_alike(monkeypatch):
+@pytest.mark.parametrize('quantile', [None, 0.5])
+def test_with_mixing_images_and_labels_of_the_unlabeled_ones_are_mixed_alike(monkeypatch, quantile):
+    """And their confidence, where a threshold asks for it."""
     model = build(mix=MIX).eval()
     inputs, samples = semi_batch()
+    weak = inputs['unsup_weak']
+    found = {side: dense_logits(model.network(f'student_{side}'), weak) for side in PEERS}
+    found = {side: each.detach().softmax(1).max(1) for side, each in found.items()}
+    threshold = 0.0
+    if quantile:
+        threshold = torch.cat([trust for trust, _ in found.values()]).quantile(quantile).item()
+        model.threshold = build_threshold(threshold)
     drawn, draw = [], model.mix.draw
     monkeypatch.setattr(model.mix, 'draw', lambda *args: drawn.append(draw(*args)) or drawn[-1])
     losses = model.loss(inputs, samples)
     (mixing,) = drawn
     assert 0 < mixing.mask.float().mean() < 1
-    weak = inputs['unsup_weak']
     (view,) = mixing(weak)
     for side, peer in PEERS.items():
-        labels = dense_logits(model.network(f'student_{peer}'), weak).argmax(1)
+        trust, labels = mixing(*found[peer])
         logits = dense_logits(model.network(f'student_{side}'), view)
-        expected = F.cross_entropy(logits, mixing(labels)[0])
+        expected = (F.cross_entropy(logits, labels, reduction='none') * (trust >= threshold)).mean()
         torch.testing.assert_close(losses[f'unsup_{side}_loss'], expected)
 
 

@@ -204,14 +204,16 @@ def test_mixed_views_carry_their_labels_along(mix, shared):
     model = build(mix=dict(type=mix, prob=1.0), shared_mix=shared).eval()
     inputs, samples = semi_batch(num_unlabeled=4)
     model.data_preprocessor.normalize = lambda images: images
-    # An image whose pixel values are the teacher's labels, and its number, shows where each pixel
-    # came from.
+    # An image whose pixel values are the teacher's labels and confidence, and its number, shows
+    # where each pixel came from.
     number = torch.arange(4.0)[:, None, None].expand(-1, 32, 32)
-    labels = [labels_of(model, peer, inputs)[1].float() for peer in 'rl']
-    with_views(model, inputs, *[torch.stack([label, number, number], 1) for label in labels])
+    taught = [labels_of(model, peer, inputs) for peer in 'rl']
+    shown = [torch.stack([label.float(), number, trust], 1) for trust, label in taught]
+    with_views(model, inputs, *shown)
     views = model._views(inputs, samples)
     for view, targets in views.values():
         assert torch.equal(view[:, 0].long(), targets.label) and targets.valid.all()
+        assert torch.equal(view[:, 2], targets.confidence)
     sources = [view[:, 1] for view, _ in views.values()]
     assert any(not torch.equal(source, number) for source in sources), 'nothing was mixed'
     assert torch.equal(*sources) is shared

@@ -96,6 +96,25 @@ def test_any_number_of_classes_trains_on_images_of_odd_sizes(method, num_classes
 
 
 @pytest.mark.parametrize('method', METHODS)
+def test_images_of_a_single_class_train(method):
+    """Labels and predictions of a binary task are often of one class: no class can be chosen."""
+    settings = dict(METHODS[method])
+    if settings.get('mix') == dict(type='mmdmt.CutMix'):
+        settings['mix'] = dict(type='mmdmt.ClassMix')
+    model = build(method, 2, **settings)
+    for name in model.network_names:
+        torch.nn.init.constant_(model.network(name).decode_head.conv_seg.bias[1:], -50)
+    for _ in range(2):  # both shifts of Dual Teacher
+        inputs, samples = semi_batch(num_labeled=3, num_classes=1)
+        losses = model.loss(inputs, samples)
+        assert all(value.isfinite().all() for value in losses.values())
+        total(losses).backward()
+        model.after_step()
+    gradients = [each.grad for each in model.parameters() if each.grad is not None]
+    assert gradients and all(each.isfinite().all() for each in gradients)
+
+
+@pytest.mark.parametrize('method', METHODS)
 def test_any_network_predicts(method):
     for name in build(method).network_names:
         model = build(method, predict_on=name).eval()

@@ -51,6 +51,18 @@ def test_a_batch_of_one_image_is_not_mixed_and_that_is_said(view):
         MODELS.build(dict(type=view, prob=1.0, partner='flip'))(*aligned(2, 8, 8))
 
 
+def test_images_of_one_class_are_exchanged_whole_by_classmix():
+    """Half of one class is none, as in many images of a binary task: no class is cut in two."""
+    images, targets = aligned(3, 8, 8)
+    label = torch.tensor([0, 1, 1]).view(3, 1, 1).expand(3, 8, 8)
+    targets = Targets(label, targets.confidence, torch.ones_like(targets.valid))
+    mixed, found = ClassMix(partner='next')(images, targets)
+    for before, after in zip((images, *targets), (mixed, *found)):
+        assert torch.equal(after, before[[1, 2, 0]])
+    mixed, found = ClassMix(partner='next', round_up=True)(images, targets)
+    assert torch.equal(mixed, images) and torch.equal(found.label, label)
+
+
 @FEW
 @given(shape=SHAPES, seed=st.integers(0, 1000), view=st.sampled_from(VIEWS))
 def test_every_pixel_comes_whole_from_one_of_two_images(shape, seed, view):
