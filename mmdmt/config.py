@@ -272,8 +272,8 @@ def _places(everywhere: List[Place], cfg: Config, name: str, setting: dict) -> L
     found = [
         place
         for place in everywhere
-        if _plain(place.value) in (*old, new)
-        and any(path[-1] == place.names[-1][0] and _leads(path, place.names) for path in paths)
+        if any(path[-1] == place.names[-1][0] and _leads(path, place.names) for path in paths)
+        and _plain(place.value) in (*old, new)
     ]
     if new not in old and not found:
         raise ValueError(

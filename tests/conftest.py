@@ -1,5 +1,6 @@
 """Settings of the whole suite: small machines, no display, no GPU unless there is one."""
 
+import functools
 import gc
 import os
 from pathlib import Path
@@ -13,15 +14,13 @@ os.environ['PYTHONPATH'] = os.pathsep.join(
     [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get('PYTHONPATH')])]
 )
 
+# Nothing that imports torch: the process that hands out the tests to others needs none of it.
 import pytest
-import torch
 from hypothesis import settings
-from mmengine.registry import DefaultScope
 from yapf.yapflib import yapf_api
 
 FORMAT_CODE = yapf_api.FormatCode
 
-torch.set_num_threads(1)
 # Examples on a shared machine take as long as they take; the same ones are tried every time.
 settings.register_profile('mmdmt', deadline=None, derandomize=True)
 settings.load_profile('mmdmt')
@@ -43,6 +42,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.fixture(scope='module', autouse=True)
 def no_default_scope():
     """No module sees the default scope that a runner of another one has left behind."""
+    from mmengine.registry import DefaultScope
+
     DefaultScope._instance_dict.clear()
 
 
@@ -57,10 +58,48 @@ def unformatted_configs():
         yield
 
 
+@pytest.fixture(scope='session', autouse=True)
+def unsynced_files():
+    """Nothing waits for the disk: only a power cut would show it, and runs write many files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, 'fsync', lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def one_look_at_the_machine():
+    """Runs log what the compiler and the machine are; it is asked for once."""
+    from mmengine.runner import runner
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, 'collect_env', functools.cache(runner.collect_env))
+        yield
+
+
 @pytest.fixture
 def formatted_configs(monkeypatch):
     """Config texts as users see them."""
     monkeypatch.setattr(yapf_api, 'FormatCode', FORMAT_CODE)
+
+
+#: What files that start processes import for it, and other files that take long.
+STARTING = {'ForkedTool', 'forked_ranks', 'kill_held'}
+SLOW = (
+    'test_all_configs.py',
+    'test_base_models.py',
+    'test_commands.py',
+    'test_dmt_protocols.py',
+    'test_export_onnx.py',
+    'test_packaging.py',
+    'test_site.py',
+    'test_tour.py',
+    'test_unimatch_v2_converter.py',
+)
+
+
+def takes_long(item: pytest.Item) -> bool:
+    """Whether the file of a test is one of the slow ones."""
+    return item.path.name in SLOW or not STARTING.isdisjoint(vars(item.module))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
@@ -68,7 +107,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
 
     So parallel workers, which take a file at a time, end together.
     """
-    items.sort(key=lambda item: not hasattr(item.module, 'ForkedTool'))
+    import torch
+
+    torch.set_num_threads(1)
+    items.sort(key=lambda item: not takes_long(item))
     if torch.cuda.is_available():
         return
     gpu = [item for item in items if item.get_closest_marker('gpu')]

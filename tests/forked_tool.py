@@ -5,7 +5,6 @@ loader workers and exit code, and killable like any other.
 """
 
 import atexit
-import gc
 import multiprocessing
 import os
 import random
@@ -14,41 +13,63 @@ import signal
 import socket
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 1800  # seconds, to end hangs: machines may be ten times slower
 
 _context = multiprocessing.get_context('forkserver')
-_context.set_forkserver_preload(
-    ['mmdmt', 'mmseg.models', 'mmseg.datasets', 'mmseg.engine', 'mmdmt.classification']
-)
+_context.set_forkserver_preload(['imported_once'])
 
 
-def _run(tool, args, log, environment):
+def _server():
+    """Where the fork server listens, and its key in newer versions of Python; starts it once."""
+    paths = [str(ROOT / 'tests'), os.environ.get('PYTHONPATH', '')]
+    settings = dict(PYTHONPATH=os.pathsep.join(paths), CUDA_VISIBLE_DEVICES='-1')
+    with mock.patch.dict(os.environ, settings):
+        forkserver.ensure_running()
+    server = vars(forkserver._forkserver)
+    return {key: server[key] for key in server if key.endswith(('_address', '_authkey'))}
+
+
+class _Forked(multiprocessing.context.ForkServerProcess):
+    """A process that a tool starts: where that prints, with its environment."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.log, self.environment = _Forked.log, dict(os.environ)
+
+    def run(self):
+        _print_into(self.log)
+        os.environ.update(self.environment)
+        super().run()
+
+
+def _print_into(log):
+    with open(log, 'ab', buffering=0) as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+
+
+def _run(tool, args, log, environment, server):
+    if server:  # which forks the processes of the tool, too
+        vars(forkserver._forkserver).update(server, ensure_running=lambda: None)
+        multiprocessing.context.ForkServerContext.Process, _Forked.log = _Forked, log
     os.environ.update(environment)
     # As in a terminal: tests that a shell runs in the background would hand on that it is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Paths that child processes of the tool need too.
     sys.path[:0] = [path for path in environment.get('PYTHONPATH', '').split(os.pathsep) if path]
-    with open(log, 'ab', buffering=0) as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
+    _print_into(log)
     import numpy as np
     import torch
-    from yapf.yapflib import yapf_api
 
-    # Formatting config texts takes half of the time of so short a run.
-    yapf_api.FormatCode = lambda text, **options: (text, True)
-    torch.set_num_threads(1)
     # Forked processes would all start from the server's states.
     random.seed()
     np.random.seed()
     torch.seed()
-    # What takes most of the time of a short run: formatting config texts, and collecting the
-    # garbage of all that is imported, which mmengine does for every dataset.
-    yapf_api.FormatCode = lambda text, **options: (text, True)
-    gc.freeze()
     sys.argv = [str(tool), *map(str, args)]
     # What a program does at its end, and `multiprocessing` does not.
     atexit._clear()
@@ -65,16 +86,19 @@ class ForkedTool:
     """A running tool: ``tools/<tool>`` of this project, or a script by its path.
 
     Training and testing print all that they log, unless they are to be ``quiet`` as for users.
+    Processes that a tool starts come from the same fork server, unless it is to start its own.
     """
 
-    def __init__(self, tool, *args, log, quiet=False, **environment):
+    def __init__(self, tool, *args, log, quiet=False, own_server=False, **environment):
         talks = tool in ('train.py', 'test.py') and not quiet
         args = (*args, '--verbose') if talks else args
         environment = dict(CUDA_VISIBLE_DEVICES='-1', **environment)
         self.log = Path(log)
         self.log.touch()
         path = Path(tool) if Path(tool).is_absolute() else ROOT / 'tools' / tool
-        self.process = _context.Process(target=_run, args=(path, args, self.log, environment))
+        server = _server()
+        args = (path, args, self.log, environment, None if own_server else server)
+        self.process = _context.Process(target=_run, args=args)
         self.process.start()
 
     def finish(self, check=True):

@@ -30,6 +30,14 @@ def test_file_appears_only_when_the_block_ends(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_file_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
+    events, replace = [], os.replace
+    monkeypatch.setattr(os, 'fsync', lambda descriptor: events.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(os, 'replace', lambda *paths: events.append('named') or replace(*paths))
+    write_text_atomically(tmp_path / 'file.txt', 'new')
+    assert events == [(tmp_path / 'file.txt').stat().st_ino, 'named', tmp_path.stat().st_ino]
+
+
 def test_an_error_leaves_the_old_file_and_no_rest(tmp_path):
     path = tmp_path / 'file.txt'
     write_text_atomically(path, 'old')

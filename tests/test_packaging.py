@@ -122,8 +122,11 @@ def test_the_wheel_works_in_a_fresh_environment(wheel, tmp_path):
     _python(*install, cwd=tmp_path)
     (own / 'hosts.pth').write_text(sysconfig.get_path('purelib'))
     code = (
-        'import mmdmt\nfrom mmdmt.files import shipped_dir\n'
-        'print(mmdmt.__file__, shipped_dir("tools"), shipped_dir("configs"), sep="\\n")'
+        'import importlib.util as u\n'
+        'package = u.find_spec("mmdmt").origin\n'
+        's = u.spec_from_file_location("files", package.replace("__init__", "files"))\n'
+        'm = u.module_from_spec(s); s.loader.exec_module(m)\n'
+        'print(package, m.shipped_dir("tools"), m.shipped_dir("configs"), sep="\\n")'
     )
     env = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
     run = dict(cwd=tmp_path, env=env, text=True)

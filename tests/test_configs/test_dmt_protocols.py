@@ -1,6 +1,5 @@
 """DMT's configs: the published hyper-parameters, and steps that follow from the published sets."""
 
-import copy
 import functools
 import math
 
@@ -44,7 +43,7 @@ def published_steps(dataset, labels):
 @functools.cache
 def stages(name):
     """Configs of round 0 and of the first and last round, by stage name."""
-    builder = StageConfigBuilder(copy.deepcopy(load(name)))
+    builder = StageConfigBuilder(load(name))
     last = len(builder.plan.ratios)
     return {
         stage.name: builder.build(stage, f'/work_dir/{stage.name}', teacher_checkpoint='/t.pth')

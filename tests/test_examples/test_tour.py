@@ -4,6 +4,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from tiny_project import UNFORMATTED
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / 'examples' / 'tour.ipynb'
 
@@ -12,6 +13,10 @@ def test_the_notebook_goes_the_whole_way(tmp_path, monkeypatch):
     monkeypatch.setenv('STEPS', '2')
     monkeypatch.setenv('SCENES', '24')
     monkeypatch.setenv('MPLBACKEND', 'agg')
+    startup = tmp_path / 'ipython' / 'profile_default' / 'startup'
+    startup.mkdir(parents=True)
+    (startup / 'unformatted.py').write_text(UNFORMATTED)
+    monkeypatch.setenv('IPYTHONDIR', str(tmp_path / 'ipython'))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(cell.get('outputs') for cell in notebook.cells)  # stored without results
     client = NotebookClient(notebook, timeout=1800, resources=dict(metadata=dict(path=tmp_path)))

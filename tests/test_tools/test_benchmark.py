@@ -247,7 +247,7 @@ def test_two_processes_never_train_the_same_run(project):
     first = start(project, out, *only, log=project / 'first.log', HOLD_AT='before 1',
                   HOLD_FILE=str(held))  # fmt: skip
     first.wait_for(held)
-    text = start(project, out, *only, log=project / 'second.log').finish()
+    text = start(project, out, *only, log=project / 'second.log', own_server=True).finish()
     # The one that the first process holds is left to it.
     assert 'labeled_only/seed_0: skipped: ' in text and 'being worked on by process' in text
     assert 'labeled_only/seed_1: mIoU' in text

@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from tiny_classification import CLASSES, RUNTIME, classification_config, make_folders
-from tiny_project import environment, load_config
+from tiny_project import UNFORMATTED, environment, load_config
 
 import mmdmt.classification  # noqa: F401
 from mmdmt.classification.export import export_classifier, plain_classifier_config
@@ -132,8 +132,9 @@ def test_a_listed_test_set_is_tested_by_the_exported_config_in_a_new_process(tmp
     torch.save(dict(state_dict=network.state_dict(), meta=meta), checkpoint)
     exported = export_classifier(checkpoint, tmp_path / 'exported')
     assert exported.foreign_types == ['mmdmt.ListedDataset', 'mmdmt.WideResNet']
+    code = UNFORMATTED + USE_EXPORTED
     done = subprocess.run(
-        [sys.executable, '-c', USE_EXPORTED, str(exported.config), str(exported.checkpoint)],
+        [sys.executable, '-c', code, str(exported.config), str(exported.checkpoint)],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -157,7 +157,8 @@ def test_failure_of_one_run_ends_all_and_is_named(tmp_path):
     cfg = _configs(demo, tmp_path / 'out', quick=True)['dmt']
     settings.write_text(demo.settings_of(cfg))
     log = tmp_path / 'demo.log'
-    tool = ForkedTool('demo.py', '--quick', '--work-dir', tmp_path / 'out', log=log)
+    args = ('--quick', '--work-dir', tmp_path / 'out')
+    tool = ForkedTool('demo.py', *args, log=log, own_server=True)
     out = tool.finish(check=False)
     assert tool.process.exitcode == 1
     assert 'stage_0_b failed (exit code 1), see above.' in out

@@ -13,7 +13,15 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from tiny_models import tiny_segmentor
-from tiny_project import SIZE, base_config, environment, make_tree, mean_teacher, online
+from tiny_project import (
+    SIZE,
+    UNFORMATTED,
+    base_config,
+    environment,
+    make_tree,
+    mean_teacher,
+    online,
+)
 from train_together import METHODS
 
 from mmdmt.checkpoint import UntrustedCheckpointError, save_atomically
@@ -125,8 +133,9 @@ def exported(tree, tmp_path_factory):
     assert 'imports mmdmt' not in printed
 
     folders = {name: str(folder / name) for name in expected}
+    args = (json.dumps(folders), str(folder / 'batch.pth'))
     done = subprocess.run(
-        [sys.executable, '-c', WITHOUT_MMDMT, json.dumps(folders), str(folder / 'batch.pth')],
+        [sys.executable, '-c', UNFORMATTED + WITHOUT_MMDMT, *args],
         env=environment(),
         capture_output=True,
         text=True,

@@ -10,7 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 
 from mmdmt.checks import check_choice, check_count, check_range, refuse_unknown_keys
-from mmdmt.config import resolve_config, schedulers_of, shorten_warm_up
+from mmdmt.config import flatten, resolve_config, schedulers_of, shorten_warm_up
 from mmdmt.datasets.derivation import pack_for_semi
 from mmdmt.datasets.transforms.load_bands import LoadBands
 from mmdmt.datasets.unlabeled_dataset import UnlabeledDataset
