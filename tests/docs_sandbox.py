@@ -79,11 +79,8 @@ RULES = [
     ),
     Rule(
         'README.md',
-        'WORK_DIR WORK_DIR',
-        run_of(
-            f'mean_teacher/mean-teacher_{VOC}',
-            **{'WORK_DIR WORK_DIR': f'work_dirs/{VOC} work_dirs/mean-teacher_{VOC}'},
-        ),
+        'OTHER_WORK_DIR',
+        run_of(f'mean_teacher/mean-teacher_{VOC}', OTHER_WORK_DIR=f'work_dirs/{VOC}'),
         trained(f'work_dirs/{VOC}', f'supervised/{VOC}'),
     ),
     Rule(
