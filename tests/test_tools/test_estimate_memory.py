@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import set_random_seed
 from tiny_models import tiny_segformer
 from tiny_project import base_config, labeled_only, mean_teacher, mutual, online
 from virtual_gpu import VirtualGPU
+
+from mmdmt.models.losses.contrast import functional
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'analysis_tools' / 'estimate_memory.py'
 
@@ -90,7 +93,9 @@ def on_the_cpu(model):
 
 @pytest.mark.parametrize('segformer', [False, True])
 @pytest.mark.parametrize('method', METHODS)
-def test_what_is_kept_is_what_a_step_on_the_cpu_keeps(tmp_path, method, segformer):
+def test_what_is_kept_is_what_a_step_on_the_cpu_keeps(tmp_path, monkeypatch, method, segformer):
+    # As on a GPU: a CPU leaves out rows by their values.
+    monkeypatch.setattr(functional, '_compact', lambda chosen, *rows: rows)
     found = estimator(tmp_path, method, segformer)
     usage = found.measure(4)
     model = on_the_cpu(found.model)
@@ -109,11 +114,15 @@ def test_what_is_kept_is_what_a_step_on_the_cpu_keeps(tmp_path, method, segforme
 @pytest.mark.parametrize('segformer', [False, True])
 @pytest.mark.parametrize('method', METHODS)
 def test_what_mixed_precision_keeps_is_what_a_gpu_keeps(tmp_path, method, segformer):
+    # Sub-models and strong views are drawn: what they keep differs by more than is allowed here.
     found = estimator(tmp_path, method, segformer)
-    usage, single = found.measure(4, amp=True), found.measure(4)
+    single = found.measure(4)
+    set_random_seed(0)
+    usage = found.measure(4, amp=True)
     model, gpu = on_the_cpu(found.model), VirtualGPU()
     gpu.move(model)
     batch = tool.make_batch(model, tool.images_per_source(found.cfg, 4), 'cpu')
+    set_random_seed(0)
     with gpu:
         torch.set_autocast_enabled('cuda', True)
         try:
