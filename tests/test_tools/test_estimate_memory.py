@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.runner import set_random_seed
 from tiny_models import tiny_segformer
 from tiny_project import base_config, labeled_only, mean_teacher, mutual, online
 from virtual_gpu import VirtualGPU
@@ -114,16 +113,13 @@ def test_what_is_kept_is_what_a_step_on_the_cpu_keeps(tmp_path, monkeypatch, met
 @pytest.mark.parametrize('segformer', [False, True])
 @pytest.mark.parametrize('method', METHODS)
 def test_what_mixed_precision_keeps_is_what_a_gpu_keeps(tmp_path, method, segformer):
-    # Sub-models and strong views are drawn: what they keep differs by more than is allowed here.
     found = estimator(tmp_path, method, segformer)
-    single = found.measure(4)
-    set_random_seed(0)
-    usage = found.measure(4, amp=True)
+    usage, single = found.measure(4, amp=True), found.measure(4)
     model, gpu = on_the_cpu(found.model), VirtualGPU()
     gpu.move(model)
     batch = tool.make_batch(model, tool.images_per_source(found.cfg, 4), 'cpu')
-    set_random_seed(0)
     with gpu:
+        torch.set_autocast_cache_enabled(True)  # an export to ONNX that fails leaves it off
         torch.set_autocast_enabled('cuda', True)
         try:
             kept, _ = kept_by_a_step(model, batch)
