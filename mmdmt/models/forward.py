@@ -227,11 +227,11 @@ def valid_mask(sizes: Sequence[Tuple[int, int]], images: Tensor) -> Tensor:
 
 def only_measured(valid: Tensor, samples: List[SegDataSample]) -> Tensor:
     """``valid`` (N, H, W) without the pixels that ``PackSemiInputs`` notes as not measured."""
-    valid = valid.clone()
-    for row, sample in zip(valid, samples):
-        if 'measured' in sample:
-            measured = sample.measured.data[0]
-            row[: len(measured), : measured.shape[1]] &= measured
+    noted = [index for index, sample in enumerate(samples) if 'measured' in sample]
+    valid = valid.clone() if noted else valid  # without a copy in each step of ordinary images
+    for index in noted:
+        measured = samples[index].measured.data[0]
+        valid[index, : len(measured), : measured.shape[1]] &= measured
     return valid
 
 
