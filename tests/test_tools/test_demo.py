@@ -207,17 +207,49 @@ def test_runs_wait_for_what_they_need_and_no_more_run_than_asked_for(demo, tmp_p
         def join(self):
             self.open.remove(self.name)
 
-    monkeypatch.setattr(demo, 'process_context', FakeContext)
     monkeypatch.setattr(demo, 'wait', lambda sentinels: sentinels[:1])
     runs = demo.plan(_configs(demo, tmp_path))
     for jobs in (1, 2, 3):
         events.clear()
-        demo.train_all(runs, jobs, tmp_path / 'scores')
+        demo.train_all(runs, jobs, tmp_path / 'scores', FakeContext())
         order = [name for name, _, _ in events]
         assert sorted(order) == sorted(run.name for run in runs)
         assert all(order.index(n) < order.index(run.name) for run in runs for n in run.needs)
         assert max(together for _, _, together in events) == jobs
         assert {lane for _, lane, _ in events} == set(range(jobs))
+
+
+def test_two_runs_at_a_time_end_at_about_one_time(demo, tmp_path, monkeypatch):
+    """With the times of two idle cores: a core that waits for the other would take minutes."""
+    seconds = dict(online=200, labeled_only=120, stage_0=52, stage_1=48, stage_2=46)
+    clock, ends = [0], {}
+
+    class FakeProcess:
+        exitcode = 0
+
+        def __init__(self, target, args, daemon):
+            self.sentinel = args[0].name
+
+        def start(self):
+            kind = self.sentinel if self.sentinel in seconds else self.sentinel[: -len('_a')]
+            ends[self.sentinel] = clock[0] + seconds[kind]
+
+        def join(self):
+            pass
+
+    class FakeContext:
+        RLock = staticmethod(lambda: None)
+        Process = FakeProcess
+
+    def wait(sentinels):
+        first = min(sentinels, key=ends.get)
+        clock[0] = ends[first]
+        return [first]
+
+    monkeypatch.setattr(demo, 'wait', wait)
+    demo.train_all(demo.plan(_configs(demo, tmp_path)), 2, tmp_path / 'scores', FakeContext())
+    assert len(ends) == 8
+    assert clock[0] <= 1.05 * (200 + 120 + 2 * (52 + 48 + 46)) / 2
 
 
 def test_seed_changes_data_and_both_members(demo, tmp_path):

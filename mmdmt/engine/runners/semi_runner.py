@@ -30,6 +30,7 @@ from mmdmt.config import resolve_config
 from mmdmt.distributed import from_main, join_process_group, unwrap
 from mmdmt.engine.batch_size import loader_of_process
 from mmdmt.engine.final import ValidationResults, conclude_run, config_name, forget_final
+from mmdmt.engine.formatted_config import FormattedConfig
 from mmdmt.engine.heap import keep_freed_memory
 from mmdmt.engine.hooks.finite_hook import FiniteHook
 from mmdmt.engine.hooks.validate_on_resume_hook import ValidateOnResumeHook
@@ -84,7 +85,7 @@ class SemiRunner(Runner):
     @classmethod
     def from_cfg(cls, cfg: Union[dict, Config]) -> 'SemiRunner':
         """Build a runner from a config, which is not changed, after it is resolved."""
-        return super().from_cfg(resolve_config(copy.deepcopy(cfg)))
+        return super().from_cfg(FormattedConfig.of(resolve_config(copy.deepcopy(cfg))))
 
     def __init__(self, model: Union[nn.Module, dict], work_dir: str, *args, **kwargs) -> None:
         require_writable(work_dir, '--work-dir')
