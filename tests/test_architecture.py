@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'mmdmt'
 # The package had 12,972 lines when it was made light. What is added must be worth its lines: raise
 # this on purpose, with a reason in the commit.
-MAX_LINES = 27_000
+MAX_LINES = 27_150
 
 # From the bottom up. A part imports from its own layer, without a circle, and from those below.
 LAYERS = (

@@ -12,6 +12,10 @@ validations = 2
 methods = dict(
     labeled_only=dict(config='../supervised/fcn_unet_toy-shift-96x96.py'),
     dmt=dict(config='../dmt/dmt_fcn_unet_toy-shift-96x96.py'),
+    dmt_domain=dict(
+        config='../dmt/dmt_fcn_unet_toy-shift-96x96.py',
+        options={'mutual.round.batch_statistics': 'domain'},
+    ),
     mean_teacher=dict(config='../mean_teacher/mean-teacher_fcn_unet_toy-shift-96x96.py'),
     mean_teacher_separate=dict(
         config='../mean_teacher/mean-teacher_fcn_unet_toy-shift-96x96.py',

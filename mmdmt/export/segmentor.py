@@ -210,7 +210,7 @@ def _plain_model(cfg: dict, network: str) -> dict:
             )
         first, model = next(iter(model.values())), model[side]
     if model['type'] == 'mmdmt.PseudoLabelSegmentor':
-        for key in ('pseudo_loss', 'ignore_index'):
+        for key in ('pseudo_loss', 'ignore_index', 'batch_statistics'):
             model.pop(key, None)
     given = next(filter(None, (part.get('data_preprocessor') for part in (first, outer, cfg))))
     known = inspect.signature(SegDataPreProcessor.__init__).parameters

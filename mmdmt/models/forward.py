@@ -187,6 +187,21 @@ def joint_forward(
     return losses, resize(two_logits(wanted), size=unsup.shape[2:], **options)
 
 
+def refuse_recomputing(model: nn.Module, batch_statistics: str) -> None:
+    """Refuse layers that run again in the backward pass, where they would move statistics anyway.
+
+    Raises:
+        ValueError: If a layer has ``with_cp=True`` and ``batch_statistics`` is ``'domain'``.
+    """
+    recomputing = [name for name, m in model.named_modules() if getattr(m, 'with_cp', False)]
+    if batch_statistics == 'domain' and recomputing:
+        raise ValueError(
+            f"`batch_statistics` is 'domain', but `{recomputing[0]}` has with_cp=True, so that "
+            'labeled images would move the running statistics in the backward pass: set '
+            "with_cp=False, or 'separate'"
+        )
+
+
 def weighted_losses(losses: Dict[str, Tensor], weight: float, prefix: str) -> Dict[str, Tensor]:
     """Put a prefix before the keys of a loss dict and a weight on its losses.
 

@@ -1,6 +1,7 @@
 """The segmentor of offline methods: ground truth and stored pseudo-labels in one batch."""
 
 import logging
+from contextlib import nullcontext
 from typing import Dict, List
 
 import torch
@@ -13,7 +14,16 @@ from mmseg.models.utils import resize
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from mmdmt.models.forward import auxiliary_heads, is_dense_classifier, stack_pixel_data, two_logits
+from mmdmt.checks import check_choice
+from mmdmt.models.forward import (
+    BATCH_STATISTICS,
+    auxiliary_heads,
+    is_dense_classifier,
+    refuse_recomputing,
+    stack_pixel_data,
+    two_logits,
+)
+from mmdmt.models.modes import untracked_statistics
 from mmdmt.models.supervised import losses_of
 from mmdmt.registry import MODELS
 
@@ -38,16 +48,30 @@ class PseudoLabelSegmentor(EncoderDecoder):
             :class:`~mmdmt.models.losses.DynamicMutualLoss`.
         ignore_index (int): Label that is not learned, which is that of stored labels below the
             threshold. Defaults to 255.
+        batch_statistics (str): What batch norms see, as for online methods: ``'joint'`` (default),
+            the whole batch; ``'separate'``, labeled and pseudo-labeled images in a pass for each;
+            ``'domain'``, the same, and only pseudo-labeled images move the running statistics.
         **kwargs: Arguments of mmseg's ``EncoderDecoder``.
 
     Raises:
-        ValueError: If a head does not give one dense map of logits.
+        ValueError: If a head does not give one dense map of logits, or a layer would move the
+            statistics in the backward pass.
     """
 
-    def __init__(self, *args, pseudo_loss: dict, ignore_index: int = 255, **kwargs) -> None:
+    def __init__(
+        self,
+        *args,
+        pseudo_loss: dict,
+        ignore_index: int = 255,
+        batch_statistics: str = 'joint',
+        **kwargs,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        check_choice('batch_statistics', batch_statistics, BATCH_STATISTICS)
         self.pseudo_loss = MODELS.build(pseudo_loss)
         self.ignore_index = ignore_index
+        self.batch_statistics = batch_statistics
+        refuse_recomputing(self, batch_statistics)
         heads = dict(decode_head=self.decode_head)
         for index, head in enumerate(auxiliary_heads(self)):
             heads[f'auxiliary_head[{index}]'] = head
@@ -85,30 +109,47 @@ class PseudoLabelSegmentor(EncoderDecoder):
             ``pseudo_disagreement``, ``pseudo_student_wins`` (shares of the learned ones) and
             ``mean_weight``. A batch without pseudo-labeled images has shares of 0.
         """
-        feats = self.extract_feat(inputs)
         targets = self._targets(data_samples, inputs)
-        loss, stats = self._head_loss(self.decode_head, feats, *targets)
+        heads = [self.decode_head, *auxiliary_heads(self)]
+        logits, *others = self._logits(heads, inputs, data_samples)
+        loss, stats = self._head_loss(self.decode_head, logits, *targets)
         losses = {'decode.loss_pseudo': loss, **self._health(stats, *targets)}
-        for index, head in enumerate(auxiliary_heads(self)):
-            losses[f'aux_{index}.loss_pseudo'], _ = self._head_loss(head, feats, *targets)
+        for index, (head, logits) in enumerate(zip(heads[1:], others)):
+            losses[f'aux_{index}.loss_pseudo'], _ = self._head_loss(head, logits, *targets)
         return losses
 
     def _targets(self, samples: List[SegDataSample], inputs: Tensor):
         """Label (N, H, W), confidence (N, H, W) and is_pseudo (N,) of a batch."""
         label = stack_pixel_data(samples, 'gt_sem_seg')
-        is_pseudo = torch.tensor(
-            [bool(sample.metainfo.get('is_pseudo', False)) for sample in samples]
-        ).to(inputs.device, non_blocking=True)
+        is_pseudo = torch.tensor([_is_pseudo(sample) for sample in samples])
+        is_pseudo = is_pseudo.to(inputs.device, non_blocking=True)
         ones = torch.ones_like(label[0], dtype=torch.float32)
         confidence = torch.stack([_confidence(sample, ones) for sample in samples])
         return label, confidence, is_pseudo
 
-    def _head_loss(self, head, feats, label, confidence, is_pseudo):
+    def _logits(
+        self, heads: List[BaseDecodeHead], inputs: Tensor, samples: List[SegDataSample]
+    ) -> List[Tensor]:
+        """Logits (N, C, h, w) of each head."""
+        if self.batch_statistics == 'joint':
+            feats = self.extract_feat(inputs)
+            return [two_logits(head(feats)) for head in heads]
+        found: List[List[Tensor]] = [[] for _ in inputs]  # of each image, of each head
+        for pseudo in (False, True):
+            chosen = [i for i, sample in enumerate(samples) if _is_pseudo(sample) == pseudo]
+            foreign = self.batch_statistics == 'domain' and not pseudo
+            with untracked_statistics(self) if foreign else nullcontext():
+                feats = (
+                    self.extract_feat(torch.stack([inputs[i] for i in chosen])) if chosen else []
+                )
+                maps = [two_logits(head(feats)) for head in heads if chosen]
+            for index, *own in zip(chosen, *maps):
+                found[index] = own
+        return [torch.stack(maps) for maps in zip(*found)]
+
+    def _head_loss(self, head, logits, label, confidence, is_pseudo):
         logits = resize(
-            two_logits(head(feats)),
-            size=label.shape[1:],
-            mode='bilinear',
-            align_corners=self.align_corners,
+            logits, size=label.shape[1:], mode='bilinear', align_corners=self.align_corners
         )
         label = self._without_ignored(label, head)
         loss, stats = self.pseudo_loss(
@@ -178,6 +219,11 @@ def _replaced_settings(head: BaseDecodeHead) -> List[str]:
     if head.sampler is not None:
         found.append(f'sampler={type(head.sampler).__name__}')
     return found
+
+
+def _is_pseudo(sample: SegDataSample) -> bool:
+    """Whether the label of a sample is a stored one."""
+    return bool(sample.metainfo.get('is_pseudo', False))
 
 
 def _confidence(sample: SegDataSample, default: Tensor) -> Tensor:

@@ -91,6 +91,7 @@ def test_a_pipeline_that_packs_otherwise_is_refused(tree, last):
             r'mutual\.pseudo_loss\.gamma2. must be in .*, got -1',
         ),
         (dict(labeling=dict(selection='top')), r"selection. must be one of .*, got 'top'"),
+        (dict(round=dict(batch_statistics='domain')), 'batch_statistics. is for segmentation'),
         (dict(ratios=[0.05, 1.0]), r'mutual\.ratios.=\[0\.05, 1\.0\] .*selects none of 24 images'),
         (
             dict(ratios=[0.5, 0.01], labeling=dict(selection='rank')),

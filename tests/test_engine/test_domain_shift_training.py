@@ -1,10 +1,14 @@
 """Methods train on labels of one dataset and images of another, from shipped data configs."""
 
+import os.path as osp
+
 import pytest
 import torch
 from mmengine.registry import RUNNERS
+from mmseg.apis import init_model
 from tiny_shift import make_cities, make_gta5, make_synthia, shift_config
 
+from mmdmt.export.segmentor import export_segmentor
 from mmdmt.pseudo import PseudoLabelStore
 
 METHODS = {
@@ -53,7 +57,7 @@ def test_a_chain_of_mutual_training_labels_the_target(cities, tmp_path):
         members=[dict(name='a', seed=1), dict(name='b', seed=2)],
         ratios=[1.0],
         supervised=dict(max_iters=2),
-        round=dict(max_iters=2),
+        round=dict(max_iters=2, batch_statistics='domain'),
         metric='mIoU_13',
         select='best',
         labeling=dict(pixel_stride=1, num_workers=0, pipeline=cfg.labeling_pipeline),
@@ -64,3 +68,10 @@ def test_a_chain_of_mutual_training_labels_the_target(cities, tmp_path):
     assert sorted(store.manifest['files']) == [f'ulm/ulm_{number}' for number in range(6)]
     label, _ = store.get(store.manifest['files'][0])
     assert label.shape == (32, 64)
+
+    exported = export_segmentor(
+        str(tmp_path / 'work/stage_1_a' / osp.basename(entries['stage_1_a']['checkpoint'])),
+        tmp_path / 'exported',
+    )
+    network = init_model(str(exported.config), str(exported.checkpoint), device='cpu')
+    assert type(network).__name__ == 'EncoderDecoder'

@@ -18,10 +18,14 @@ DMT_LOSS = dict(type='mmdmt.DynamicMutualLoss', gamma1=5.0, gamma2=5.0)
 CROSS_ENTROPY = dict(type='CrossEntropyLoss', avg_non_ignore=True)
 
 
-def build(auxiliary=False, pseudo_loss=DMT_LOSS, network=None, **changes):
+def build(auxiliary=False, pseudo_loss=DMT_LOSS, network=None, batch_statistics='joint', **changes):
     torch.manual_seed(0)
     cfg = network or tiny_segmentor(auxiliary=auxiliary, dropout=0)
-    cfg.update(type='mmdmt.PseudoLabelSegmentor', pseudo_loss=pseudo_loss)
+    cfg.update(
+        type='mmdmt.PseudoLabelSegmentor',
+        pseudo_loss=pseudo_loss,
+        batch_statistics=batch_statistics,
+    )
     cfg['decode_head'].update(changes)
     return build_segmentor(cfg)
 
@@ -284,3 +288,62 @@ def test_heads_with_one_map_of_logits_learn(settings):
     loss.backward()
     assert loss.isfinite()
     assert any(p.grad is not None and p.grad.any() for p in model.decode_head.parameters())
+
+
+def running_means(model):
+    return [m.running_mean.clone() for m in model.modules() if hasattr(m, 'running_mean')]
+
+
+@pytest.mark.parametrize('order', [[0, 1, 2], [1, 0, 2]])
+def test_separate_statistics_are_those_of_each_kind_of_images(order):
+    images, samples, labels, confidence = batch()
+    images, labels, confidence = (each[order] for each in (images, labels, confidence))
+    samples = [samples[index] for index in order]
+    pseudo = torch.tensor([index > 0 for index in order])
+    model = build(batch_statistics='separate').train()
+    logits = torch.zeros(3, 4, 32, 32)
+    for kind in (~pseudo, pseudo):
+        logits[kind] = dense_logits(copy.deepcopy(model), images[kind])
+
+    losses = model.loss(images, samples)
+
+    expected, _ = dynamic_mutual_loss(logits, labels, confidence, pseudo, 5.0, 5.0)
+    torch.testing.assert_close(losses['decode.loss_pseudo'], expected)
+    joint = build().train().loss(images, samples)
+    assert abs(joint['decode.loss_pseudo'] - expected) > 1e-4
+
+
+def test_domain_statistics_are_collected_from_pseudo_labeled_images_alone():
+    images, samples, *_ = batch()
+    model, alone, separate = (
+        build(batch_statistics=kind).train() for kind in ('domain', 'separate', 'separate')
+    )
+    before = running_means(model)
+    losses = model.loss(images, samples)
+    torch.testing.assert_close(losses, separate.loss(images, samples))
+    dense_logits(alone, images[1:])
+    torch.testing.assert_close(running_means(model), running_means(alone))
+    assert not torch.equal(running_means(model)[0], running_means(separate)[0])
+
+    after = running_means(model)
+    model.loss(images[:1], samples[:1])  # no pseudo-labeled image in the batch
+    torch.testing.assert_close(running_means(model), after)
+    assert not torch.equal(before[0], after[0])
+
+
+def test_every_head_has_the_statistics_of_its_images():
+    images, samples, *_ = batch()
+    model = build(auxiliary=True, batch_statistics='separate').eval()
+    expected = build(auxiliary=True).eval().loss(images, samples)
+    losses = model.loss(images, samples)
+    assert 'aux_0.loss_pseudo' in losses
+    torch.testing.assert_close(losses, expected)
+
+
+def test_unknown_statistics_and_layers_that_would_move_them_are_refused():
+    with pytest.raises(ValueError, match=r"batch_statistics.*'jiont'"):
+        build(batch_statistics='jiont')
+    network = tiny_segmentor(dropout=0)
+    network['backbone']['with_cp'] = True
+    with pytest.raises(ValueError, match='with_cp=True'):
+        build(network=network, batch_statistics='domain')

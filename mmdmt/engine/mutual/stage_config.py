@@ -16,6 +16,7 @@ from mmdmt.datasets.transforms.load_bands import LoadBands
 from mmdmt.datasets.unlabeled_dataset import UnlabeledDataset
 from mmdmt.engine.mutual.ensemble import ensemble_kinds
 from mmdmt.engine.mutual.plan import SELECT_RULES, MutualPlan, Stage
+from mmdmt.models.forward import BATCH_STATISTICS
 from mmdmt.pseudo.reliability import RELIABLE
 from mmdmt.pseudo.store import check_name
 from mmdmt.registry import DATASETS, TASK_UTILS, TRANSFORMS, class_of
@@ -26,7 +27,7 @@ MUTUAL_KEYS = {
     'labeling', 'ensemble',
 }
 STAGE_KEYS = {'max_iters', 'lr', 'batch_size', 'source_ratio', 'from_scratch', 'cfg_options'}
-ROUND_KEYS = STAGE_KEYS | {'images', 'augment'}
+ROUND_KEYS = STAGE_KEYS | {'images', 'augment', 'batch_statistics'}
 # What decides the outcome of a stage, and what of it belongs to the machine.
 COMPARED_KEYS = (
     'model', 'train_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'randomness',
@@ -78,6 +79,10 @@ class StageConfigBuilder:
             refuse_unknown_keys(f'mutual.{key}', settings, known)
             check_range(f'mutual.{key}.lr', settings.get('lr', 0), 0)
             check_count(f'mutual.{key}.batch_size', settings.get('batch_size', 1), 1)
+        for name, value in self._batch_statistics.items():
+            if self.ranker is None:
+                raise ValueError(f'`mutual.round.{name}` is for segmentation')
+            check_choice(f'mutual.round.{name}', value, BATCH_STATISTICS)
         options = {k: v for k, v in self.mutual.get('labeling', {}).items() if k != 'pipeline'}
         TASK_UTILS.get(self.labeler).check_options(options)
         self._check_lists()
@@ -102,6 +107,11 @@ class StageConfigBuilder:
         """Labeled and pseudo-labeled images in a batch of a round."""
         own = self.cfg.train_dataloader.sampler.get('source_ratio', [])
         return self.mutual.get('round', {}).get('source_ratio', own)
+
+    @property
+    def _batch_statistics(self) -> Dict[str, str]:
+        """What batch norms see in the rounds, where the config says it."""
+        return {k: v for k, v in self.mutual.get('round', {}).items() if k == 'batch_statistics'}
 
     def _check_lists(self) -> None:
         """Check settings that may be a list with one value for each round."""
@@ -318,6 +328,7 @@ class StageConfigBuilder:
         """Let the network of a round learn from pseudo-labels."""
         model.type = 'mmdmt.PseudoLabelSegmentor'
         model.pseudo_loss = self.mutual.get('pseudo_loss', DEFAULT_LOSS)
+        model.update(self._batch_statistics)
 
 
 def _set_schedule(cfg: Config, max_iters: Optional[int], lr: Optional[float]) -> None:

@@ -61,7 +61,8 @@ class MutualTrainingRunner:
       ([labeled, pseudo] images in a batch), ``from_scratch`` and ``cfg_options`` of round 0 and of
       the later ones. Of ``round`` also ``images`` ('all' or 'reliable', or a list with one for each
       round: the half of the images on which checkpoints of the labeling stage agree most) and
-      ``augment`` (transforms of pseudo-labeled images, before the packing step), as in ST++.
+      ``augment`` (transforms of pseudo-labeled images, before the packing step), as in ST++, and
+      ``batch_statistics``, see :class:`~mmdmt.models.PseudoLabelSegmentor`.
     - ``pseudo_loss`` (dict): default ``mmdmt.DynamicMutualLoss`` with gammas 5.
     - ``labeling`` (dict): the keyword-only arguments of :class:`~mmdmt.pseudo.PseudoLabeler`, and
       ``pipeline``, by default the test pipeline of the member that labels.

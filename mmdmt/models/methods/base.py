@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from mmdmt.checks import build_part, check_choice, check_range
-from mmdmt.models.forward import BATCH_STATISTICS, is_padded, joint_forward, weighted_losses
+from mmdmt.models.forward import (
+    BATCH_STATISTICS,
+    is_padded,
+    joint_forward,
+    refuse_recomputing,
+    weighted_losses,
+)
 from mmdmt.models.perturbations import Perturb
 from mmdmt.models.supervised import train_without_waiting
 from mmdmt.models.teachers import EMAUpdater
@@ -120,7 +126,7 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
         self.predict_on = default if predict_on is None else predict_on
         self._check_network_name(self.predict_on)
         self._check_classes()
-        self._check_recomputing()
+        refuse_recomputing(self, batch_statistics)
         train_without_waiting(self)
         # Set by `start_run`: length of the run, and of a pass over each source.
         self.max_iters: Optional[int] = None
@@ -271,25 +277,15 @@ class SemiSegmentor(NetworksSegmentor, metaclass=ABCMeta):
 
         mmengine calls ``model.train()`` before every iteration, which would undo one ``eval()``.
         """
-        super().train(mode)
-        for name in self.teacher_names:
-            self.network(name).train(mode and self.ema.mode == 'train')
+        self.training = mode
+        for name, child in self.named_children():  # each once: that takes time in every step
+            child.train(mode and (name not in self.teacher_names or self.ema.mode == 'train'))
         return self
 
     def _check_classes(self) -> None:
         channels = {name: self.network(name).out_channels for name in self.student_names}
         if len(set(channels.values())) > 1:
             raise ValueError(f'all students need the same classes, `segmentor` has {channels}')
-
-    def _check_recomputing(self) -> None:
-        """Refuse layers that run again in the backward pass, when statistics are moved anyway."""
-        recomputing = [name for name, m in self.named_modules() if getattr(m, 'with_cp', False)]
-        if self.batch_statistics == 'domain' and recomputing:
-            raise ValueError(
-                f"`batch_statistics` is 'domain', but `{recomputing[0]}` has with_cp=True, so that "
-                'labeled images would move the running statistics in the backward pass: set '
-                "with_cp=False, or 'separate'"
-            )
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -303,3 +303,15 @@ def test_wrong_configs_are_refused_by_key(change, message):
         cfg.merge_from_dict(change)
     with pytest.raises(ValueError, match=message):
         StageConfigBuilder(cfg)
+
+
+def test_rounds_take_batch_statistics_and_round_0_has_none():
+    cfg = base_config(round=dict(batch_statistics='domain'))
+    assert build('stage_1_c', cfg).model.batch_statistics == 'domain'
+    assert 'batch_statistics' not in build('stage_0_c', cfg).model
+    assert 'batch_statistics' not in build('stage_1_c').model
+
+
+def test_unknown_batch_statistics_are_refused_before_round_0():
+    with pytest.raises(ValueError, match=r'mutual\.round\.batch_statistics.*domian'):
+        StageConfigBuilder(base_config(round=dict(batch_statistics='domian')))
