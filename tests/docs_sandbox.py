@@ -60,6 +60,7 @@ def trained(name, config):
 
 VOC = 'deeplabv3plus_r50_pascal_voc12-321x321'
 MSRC21 = 'deeplabv3plus_mobilenetv2_msrc21-96x96'
+LARGER = 'deeplabv3plus_mobilenetv2_msrc21-192x192'
 FOLDER = 'deeplabv3plus_mobilenetv2_folder-512x512'
 SHIFT = 'dmt_segformer_mit-b5_gta5-cityscapes-512x512'
 DMT = trained('work_dirs/dmt', f'dmt/dmt_{TOY}')
@@ -136,9 +137,12 @@ RULES = [
         trained('work_dirs/labeled_only', f'supervised/{TOY}') + DMT,
     ),
     Rule('docs/results.md', 'CONFIG', run_of(f'supervised/{MSRC21}')),
-    Rule('docs/results.md', 'benchmark_pseudo', run_of(f'supervised/{MSRC21[:-5]}192x192')),
+    Rule('docs/results.md', 'split_dataset', {}, 'rm -r data/msrc21/splits/1_8'),
     Rule(
-        'docs/results.md', 'stage_2_a', run_of('dmt_classification/dmt_wrn-16-1_4000_cifar10-16x16')
+        'docs/results.md',
+        'benchmark_pseudo',
+        run_of(f'supervised/{LARGER}'),
+        trained(f'work_dirs/{LARGER}', f'supervised/{LARGER}'),
     ),
     Rule(
         'docs/running.md',
@@ -226,7 +230,8 @@ def make_sandbox(folder, text):
 
     def leave_out(path, names):
         inside = LEFT_OUT if Path(path) == ROOT else ()
-        return [n for n in names if n in inside or n == '__pycache__' or n.endswith('.egg-info')]
+        built = {'__pycache__', '.mim'}
+        return [n for n in names if n in {*inside, *built} or n.endswith('.egg-info')]
 
     shutil.copytree(ROOT, folder, ignore=leave_out, dirs_exist_ok=True)
     make_datasets(folder, text)

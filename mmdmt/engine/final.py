@@ -199,6 +199,11 @@ def conclude_run(runner: Runner, results: ValidationResults) -> Optional[str]:
         rows = [*found, *rows] if any(row.metrics for row in rows) else found
     if chosen.network:
         why += f'; its network {network_name(chosen.network)} predicts'
+        name = key.rpartition('/')[2]
+        others = [each for each in rows if each.path == chosen.path and name in each.metrics]
+        top = max(others, key=lambda each: each.metrics[name], default=chosen)
+        if top.metrics.get(name, 0) > chosen.metrics.get(name, np.inf):
+            why += f', though {network_name(top.network)} scored {top.metrics[name]:.2f}'
     is_classifier = runner.cfg.get('default_scope') == 'mmpretrain'
     task = 'classification' if is_classifier else 'segmentation'
     return conclude(runner.work_dir, chosen, why, rows, method_of(model), task)

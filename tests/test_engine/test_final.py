@@ -100,6 +100,7 @@ def test_the_network_that_predicts_or_was_chosen_by_is_named(
     found = final(tmp_path)
     assert found['network'] == network and found['method'] == 'mean_teacher'
     assert found['metrics']['mIoU'] == metrics[f'{network}/mIoU']
+    assert ('though student scored 50.00' in found['why']) == (network == 'teacher')
     assert {(e['checkpoint'], e['network']) for e in found['scores']} >= {
         ('iter_2.pth', 'student'),
         ('iter_2.pth', 'teacher'),
