@@ -7,6 +7,7 @@ python tools/benchmark.py configs/benchmarks/toy.py --quick      # the plan's sm
 python tools/benchmark.py PLAN --jobs 4                          # four runs at a time
 python tools/benchmark.py PLAN --shard 1/3                       # a third of them, on this machine
 python tools/benchmark.py PLAN --summarize                       # the tables of what is there
+python tools/benchmark.py PLAN --evaluate                        # finished runs once more
 
 Every run is an ordinary work dir. A benchmark that was killed goes on with the same command.
 """
@@ -35,12 +36,16 @@ from prettytable import PrettyTable, TableStyle
 import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.datasets.splits.files import read_list, write_list
 from mmdmt.engine.benchmark.cost import step_cost
-from mmdmt.engine.benchmark.job import LOG, STATE, Job, read_state, run_job, write_state
+from mmdmt.engine.benchmark.job import LOG, STATE, TRAINED, Job, read_state, run_job, write_state
 from mmdmt.engine.benchmark.plan import Plan, Run, identity, lengths_of
-from mmdmt.engine.benchmark.results import collect
+from mmdmt.engine.benchmark.results import RELIABILITY, collect
 from mmdmt.files import BusyError, hold, shipped_dir, write_text_atomically
 
 LAST_LINES = 12
+RELIABILITY_NOTE = (
+    'What confidence is worth: the last checkpoint, mean over the runs (docs/reliability.md). '
+    'Small is good but for RSS and the IoUs.'
+)
 
 
 class Failure(NamedTuple):
@@ -65,6 +70,15 @@ class Benchmark:
     def is_done(self, run: Run) -> bool:
         """Whether a run is trained and evaluated."""
         return read_state(self.work_dirs[run]).get('state') == 'done'
+
+    def trained(self, runs: Sequence[Run]) -> List[Run]:
+        """The runs that are trained and not evaluated."""
+        return [run for run in runs if read_state(self.work_dirs[run]).get('state') == TRAINED]
+
+    def forget_evaluation(self, runs: Sequence[Run]) -> None:
+        """Let finished runs be evaluated again."""
+        for run in filter(self.is_done, runs):
+            write_state(self.work_dirs[run], state=TRAINED)
 
     def config(self, run: Run) -> Config:
         """Config of a run."""
@@ -115,6 +129,8 @@ class Benchmark:
         """Write config and state of a run, which this process holds."""
         work_dir = self.work_dirs[run]
         self.check(run, cfg)
+        if read_state(work_dir).get('state') == TRAINED:
+            return
         attempts = read_state(work_dir).get('attempts', 0) + 1
         state = dict(state='running', attempts=attempts, identity=identity(cfg))
         write_state(work_dir, **state, **self.facts(run, cfg))  # first: by it the folder is known
@@ -156,6 +172,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--list', action='store_true', help='print all runs and their cost, exit')
     parser.add_argument(
         '--dry-run', action='store_true', help='print what this command would train, and exit'
+    )
+    parser.add_argument(
+        '--evaluate', action='store_true', help='evaluate finished runs again; nothing is trained'
     )
     parser.add_argument(
         '--summarize', action='store_true', help='write and print the tables of what is there'
@@ -210,6 +229,9 @@ def main() -> None:
         print(run_table(benchmark, runs if args.dry_run else plan.runs, args.dry_run))
         return
     failures = []
+    if args.evaluate:
+        benchmark.forget_evaluation(runs)
+        runs = benchmark.trained(runs)
     if not args.summarize:
         prepare(plan, benchmark)
         failures = train(benchmark, runs, args.jobs)
@@ -287,7 +309,10 @@ def train(benchmark: Benchmark, runs: Sequence[Run], jobs: int) -> List[Failure]
             benchmark.check(run, check)
         except ValueError as error:
             raise SystemExit(str(error)) from error
-    print(f'{len(queue)} of {len(runs)} runs are to be trained in {benchmark.out}', flush=True)
+    trained = benchmark.trained(queue)
+    print(f'{len(queue) - len(trained)} of {len(runs)} runs are to be trained in {benchmark.out}')
+    if trained:
+        print(f'{len(trained)} are trained and have to be evaluated', flush=True)
     workers = Workers(benchmark, jobs, len(queue))
     try:
         while queue or workers.running:
@@ -371,7 +396,8 @@ class Workers:
             if self.benchmark.is_done(run):
                 self._say(run, f'{self._score(run)}, {duration(time.time() - begun)}')
             else:
-                write_state(self.benchmark.work_dirs[run], state='failed')
+                if read_state(self.benchmark.work_dirs[run]).get('state') != TRAINED:
+                    write_state(self.benchmark.work_dirs[run], state='failed')
                 self.failures.append(Failure(run, f'exit code {process.exitcode}'))
                 self._say(run, f'FAILED, exit code {process.exitcode}')
 
@@ -524,8 +550,11 @@ def markdown(results: Dict[str, Any]) -> str:
         )
     for labels in dict.fromkeys(row['labels'] for row in results['rows']):
         rows = [row for row in results['rows'] if row['labels'] == labels]
-        parts += [f'## Labels: {labels}', table(_method_lines(rows, results)), '### Per class']
-        parts.append(table(_class_columns(rows, results['classes'])))
+        parts += [f'## Labels: {labels}', table(_method_lines(rows, results))]
+        reliability = _reliability_lines(rows)
+        if reliability:
+            parts += ['### Reliability', RELIABILITY_NOTE, table(reliability)]
+        parts += ['### Per class', table(_class_columns(rows, results['classes']))]
     return '\n\n'.join(parts) + '\n'
 
 
@@ -555,6 +584,21 @@ def _method_lines(rows: Sequence[dict], results: Dict[str, Any]) -> List[Dict[st
             }
         )
     return lines
+
+
+def _reliability_lines(rows: Sequence[dict]) -> List[Dict[str, Any]]:
+    """A line for each method whose last checkpoint was measured."""
+    return [
+        {
+            'method': row['method'],
+            **{
+                name: _number(row['reliability'].get(name), 1 if 'IoU' in name else 3)
+                for name in RELIABILITY
+            },
+        }
+        for row in rows
+        if row['checkpoint'] == 'last' and row['reliability']
+    ]
 
 
 def _class_columns(rows: Sequence[dict], classes: Sequence[str]) -> List[Dict[str, Any]]:

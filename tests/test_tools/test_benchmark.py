@@ -215,6 +215,62 @@ def test_finished_runs_are_not_trained_again(project, finished):
     assert '| labeled_only' in text
 
 
+def test_reliability_of_each_run_is_measured_and_averaged(finished):
+    out, _, _ = finished
+    results = results_of(out)
+    for method in ('labeled_only', 'mean_teacher', 'dmt'):
+        row = rows_of(results, method)
+        found = [record(out, method, seed)['reliability']['metrics'] for seed in SEEDS]
+        for name in ('ECE', 'AURC', 'RSS', 'mIoU@90', 'BoundaryIoU'):
+            assert row['reliability'][name] == pytest.approx(
+                np.mean([f[name] for f in found]), abs=1e-6
+            )
+    assert 0 < rows_of(results, 'dmt')['reliability']['ECE'] < 1
+    _, table = (out / 'results.md').read_text().split('### Reliability')
+    (line,) = [line for line in table.split('###')[0].splitlines() if line.startswith('| dmt')]
+    ece = rows_of(results, 'dmt')['reliability']['ECE']
+    assert line.split('|')[2].strip() == f'{ece:.3f}'
+
+
+def test_finished_runs_are_evaluated_again_without_training(project, finished):
+    out = shutil.copytree(finished[0], project / 'evaluated')
+    before, costs = results_of(finished[0]), results_of(finished[0], costs=True)
+    files = sorted(out.glob('*/labeled_only/seed_0/evaluation/*.json'))
+    for file in files:
+        content = json.loads(file.read_text())
+        del content['reliability']
+        file.write_text(json.dumps(content))
+    where = ['--only', '*/labeled_only/seed_0', '*/broken/*']
+    start(project, out, '--summarize').finish()
+    assert results_of(out) != before
+
+    text = start(project, out, '--evaluate', *where).finish()
+
+    assert '1 of 1 runs are to be trained' not in text and 'broken' not in text.split('#')[0]
+    assert results_of(out) == before
+    assert results_of(out, costs=True)['rows'][0]['cost'] == costs['rows'][0]['cost']
+    log = (out / '4_fold_0/labeled_only/seed_0/benchmark.log').read_text()
+    assert log.count(f'steps    {STEPS}, from') == 1
+
+
+def test_a_run_whose_evaluation_failed_is_not_trained_again(project, finished):
+    out = shutil.copytree(finished[0], project / 'unevaluated')
+    work_dir = out / '4_fold_0/labeled_only/seed_1'
+    state = json.loads((work_dir / 'benchmark.json').read_text())
+    (work_dir / 'benchmark.json').write_text(json.dumps(dict(state, state='trained')))
+    config = (work_dir / 'config.py').read_text()
+    (work_dir / 'config.py').write_text('broken(')
+    only = ['--only', '*/labeled_only/*']
+    tool = start(project, out, *only)
+    assert 'labeled_only/seed_1: FAILED' in tool.finish(check=False)
+    (work_dir / 'config.py').write_text(config)
+
+    start(project, out, *only).finish()
+
+    assert results_of(out) == results_of(finished[0])
+    assert json.loads((work_dir / 'benchmark.json').read_text())['cost'] == state['cost']
+
+
 def test_a_changed_plan_is_refused_with_the_differing_keys(project, finished):
     out, _, _ = finished
     tool = start(project, out, '--cfg-options', 'budget.student_steps=4')

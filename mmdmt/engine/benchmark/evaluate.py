@@ -48,7 +48,8 @@ def evaluate_checkpoint(
         out_dir: Defaults to ``evaluation`` beside the checkpoint.
         stem: Defaults to the name of the checkpoint without its suffix.
         facts: Further entries, such as ``dict(selected_by='last')``.
-        metrics: Configs of further metrics that see the same predictions.
+        metrics: Configs of further metrics that see the same predictions, such as
+            ``mmdmt.ReliabilityMetric``, which adds what it finds to the file.
 
     Returns:
         dict[str, Path]: The file of each network, the one that predicts by default first.
@@ -62,7 +63,7 @@ def evaluate_checkpoint(
     cfg = _test_config(config or find_config(folder), checkpoint, dataset, out_dir, metrics)
     runner = SemiRunner.from_cfg(cfg)
     model = unwrap(runner.model)
-    record = runner.test_loop.evaluator.metrics[0]
+    record, *others = runner.test_loop.evaluator.metrics
     by_default = getattr(model, 'predict_on', SINGLE)
     stem = stem or Path(checkpoint).stem
     common = dict(dataset=dataset, step=step_of(checkpoint))
@@ -73,7 +74,8 @@ def evaluate_checkpoint(
         name = network if isinstance(network, str) else '+'.join(network)
         shown = facts.get('network', name)
         path = out_dir / f'{stem}.{shown}{".val" if dataset == "val" else ""}.json'
-        record.out_file = path
+        for metric in (record, *(each for each in others if hasattr(each, 'out_file'))):
+            metric.out_file = path
         record.facts = {**common, 'network': name, 'default': network == by_default, **facts}
         with model.predicting_on(network) if network != SINGLE else contextlib.nullcontext():
             runner.test()

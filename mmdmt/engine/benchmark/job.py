@@ -30,6 +30,7 @@ except ImportError:  # Windows
 
 STATE = 'benchmark.json'
 LOG = 'benchmark.log'
+TRAINED = 'trained'  # state of a run that is not evaluated yet
 _PATIENCE = 60  # seconds for a process to end whose parent was killed
 
 
@@ -70,9 +71,11 @@ def run_job(job: Job) -> None:
     torch.set_num_threads(job.threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with _only_job(job.work_dir):
-        begun = time.time()
-        _train(job.work_dir)
-        _note_cost(job.work_dir, time.time() - begun)
+        if read_state(job.work_dir).get('state') != TRAINED:
+            begun = time.time()
+            _train(job.work_dir)
+            _note_cost(job.work_dir, time.time() - begun)
+            write_state(job.work_dir, state=TRAINED)
         evaluate_run(job.work_dir, job.select_by)
         write_state(job.work_dir, state='done')
 
@@ -150,13 +153,16 @@ class Product(NamedTuple):
 def evaluate_run(work_dir: str, select_by: str) -> None:
     """Evaluate the last and the best checkpoint of a finished run on the test images.
 
-    Of the last one all networks are evaluated, of the best one the one that predicts by default.
+    Of the last one all networks are evaluated, of the best one the one that predicts by default;
+    of segmentors also the confidence (:class:`~mmdmt.evaluation.ReliabilityMetric`).
     The row of mutual training is its first member; the others and the ensembles stand beside it.
     """
     for old in Path(work_dir, FOLDER).glob('*.json'):
         old.unlink()
     cfg = Config.fromfile(osp.join(work_dir, 'config.py'))
     found = _chain_products if cfg.get('mutual') else _run_products
+    is_classifier = cfg.get('default_scope') == 'mmpretrain'
+    metrics = [] if is_classifier else [dict(type='mmdmt.ReliabilityMetric')]
     for product in found(work_dir, cfg, select_by):
         selected = 'last' if product.selected_by == 'last' else f'best {select_by} on val'
         facts = dict(selected_by=selected, val_score=product.score, row=product.row)
@@ -172,6 +178,7 @@ def evaluate_run(work_dir: str, select_by: str) -> None:
             out_dir=osp.join(work_dir, FOLDER),
             stem=stem,
             facts=facts,
+            metrics=metrics,
         )
 
 

@@ -13,6 +13,8 @@ from mmdmt.evaluation.record_metric import class_iou, mean_of
 DRAWS = 2000
 _CHUNK = 100
 COUNTS = ('intersect', 'pred', 'label')
+#: What of ``mmdmt.ReliabilityMetric`` stands in the table.
+RELIABILITY = ('ECE', 'cwECE', 'NLL', 'Brier', 'AURC', 'RSS', 'mIoU@90', 'BoundaryIoU')
 
 
 def score_of(counts: np.ndarray, metric: str) -> np.ndarray:
@@ -148,6 +150,7 @@ def _row(
     if method != plan.baseline:
         row['difference'] = difference(own, {k: r for k, r in base.items() if r}, plan.metric)
     row['per_class'] = _per_class(list(own.values()), 'IoU' if plan.metric == 'mIoU' else 'Acc')
+    row['reliability'] = _reliability(list(own.values()))
     row['cost'] = _cost([f for f in facts if not f['resumed']])
     return row
 
@@ -191,6 +194,14 @@ def _per_class(records: Sequence[dict], key: str) -> List[Optional[Dict[str, Any
         known = [value for value in values if value is not None]
         found.append(dict(mean=_mean(known), std=_std(known)) if known else None)
     return found
+
+
+def _reliability(records: Sequence[dict]) -> Dict[str, float]:
+    """Means over the seeds; empty where it was not measured."""
+    found = [record.get('reliability', {}).get('metrics', {}) for record in records]
+    known = {name: [each[name] for each in found if name in each] for name in RELIABILITY}
+    # Sums in float32, which depend on the number of threads, have no more digits.
+    return {name: round(_mean(values), 6) for name, values in known.items() if values}
 
 
 def _cost(facts: Sequence[dict]) -> Dict[str, float]:
