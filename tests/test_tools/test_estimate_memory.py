@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,31 @@ def test_the_largest_batch_fits_and_the_next_does_not(tmp_path, amp):
     assert batch == 10
     assert found.measure(batch, amp).peak <= limit < found.measure(batch + 2, amp).peak
     assert found.largest_batch(found.measure(2).weights, amp) == 0
+
+
+@pytest.mark.parametrize(
+    'peak',
+    [
+        lambda images: 5000 + 100 * images,
+        lambda images: 5000 + 70 * images + 60 * min(images, 12),  # flatter for large batches
+        lambda images: 5000 + 100 * images + images**2 // 50,  # steeper
+        lambda images: 5000 + 900 * (images // 9),  # in steps
+    ],
+)
+@pytest.mark.parametrize('limit', [100, 5150, 5420, 11_000, 4_000_000])
+def test_the_largest_batch_is_found_after_few_measurements(tmp_path, peak, limit):
+    """A small network on a large GPU takes thousands of images, and a measurement seconds."""
+    found, measured = estimator(tmp_path, 'mean_teacher'), []
+
+    def measure(batch_size, amp):
+        measured.append(batch_size)
+        return Namespace(peak=peak(batch_size))
+
+    found.measure = measure
+    batch = found.largest_batch(limit)
+    assert batch % 2 == 0 and (batch == 0 or peak(batch) <= limit)
+    assert limit < peak(batch + 2 + batch // 100)
+    assert len(measured) <= 20
 
 
 def test_the_report_and_the_table(tmp_path, monkeypatch, capsys):

@@ -307,7 +307,10 @@ class Estimator:
         return Usage(weights, gradients, self.state, static - weights, kept_bytes, peak, where)
 
     def largest_batch(self, limit: float, amp: bool = False) -> int:
-        """The largest batch of the config's ratio whose peak is at most ``limit`` bytes, or 0."""
+        """The largest batch of the config's ratio whose peak is at most ``limit`` bytes, or 0.
+
+        Above a hundred units of the ratio it is the largest but for 1 %.
+        """
         ratio = (self.cfg.train_dataloader.get('sampler') or {}).get('source_ratio') or [1]
         whole = all(float(share).is_integer() for share in ratio)
         unit = int(sum(ratio)) if whole else self.cfg.train_dataloader.batch_size
@@ -318,13 +321,20 @@ class Estimator:
                 peaks[count] = self.measure(count * unit, amp).peak
             return peaks[count]
 
-        slope = max(1, peak(3) - peak(2))
-        count = max(1, 2 + int((limit - peak(2)) // slope))  # nearly a line
-        while count and peak(count) > limit:
-            count -= 1
-        while peak(count + 1) <= limit:
-            count += 1
-        return count * unit
+        slope = max(1, (peak(10) - peak(2)) // 8)
+        count, fits, too_many = 10, 0, None
+        while too_many is None or too_many - fits > max(1, fits // 100):
+            count += int((limit - peak(count)) // slope)  # nearly a line
+            if too_many is None:
+                count = min(max(count, fits + 1), 64 * max(fits, 10))
+            elif len(peaks) % 2:  # but not enough, far from where its slope was measured
+                count = (fits + too_many) // 2
+            count = max(fits + 1, min(count, (too_many or count + 1) - 1))
+            if peak(count) <= limit:
+                fits = count
+            else:
+                too_many = count
+        return fits * unit
 
     def variants(self, batch_size: int, names: Sequence[str] = VARIANTS) -> Dict[str, Usage]:
         """Usage with and without mixed precision, and gradient checkpointing where it can be."""
