@@ -1,6 +1,6 @@
 # All methods on the generated scenes of the demo, 6 of 320 labeled, with five draws of the labels. On
-# two idle CPU cores, estimated from the steps of a run of all methods (3.5 ms for a bare pass):
-#   python tools/benchmark.py configs/benchmarks/toy.py --jobs 2          under two hours
+# two idle CPU cores (an hour of CPU for a seed of all methods, measured):
+#   python tools/benchmark.py configs/benchmarks/toy.py --jobs 2          two to three hours
 #   python tools/benchmark.py configs/benchmarks/toy.py --jobs 2 --quick  a quarter of an hour
 # The scenes are the same for all seeds and are painted when they are missing; a seed is another
 # draw of the labeled ones, and another start.
