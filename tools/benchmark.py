@@ -230,11 +230,10 @@ def main() -> None:
         return
     failures = []
     if args.evaluate:
-        benchmark.forget_evaluation(runs)
-        runs = benchmark.trained(runs)
+        runs = [run for run in runs if benchmark.is_done(run)] + benchmark.trained(runs)
     if not args.summarize:
         prepare(plan, benchmark)
-        failures = train(benchmark, runs, args.jobs)
+        failures = train(benchmark, runs, args.jobs, args.evaluate)
     results = benchmark.summarize()
     if results['rows']:
         print('\n' + markdown(results))
@@ -299,9 +298,14 @@ def draw_lists(folder: str, names: Sequence[str], count: int, seed: Sequence[int
 # --- Training ------------------------------------------------------------------------------------
 
 
-def train(benchmark: Benchmark, runs: Sequence[Run], jobs: int) -> List[Failure]:
-    """Train what is open, ``jobs`` runs at a time; returns what failed."""
-    queue = [run for run in runs if not benchmark.is_done(run)]
+def train(
+    benchmark: Benchmark, runs: Sequence[Run], jobs: int, evaluate: bool = False
+) -> List[Failure]:
+    """Train what is open, ``jobs`` runs at a time; returns what failed.
+
+    With ``evaluate`` what is finished is evaluated again.
+    """
+    queue = [run for run in runs if evaluate or not benchmark.is_done(run)]
     configs = {run: benchmark.config(run) for run in queue}  # all, before hours go into the first
     for run in runs:
         check = configs.get(run) or benchmark.config(run)
@@ -309,6 +313,8 @@ def train(benchmark: Benchmark, runs: Sequence[Run], jobs: int) -> List[Failure]
             benchmark.check(run, check)
         except ValueError as error:
             raise SystemExit(str(error)) from error
+    if evaluate:  # now that no run is refused
+        benchmark.forget_evaluation(runs)
     trained = benchmark.trained(queue)
     print(f'{len(queue) - len(trained)} of {len(runs)} runs are to be trained in {benchmark.out}')
     if trained:

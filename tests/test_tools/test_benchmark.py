@@ -253,6 +253,14 @@ def test_finished_runs_are_evaluated_again_without_training(project, finished):
     assert log.count(f'steps    {STEPS}, from') == 1
 
 
+def test_a_refused_evaluation_leaves_the_results(project, finished):
+    out = shutil.copytree(finished[0], project / 'refused')
+    tool = start(project, out, '--evaluate', '--cfg-options', 'budget.student_steps=4')
+    assert 'was begun with other settings' in tool.finish(check=False)
+    start(project, out, '--summarize').finish()
+    assert results_of(out) == results_of(finished[0])
+
+
 def test_a_run_whose_evaluation_failed_is_not_trained_again(project, finished):
     out = shutil.copytree(finished[0], project / 'unevaluated')
     work_dir = out / '4_fold_0/labeled_only/seed_1'

@@ -325,11 +325,10 @@ class Estimator:
         count, fits, too_many = 10, 0, None
         while too_many is None or too_many - fits > max(1, fits // 100):
             count += int((limit - peak(count)) // slope)  # nearly a line
-            if too_many is None:
-                count = min(max(count, fits + 1), 64 * max(fits, 10))
-            elif len(peaks) % 2:  # but not enough, far from where its slope was measured
+            if too_many and len(peaks) % 2:  # but not enough, far from where its slope was measured
                 count = (fits + too_many) // 2
-            count = max(fits + 1, min(count, (too_many or count + 1) - 1))
+            largest = too_many - 1 if too_many else 64 * max(fits, 10)
+            count = min(max(count, fits + 1), largest)
             if peak(count) <= limit:
                 fits = count
             else:

@@ -63,7 +63,8 @@ def evaluate_checkpoint(
     cfg = _test_config(config or find_config(folder), checkpoint, dataset, out_dir, metrics)
     runner = SemiRunner.from_cfg(cfg)
     model = unwrap(runner.model)
-    record, *others = runner.test_loop.evaluator.metrics
+    evaluator = runner.test_loop.evaluator
+    record = evaluator.metrics[0]
     by_default = getattr(model, 'predict_on', SINGLE)
     stem = stem or Path(checkpoint).stem
     common = dict(dataset=dataset, step=step_of(checkpoint))
@@ -74,8 +75,9 @@ def evaluate_checkpoint(
         name = network if isinstance(network, str) else '+'.join(network)
         shown = facts.get('network', name)
         path = out_dir / f'{stem}.{shown}{".val" if dataset == "val" else ""}.json'
-        for metric in (record, *(each for each in others if hasattr(each, 'out_file'))):
-            metric.out_file = path
+        for metric in evaluator.metrics:
+            if hasattr(metric, 'out_file'):
+                metric.out_file = path
         record.facts = {**common, 'network': name, 'default': network == by_default, **facts}
         with model.predicting_on(network) if network != SINGLE else contextlib.nullcontext():
             runner.test()
