@@ -1,36 +1,36 @@
 """Memory that a step frees is there for the next one."""
 
-import ctypes
-import multiprocessing
-import resource
+import json
+import subprocess
+import sys
 
 import pytest
-import torch
 from tiny_project import base_config, labeled_only, load_config, make_tree
 
 from mmdmt.engine import heap
 from mmdmt.engine.heap import keep_freed_memory
 from mmdmt.engine.runners import SemiRunner, semi_runner
 
+STEPS = """
+import json
+import resource
+import runpy
+import sys
+
+keep_freed_memory = runpy.run_path(sys.argv[1])['keep_freed_memory']
+
 
 def pages_of_a_step():
-    """Pages that the system hands out for blocks of 48 MiB that come and go."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(4):
-        torch.ones(3 << 22)
+    for _ in range(4):  # blocks of 48 MiB that come and go
+        b'1' * (48 << 20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-def in_another_process(function):
-    """What a function returns in a process that ends with its settings."""
-    context = multiprocessing.get_context('fork')
-    there, here = context.Pipe()
-    process = context.Process(target=lambda: there.send(function()))
-    process.start()
-    assert here.poll(600)
-    found = here.recv()
-    process.join()
-    return found
+before = pages_of_a_step()
+assert keep_freed_memory()
+print(json.dumps([before, [pages_of_a_step() for _ in range(6)]]))
+"""
 
 
 @pytest.fixture
@@ -40,15 +40,11 @@ def plain_environment(monkeypatch):
 
 
 def test_pages_are_handed_out_once(plain_environment):
-    def steps():
-        mallopt = ctypes.CDLL(None).mallopt
-        for setting in ((-1, 1 << 17), (-2, 1 << 17), (-4, 1 << 16)):  # as glibc has them
-            assert mallopt(*setting)  # runners in this process have changed them
-        before = pages_of_a_step()
-        assert keep_freed_memory()
-        return before, [pages_of_a_step() for _ in range(6)]
-
-    before, after = in_another_process(steps)
+    # in a new process: runners have changed the settings of this one, and its heap has free pages
+    command = [sys.executable, '-c', STEPS, heap.__file__]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    before, after = json.loads(run.stdout)
     assert before > 4 * 12000, 'a block of 48 MiB has 12288 pages'
     assert after[-1] < 1000
 
