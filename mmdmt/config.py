@@ -182,6 +182,11 @@ def _near(step: str, names: Set[str], cutoff: float) -> Set[str]:
     return {name for name in found if re.sub(r'\d', '', name) != re.sub(r'\d', '', step)}
 
 
+def is_classification(cfg: Config) -> bool:
+    """Whether a config trains a classifier of mmpretrain, not a segmentor."""
+    return cfg.get('default_scope') == 'mmpretrain'
+
+
 def schedulers_of(cfg: Config) -> List[dict]:
     """The parameter schedulers of a config, which may have one, a list, or none."""
     schedulers = cfg.get('param_scheduler') or []

@@ -19,7 +19,7 @@ from mmengine.config import Config, DictAction
 # What packages print while they are imported is no result.
 with contextlib.redirect_stdout(sys.stderr):
     import mmdmt  # noqa: F401  (says what to install when something is missing)
-    from mmdmt.config import merge_options
+    from mmdmt.config import is_classification, merge_options
     from mmdmt.engine.screen import be_quiet
     from mmdmt.registry import RUNNERS
 
@@ -85,7 +85,7 @@ def select_network(cfg: Config, name: str) -> None:
 
 def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
     """Turn on the visualization hook."""
-    if cfg.get('default_scope') == 'mmpretrain':
+    if is_classification(cfg):
         hook = dict(type='VisualizationHook', enable=True, interval=1)
     else:
         hook = dict(type='SegVisualizationHook', draw=True, interval=1)
@@ -127,7 +127,7 @@ def tta_pipeline(pipeline: Sequence[dict]) -> List[dict]:
 
 def write_labels(cfg: Config, folder: str) -> None:
     """Make the (first) metric write its label images."""
-    if cfg.get('default_scope') == 'mmpretrain':
+    if is_classification(cfg):
         raise ValueError('--out writes label images of segmentors; this config has a classifier')
     evaluator = cfg.test_evaluator
     metric = evaluator[0] if isinstance(evaluator, (list, tuple)) else evaluator
@@ -136,7 +136,7 @@ def write_labels(cfg: Config, folder: str) -> None:
 
 def add_reliability(cfg: Config) -> None:
     """Measure how far confidence can be trusted, beside the metrics of the config."""
-    if cfg.get('default_scope') == 'mmpretrain':
+    if is_classification(cfg):
         raise ValueError('--reliability is for segmentors; this config has a classifier')
     evaluator = cfg.test_evaluator
     metrics = list(evaluator) if isinstance(evaluator, (list, tuple)) else [evaluator]

@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from prettytable import PrettyTable
 
+from mmdmt.config import is_classification
 from mmdmt.distributed import unwrap
 from mmdmt.files import atomic_path, is_remote, shipped_dir, write_text_atomically
 from mmdmt.models.methods.networks import NetworksSegmentor
@@ -204,8 +205,7 @@ def conclude_run(runner: Runner, results: ValidationResults) -> Optional[str]:
         top = max(others, key=lambda each: each.metrics[name], default=chosen)
         if top.metrics.get(name, 0) > chosen.metrics.get(name, np.inf):
             why += f', though {network_name(top.network)} scored {top.metrics[name]:.2f}'
-    is_classifier = runner.cfg.get('default_scope') == 'mmpretrain'
-    task = 'classification' if is_classifier else 'segmentation'
+    task = 'classification' if is_classification(runner.cfg) else 'segmentation'
     return conclude(runner.work_dir, chosen, why, rows, method_of(model), task)
 
 

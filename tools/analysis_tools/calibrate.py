@@ -26,7 +26,7 @@ from prettytable import PrettyTable
 
 import mmdmt  # noqa: F401  (says what to install when something is missing)
 from mmdmt.checkpoint import checkpoint_identity, load_checkpoint_file
-from mmdmt.config import merge_options, resolve_config
+from mmdmt.config import is_classification, merge_options, resolve_config
 from mmdmt.export.segmentor import export_segmentor, select_network
 from mmdmt.export.temperature import temperature_file
 from mmdmt.files import write_text_atomically
@@ -76,7 +76,7 @@ def load_config(args: argparse.Namespace) -> Config:
     if args.cfg_options is not None:
         merge_options(cfg, args.cfg_options)
     cfg = resolve_config(cfg)
-    if cfg.get('default_scope') == 'mmpretrain' or not cfg.get('val_dataloader'):
+    if is_classification(cfg) or not cfg.get('val_dataloader'):
         raise ValueError(
             f'{args.config} needs a segmentor and `val_dataloader`, which is fitted to'
         )

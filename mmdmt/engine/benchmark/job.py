@@ -18,6 +18,7 @@ import torch
 from mmengine.config import Config
 
 from mmdmt.checkpoint import find_latest_valid_checkpoint
+from mmdmt.config import is_classification
 from mmdmt.engine.benchmark.evaluate import FOLDER, evaluate_checkpoint, step_of
 from mmdmt.engine.mutual.ledger import Ledger
 from mmdmt.engine.mutual.plan import MutualPlan
@@ -161,8 +162,7 @@ def evaluate_run(work_dir: str, select_by: str) -> None:
         old.unlink()
     cfg = Config.fromfile(osp.join(work_dir, 'config.py'))
     found = _chain_products if cfg.get('mutual') else _run_products
-    is_classifier = cfg.get('default_scope') == 'mmpretrain'
-    metrics = [] if is_classifier else [dict(type='mmdmt.ReliabilityMetric')]
+    metrics = [] if is_classification(cfg) else [dict(type='mmdmt.ReliabilityMetric')]
     for product in found(work_dir, cfg, select_by):
         selected = 'last' if product.selected_by == 'last' else f'best {select_by} on val'
         facts = dict(selected_by=selected, val_score=product.score, row=product.row)

@@ -12,6 +12,7 @@ from mmengine.config import Config
 
 from mmdmt.checkpoint import find_latest_valid_checkpoint
 from mmdmt.checks import listed
+from mmdmt.config import is_classification
 from mmdmt.datasets.splits.files import describe_list, read_list
 from mmdmt.evaluation.report.curves import Curve, find_logs, read_all_curves
 
@@ -78,7 +79,7 @@ class Run:
     @property
     def is_classification(self) -> bool:
         """Whether it trains a classifier."""
-        return bool(self.cfg) and self.cfg.get('default_scope') == 'mmpretrain'
+        return bool(self.cfg) and is_classification(self.cfg)
 
     @property
     def metric(self) -> str:
