@@ -36,6 +36,7 @@ with contextlib.redirect_stdout(sys.stderr):
     from mmdmt.checks import refuse_unknown_keys
     from mmdmt.composition import compose_method
     from mmdmt.config import merge_options, resolve_config
+    from mmdmt.datasets.splits.files import read_list
     from mmdmt.engine.own_data import config_of_folder, method_of_folder
     from mmdmt.engine.runners import MutualTrainingRunner, SemiRunner
     from mmdmt.engine.runners.work_dir import only_run
@@ -45,6 +46,8 @@ with contextlib.redirect_stdout(sys.stderr):
 
 #: What a config may hold that names a folder of images, as options of the command line.
 REQUEST_KEYS = ('data', 'classes', 'method', 'labels', 'mask_values', 'work_dir', 'method_options')
+#: With fewer validation images the order of two scores may well be chance.
+FEW_IMAGES = 20
 
 
 def parse_args() -> argparse.Namespace:
@@ -312,12 +315,15 @@ def train_folder(args: argparse.Namespace) -> None:
         elif each == method:
             print_config(run)
     if not args.print_config and int(os.environ.get('RANK', 0)) == 0:
-        print(summary(runs))
+        print(summary(runs, len(read_list(Config.fromfile(config).val_list))))
         print(write_report_of(runs, osp.join(work_dir, 'report.html')))
 
 
-def summary(runs: Dict[str, str]) -> str:
-    """A table of the final metrics of some work dirs, by name, and how to predict with the best."""
+def summary(runs: Dict[str, str], images: int) -> str:
+    """A table of the final metrics of some work dirs, by name, and how to predict with the best.
+
+    ``images`` is how many there are to validate on.
+    """
     rows, scores = [], {}
     for name, work_dir in runs.items():
         path = Path(work_dir) / 'final.json'
@@ -328,7 +334,9 @@ def summary(runs: Dict[str, str]) -> str:
         rows.append(f'  {name:<16} {"  ".join(shown) or "no final.json"}')
     best = max(scores, key=lambda work_dir: scores[work_dir])
     command = f'python tools/predict.py {best} FOLDER_OF_IMAGES --out predictions'
-    return '\n'.join(['On the validation images:', *rows, f'Predict with\n  {command}'])
+    few = ', too few to tell a few points from chance' if images < FEW_IMAGES else ''
+    head = f'On the validation images ({images}{few}):'
+    return '\n'.join([head, *rows, f'Predict with\n  {command}'])
 
 
 def write_report_of(runs: Dict[str, str], path: str) -> str:

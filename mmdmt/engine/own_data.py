@@ -52,6 +52,9 @@ _FEW_LABELS = dict(
     cross_teacher={'contrast.start': 0.5},
     dmt={'pseudo_loss.gamma1': 1.0, 'pseudo_loss.gamma2': 1.0, 'ensemble': True},
 )
+# An average over hundreds of steps is that of a beginner for a third of a run of so many.
+_SHORT = 2000
+_SHORT_MEAN_TEACHER = {'ema.momentum': 0.95, 'threshold': 0.9}  # measured: docs/own_data.md
 
 
 class Line(NamedTuple):
@@ -143,7 +146,9 @@ def method_of_folder(
         why = why if method == 'mean_teacher' else 'a CNN on a GPU'
     settings = dict(_FEW_LABELS.get(method.replace('-', '_'), {}))
     if method.replace('-', '_') == 'mean_teacher':
-        settings['rampup_iters'] = (length or cfg.max_iters) // 4
+        steps = length or cfg.max_iters
+        settings['rampup_iters'] = steps // 4
+        settings.update(_SHORT_MEAN_TEACHER if steps < _SHORT else {})
     return method, settings, why
 
 

@@ -67,10 +67,13 @@ def test_a_folder_becomes_a_config_that_says_why(offline, tmp_path):
         assert f'# {reason[:1].upper()}{reason[1:]}' in text
     assert cfg.mask_values == {0: 'background', 255: 'polyp'} and cfg.crop_size == (32, 32)
     method, settings, _ = method_of_folder(path)
-    assert method == 'mean_teacher' and settings == dict(rampup_iters=150)
+    short = {'ema.momentum': 0.95, 'threshold': 0.9}
+    assert method == 'mean_teacher' and settings == dict(rampup_iters=150, **short)
+    assert method_of_folder(path, length=4000)[1] == dict(rampup_iters=1000)
     composed = compose_method(cfg, method, method_options=settings, options=dict(max_iters=20))
     composed = resolve_config(composed)
     assert composed.train_cfg.max_iters == 20 and composed.model.rampup_iters == 150
+    assert composed.model.ema.momentum == 0.95 and composed.model.threshold == 0.9
     loaders = composed.train_dataloader.dataset.datasets
     assert [part.data_prefix.img_path for part in loaders] == [str(folder / 'images')] * 2
     assert composed.val_dataloader.dataset.data_prefix.seg_map_path == str(folder / 'masks')
@@ -321,7 +324,7 @@ def test_a_folder_is_trained_on_by_one_command(tmp_path):
         assert Config.fromfile(run / method / 'config.py').model.type == kind
     assert 'images: 5 labeled, 4 unlabeled, 1 val; classes: background, polyp' in text
     assert f'are in {run}/config.py' in text and 'then mean_teacher' in text
-    shown = text[text.index('On the validation images:') :]
+    shown = text[text.index('On the validation images (1, too few to tell') :]
     assert 'supervised' in shown and 'mean_teacher' in shown and 'predict.py' in shown
 
 
@@ -333,7 +336,9 @@ def train_tool():
 def test_the_table_reads_what_runs_have_written(train_tool, tmp_path):
     (tmp_path / 'a').mkdir()
     (tmp_path / 'a/final.json').write_text('{"metrics": {"mIoU": 51.234, "student/mIoU": 1}}')
-    text = train_tool['summary']({'supervised': str(tmp_path / 'a'), 'cps': str(tmp_path / 'b')})
+    runs = {'supervised': str(tmp_path / 'a'), 'cps': str(tmp_path / 'b')}
+    text = train_tool['summary'](runs, 100)
+    assert text.startswith('On the validation images (100):\n')
     assert 'supervised       mIoU 51.23' in text and 'cps              no final.json' in text
     assert text.endswith(f'tools/predict.py {tmp_path / "a"} FOLDER_OF_IMAGES --out predictions')
 
