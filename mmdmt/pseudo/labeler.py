@@ -4,7 +4,6 @@ import shutil
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 import torch
-import torch.nn.functional as F
 from mmengine.dist import all_gather_object, get_rank
 from torch import Tensor, nn
 
@@ -112,12 +111,7 @@ class PseudoLabeler(BaseLabeler):
 
     def predict_batch(self, model: nn.Module, batch: Dict[str, list]) -> List[Tensor]:
         """Class probabilities (C, H, W) of each image, 0 where nothing was measured."""
-        probs = predict_probabilities(model, batch, self.amp, self.tta)
-        for prob, sample in zip(probs, batch['data_samples']):
-            if 'measured' in sample:
-                measured = sample.measured.data[None].float().to(prob.device)
-                prob *= F.interpolate(measured, prob.shape[1:], mode='nearest')[0]
-        return probs
+        return predict_probabilities(model, batch, self.amp, self.tta)
 
     def label(self, names: List[str], meta: Dict[str, Any], predict: Predict) -> Dict[str, Any]:
         """Label what is missing in the store and finish it; see :meth:`BaseLabeler.label`."""

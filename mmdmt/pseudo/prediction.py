@@ -42,7 +42,8 @@ def predict_probabilities(
             and, with ``flip``, over both orientations. Defaults to the image as it is.
 
     Returns:
-        One (C, H, W) float32 tensor per image, which sums to 1 over C.
+        One (C, H, W) float32 tensor per image, which sums to 1 over C; 0 where nothing was
+        measured, as ``PackSemiInputs`` notes in ``measured``.
     """
     if len({image.shape for image in batch['inputs']}) > 1:
         singles = [dict(inputs=[image], data_samples=[sample]) for image, sample in _rows(batch)]
@@ -54,7 +55,13 @@ def predict_probabilities(
         # In place: a map of 150 classes at 2048 pixels does not fit often.
         total = probs if total is None else [a.add_(b) for a, b in zip(total, probs)]
         count += 1
-    return total if count == 1 else [prob.div_(count) for prob in total]
+    for prob, sample in zip(total, batch['data_samples']):
+        if count > 1:
+            prob.div_(count)
+        if 'measured' in sample:
+            measured = sample.measured.data[None].float().to(prob.device)
+            prob.mul_(F.interpolate(measured, prob.shape[1:], mode='nearest')[0])
+    return total
 
 
 def _rows(batch: Batch) -> Iterator[Tuple]:

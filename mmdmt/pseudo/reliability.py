@@ -25,13 +25,18 @@ RANKING, RELIABLE = 'reliability.json', 'reliable.txt'
 
 
 def agreement(one: Tensor, two: Tensor, num_classes: int) -> float:
-    """Mean IoU of two label maps (H, W) long, over the classes that occur in either, in [0, 1]."""
-    joint = torch.bincount((num_classes * one + two).flatten(), minlength=num_classes**2)
+    """Mean IoU of two label maps (H, W) long, over the classes that occur in either, in [0, 1].
+
+    Pixels of other values, such as 255, do not count; without any pixel it is 0.
+    """
+    counted = (one < num_classes) & (two < num_classes)
+    pairs = num_classes * one[counted] + two[counted]
+    joint = torch.bincount(pairs, minlength=num_classes**2)
     joint = joint.view(num_classes, num_classes).double()
     overlap = joint.diagonal()
     union = joint.sum(dim=0) + joint.sum(dim=1) - overlap
     present = union > 0
-    return float((overlap[present] / union[present]).mean())
+    return float((overlap[present] / union[present]).sum() / present.sum().clamp(min=1))
 
 
 @TASK_UTILS.register_module()
@@ -144,4 +149,6 @@ class ReliabilityRanker:
     def _labels(self, model: torch.nn.Module, batch: Dict[str, list]) -> List[Tensor]:
         # A batch of its own for each network: predictions are written into the samples.
         batch = dict(batch, data_samples=copy.deepcopy(batch['data_samples']))
-        return [prob.argmax(dim=0) for prob in predict_probabilities(model, batch, self.amp)]
+        probs = predict_probabilities(model, batch, self.amp)
+        # 255 where nothing was measured
+        return [prob.argmax(dim=0).masked_fill_(prob.amax(dim=0) <= 0, 255) for prob in probs]

@@ -39,6 +39,9 @@ def test_agreement_is_the_mean_iou_of_the_classes_that_occur():
     two = one.clone()
     two[0, 0] = 2  # of 21 classes only 0 (15 / 16) and 2 (0 / 1) count
     assert agreement(one, two, 21) == pytest.approx((15 / 16 + 0) / 2)
+    one[1], two[1] = 255, 255  # not measured
+    assert agreement(one, two, 21) == pytest.approx((11 / 12 + 0) / 2)
+    assert agreement(one[1], two[1], 21) == 0
 
 
 @pytest.fixture
@@ -66,11 +69,12 @@ def labels_of(model, sample):
         return model.predict(data['inputs'], data['data_samples'])[0].seg_logits.data.argmax(0)
 
 
-def expected(setting):
+def expected(setting, columns=slice(None)):
     arguments, models = setting
     dataset, found = DATASETS.build(arguments['dataset']), {}
     for index in range(len(dataset)):
         first, second, last = (labels_of(model, dataset[index]) for model in models)
+        first, second, last = (label[:, columns] for label in (first, second, last))
         scores = [mean_iou(label, last, last.max() + 10) for label in (first, second)]
         found[dataset.get_data_info(index)['name']] = sum(scores) / 2
     return found
@@ -89,6 +93,20 @@ def test_reliability_is_the_mean_agreement_of_earlier_checkpoints_with_the_last(
     upper = [name for name, _ in ranking[:2]]  # half of five, rounded down
     assert (out / 'reliable.txt').read_text().split() == upper
     assert json.loads((out / 'reliability.json').read_text())['images'] == list(map(list, ranking))
+
+
+def without_eight_columns(results):
+    results['nodata_map'] = np.zeros(results['img'].shape[:2], np.uint8)
+    results['nodata_map'][:, :8] = 1
+    return results
+
+
+def test_what_was_not_measured_does_not_count(setting, tmp_path):
+    pipeline = setting[0]['dataset']['pipeline']
+    pipeline[1:] = [without_eight_columns, dict(type='mmdmt.PackSemiInputs')]
+    found = dict(ReliabilityRanker(out=str(tmp_path), batch_size=1, **setting[0]).run())
+    assert found == pytest.approx(expected(setting, slice(8, None)))
+    assert found != pytest.approx(expected(setting))
 
 
 def test_a_finished_ranking_is_kept_and_that_of_other_checkpoints_is_not(
