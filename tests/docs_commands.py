@@ -40,6 +40,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
 BLOCK = re.compile(r'^```(?:shell|bash|sh)\n(.*?)^```', re.M | re.S)
 FILE = re.compile(r'^```python\n# (\w+\.py)\b(.*?)^```', re.M | re.S)
 PATIENCE = 900  # seconds for a block, to end hangs
+#: What `make docs-test` passes on, and a `make` of a page would take for its own.
+OF_MAKE = ('ARGS', 'MAKEFLAGS', 'MAKEOVERRIDES', 'MFLAGS')
 LINES = 40  # of the output of a command that failed
 
 #: Speaks to the server: sends command line, folder, environment and streams, and ends as it says.
@@ -158,8 +160,9 @@ class Server:
             installed.mkdir(parents=True)
             (installed / 'python').symlink_to(self.programs / 'python')
             (self.folder / 'stamp').touch()
+        outer = {k: v for k, v in os.environ.items() if k not in OF_MAKE}
         return dict(
-            os.environ,
+            outer,
             PATH=os.pathsep.join([str(self.programs), os.environ['PATH']]),
             PYTHONPATH=str(ROOT),
             PYTHON_EXEC=str(self.programs / 'python'),  # of torchrun

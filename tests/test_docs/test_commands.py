@@ -155,10 +155,15 @@ touch never
 ```shell
 ls nowhere
 ```
+
+```shell
+make -s -f - <<< 'all: ; touch made$(ARGS)'
+```
 """
 
 
-def test_a_failing_command_is_named_with_its_page_line_and_output(tmp_path):
+def test_a_failing_command_is_named_with_its_page_line_and_output(tmp_path, monkeypatch):
+    monkeypatch.setenv('ARGS', '.for_another_make')
     draft = tmp_path / 'draft.md'
     draft.write_text(DRAFT)
     pages = ['docs/interruption.md', str(draft)]
@@ -170,7 +175,7 @@ def test_a_failing_command_is_named_with_its_page_line_and_output(tmp_path):
     assert f'FAILED {draft}:16: ls nowhere' in done.stdout
     assert 'no_such_list.txt' in done.stdout and f'{draft}: 2 failed' in done.stdout
     (folder,) = (tmp_path / 'pages').glob('*draft')
-    assert not (folder / 'never').exists()
+    assert not (folder / 'never').exists() and (folder / 'made').exists()
     # Shortened, and with what the page shows and speaks of.
     work_dir = tmp_path / 'pages/docs_interruption/work_dirs'
     assert [path.name for path in work_dir.glob('*/iter_*.pth')] == ['iter_3.pth']
