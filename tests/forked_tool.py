@@ -56,6 +56,7 @@ def _print_into(log):
 def _run(tool, args, log, environment, server):
     if server:  # which forks the processes of the tool, too
         vars(forkserver._forkserver).update(server, ensure_running=lambda: None)
+        forkserver.ensure_running = lambda: None  # for tools that start it early
         multiprocessing.context.ForkServerContext.Process, _Forked.log = _Forked, log
     os.environ.update(environment)
     # As in a terminal: tests that a shell runs in the background would hand on that it is ignored.

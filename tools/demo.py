@@ -317,7 +317,7 @@ def process_context() -> multiprocessing.context.BaseContext:
 
 
 def train_and_score(run: Run, scores: Path, lane: int, lock: Any) -> None:
-    """Train on one core what is not finished, and write its score; runs in a process of its own."""
+    """Train and test on one core what is not, and write its score; runs in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     tqdm.set_lock(lock)
@@ -334,8 +334,10 @@ def train_and_score(run: Run, scores: Path, lane: int, lock: Any) -> None:
         elif not osp.exists(checkpoint_of(run.cfg)):
             cfg.resume = find_latest_valid_checkpoint(cfg.work_dir) is not None
             SemiRunner.from_cfg(cfg).train()
-    score = dict(miou=test(run))
-    write_text_atomically(scores / f'{run.name}.json', json.dumps(score))
+    cfg, path = config_of_test(run), scores / f'{run.name}.json'
+    trained = os.stat(cfg.load_from).st_mtime_ns
+    if not path.exists() or path.stat().st_mtime_ns < trained:
+        write_text_atomically(path, json.dumps(dict(miou=test(cfg))))
 
 
 def checkpoint_of(cfg: Config) -> str:
@@ -345,8 +347,8 @@ def checkpoint_of(cfg: Config) -> str:
     return osp.join(cfg.work_dir, f'iter_{cfg.max_iters}.pth')
 
 
-def test(run: Run) -> float:
-    """Mean IoU in percent on the test images."""
+def config_of_test(run: Run) -> Config:
+    """Config that tests the checkpoint of a finished run, which it names in ``load_from``."""
     cfg = copy.deepcopy(run.cfg)
     cfg.load_from = checkpoint_of(cfg) if not run.stage else ''
     if run.stage:
@@ -354,6 +356,11 @@ def test(run: Run) -> float:
         cfg = Config.fromfile(osp.join(runner.work_dir, run.stage, 'config.py'))
         cfg.load_from = runner.ledger.checkpoint(run.stage)
     cfg.experiment_name = f'test_{run.name}_{time.time_ns()}'  # mmengine refuses a name it has seen
+    return cfg
+
+
+def test(cfg: Config) -> float:
+    """Mean IoU in percent on the test images."""
     with contextlib.redirect_stdout(io.StringIO()):  # mmengine prints which file it loads
         return float(SemiRunner.from_cfg(cfg).test()['mIoU'])
 
