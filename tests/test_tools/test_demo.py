@@ -109,8 +109,10 @@ def test_exported_models_need_no_mmdmt(finished):
 def test_second_run_trains_nothing_and_prints_the_same(finished):
     work_dir, _ = finished
     before = {p: p.stat().st_mtime_ns for p in work_dir.rglob('iter_*.pth')}
+    tested = {p: p.stat().st_mtime_ns for p in work_dir.glob('scores/*.json')}
     again = _run(work_dir, '--jobs', '1')
     assert {p: p.stat().st_mtime_ns for p in work_dir.rglob('iter_*.pth')} == before
+    assert {p: p.stat().st_mtime_ns for p in work_dir.glob('scores/*.json')} == tested != {}
     assert not re.search(r'stage_\w+: +\d+%', again)
     assert (work_dir / 'results.md').read_text() in again + '\n'
 
@@ -141,7 +143,10 @@ def test_only_what_is_missing_is_trained_again(finished, demo):
     assert len(lost) == 2
     for path in lost:
         path.unlink()
+    tested = {p: p.stat().st_mtime_ns for p in work_dir.glob('scores/*.json')}
     _run(work_dir)
+    again = {p.stem for p, time in tested.items() if p.stat().st_mtime_ns != time}
+    assert again == {'online', 'stage_2_b'}
     after = {p: p.stat().st_mtime_ns for p in work_dir.rglob('iter_*.pth')}
     assert {p for p in before if after[p] != before[p]} == set(lost)
     assert (work_dir / 'results.md').read_text() == results
