@@ -148,7 +148,8 @@ def method_of_folder(
     if method.replace('-', '_') == 'mean_teacher':
         steps = length or cfg.max_iters
         settings['rampup_iters'] = steps // 4
-        settings.update(_SHORT_MEAN_TEACHER if steps < _SHORT else {})
+        if steps < _SHORT:
+            settings.update(_SHORT_MEAN_TEACHER)
     return method, settings, why
 
 

@@ -16,6 +16,7 @@ from mmdmt.checks import check_count, check_range
 from mmdmt.distributed import from_main
 from mmdmt.files import write_text_atomically
 from mmdmt.pseudo.base_labeler import Progress, finite_weights, image_batches, own_share
+from mmdmt.pseudo.labeler import most_probable
 from mmdmt.pseudo.prediction import predict_probabilities
 from mmdmt.registry import DATASETS, MODELS, TASK_UTILS
 from mmdmt.weights import load_weights
@@ -30,8 +31,7 @@ def agreement(one: Tensor, two: Tensor, num_classes: int) -> float:
     Pixels of other values, such as 255, do not count; without any pixel it is 0.
     """
     counted = (one < num_classes) & (two < num_classes)
-    pairs = num_classes * one[counted] + two[counted]
-    joint = torch.bincount(pairs, minlength=num_classes**2)
+    joint = torch.bincount(num_classes * one[counted] + two[counted], minlength=num_classes**2)
     joint = joint.view(num_classes, num_classes).double()
     overlap = joint.diagonal()
     union = joint.sum(dim=0) + joint.sum(dim=1) - overlap
@@ -149,6 +149,6 @@ class ReliabilityRanker:
     def _labels(self, model: torch.nn.Module, batch: Dict[str, list]) -> List[Tensor]:
         # A batch of its own for each network: predictions are written into the samples.
         batch = dict(batch, data_samples=copy.deepcopy(batch['data_samples']))
-        probs = predict_probabilities(model, batch, self.amp)
+        found = map(most_probable, predict_probabilities(model, batch, self.amp))
         # 255 where nothing was measured
-        return [prob.argmax(dim=0).masked_fill_(prob.amax(dim=0) <= 0, 255) for prob in probs]
+        return [label.masked_fill(confidence <= 0, 255) for label, confidence in found]
