@@ -298,14 +298,11 @@ def _set_lists(cfg: Config, unlabeled: Optional[str], labeled: Optional[str], ou
     elif unlabeled and osp.isfile(unlabeled):
         cfg.unlabeled_list = osp.abspath(unlabeled)
     elif unlabeled:
-        images = [images_of(dict(part, ann_file=_list_of(part, labeled))) for part in first]
+        own = dict(ann_file=osp.abspath(labeled)) if labeled else {}
+        images = [images_of(dict(part, **own)) for part in first]
         sources[1] = _unlabeled(unlabeled, images, pipeline, out)
     if labeled:
         cfg.labeled_list = osp.abspath(labeled)
-
-
-def _list_of(part: dict, given: Optional[str]) -> str:
-    return osp.abspath(given) if given else part.get('ann_file', '')
 
 
 def _unlabeled(given: str, images: Sequence[Images], pipeline: List[dict], out: str) -> dict:
@@ -330,14 +327,9 @@ def _semi_config(
     _set_preprocessor(cfg, 'method' in settings)
     dataset = cfg.train_dataloader.dataset
     before = innermost(dataset)
-    parts, images = before, []
     by_epoch = _is_by_epoch(cfg.train_cfg)
-    if labeled or by_epoch or settings:
-        images = [images_of(part) for part in before]
-    if labeled:
-        parts, own = choose_labeled(before, images, labeled, out)
-    else:
-        own = images
+    images = [images_of(part) for part in before if labeled or by_epoch or settings]
+    parts, own = choose_labeled(before, images, labeled, out) if labeled else (before, images)
     sources = [joined([dict(part, pipeline=pack_for_semi(part['pipeline'])) for part in parts])]
     if settings:
         weak = 'method' in settings
@@ -413,15 +405,12 @@ def _count_iterations(cfg: Config, images: int) -> None:
     cfg.train_cfg = ConfigDict(type='IterBasedTrainLoop', max_iters=length, **own)
     for scheduler in schedulers_of(cfg):
         _count_scheduler(scheduler, steps, length)
-    checkpoint = cfg.setdefault('default_hooks', ConfigDict()).setdefault(
-        'checkpoint', ConfigDict()
-    )
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    checkpoint = hooks.setdefault('checkpoint', ConfigDict())
     if checkpoint.get('by_epoch', True) and checkpoint.get('interval', 1) > 0:
         checkpoint.update(interval=checkpoint.get('interval', 1) * steps)
     checkpoint.by_epoch = False
-    cfg.default_hooks.setdefault(
-        'logger', ConfigDict(type='LoggerHook')
-    ).log_metric_by_epoch = False
+    hooks.setdefault('logger', ConfigDict(type='LoggerHook')).log_metric_by_epoch = False
     cfg.log_processor = dict(cfg.get('log_processor') or {}, by_epoch=False)
 
 
@@ -501,13 +490,11 @@ def _set_batch(cfg: Config, mutual: Optional[dict], ours: bool, chosen: set) -> 
 
 
 def _set_method(cfg: Config, settings: Dict[str, Any], options: Dict[str, Any]) -> None:
-    if 'method' in settings:
-        base = Config(dict(method=settings['method']))
-        base.merge_from_dict({f'method.{key}': value for key, value in options.items()})
+    base, (part,) = Config(settings), settings
+    base.merge_from_dict({f'{part}.{key}': value for key, value in options.items()})
+    if part == 'method':
         cfg.model = ConfigDict(segmentor=cfg.model, **base.method)
         return
-    base = Config(dict(mutual=settings['mutual']))
-    base.merge_from_dict({f'mutual.{key}': value for key, value in options.items()})
     cfg.runner_type = 'mmdmt.MutualTrainingRunner'
     cfg.mutual = base.mutual
     _set_lengths(cfg)

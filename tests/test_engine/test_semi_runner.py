@@ -1,4 +1,5 @@
 import copy
+import multiprocessing
 import os
 
 import numpy as np
@@ -256,6 +257,26 @@ def test_channels_last_stores_convolutions_that_way(tree, tmp_path, finished):
         .model.backbone.layer1[0]
         .conv1.weight.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def test_processes_that_load_images_end_with_the_training(tree, tmp_path):
+    """Else a garbage collection, as between the stages of a chain, waits 5 seconds for each."""
+    cfg = labeled_only(base_config(tree, tmp_path, max_iters=2, num_workers=1))
+    cfg['val_dataloader'].update(num_workers=1, persistent_workers=True)
+    runner = RUNNERS.build(load_config(cfg, tmp_path / 'tiny.py'))
+    workers = []
+    after = runner.call_hook
+
+    def call_hook(name, **kwargs):
+        if name == 'after_train':
+            workers.extend(multiprocessing.active_children())
+        after(name, **kwargs)
+
+    runner.call_hook = call_hook
+    runner.train()
+    assert len(workers) == 2
+    assert not any(worker.is_alive() for worker in workers)
+    assert 'mIoU' in runner.val()  # with new ones
 
 
 def test_other_launchers_need_a_gpu(tree, tmp_path, monkeypatch):

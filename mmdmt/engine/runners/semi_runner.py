@@ -207,10 +207,20 @@ class SemiRunner(Runner):
                 self.register_hook(ScreenHook())
             if not self.in_chain:
                 from_main(lambda: forget_final(self.work_dir))
-            model = super().train()
+            try:
+                model = super().train()
+            finally:
+                self._end_workers()
             if not self.in_chain:
                 show(from_main(lambda: conclude_run(self, self.results)))
             return model
+
+    def _end_workers(self) -> None:
+        """End the processes that load images: a later garbage collection waits 5 s for each."""
+        for loop in (self._train_loop, self._val_loop):
+            for name in ('dataloader_iterator', 'dataloader'):
+                if hasattr(getattr(loop, name, None), '_iterator'):
+                    getattr(loop, name)._iterator = None
 
     @property
     def in_chain(self) -> bool:
