@@ -14,6 +14,7 @@ up what is there; ``--fresh`` starts again. Table, pictures and checkpoints lie 
 import argparse
 import contextlib
 import copy
+import gc
 import io
 import json
 import multiprocessing
@@ -320,6 +321,7 @@ def train_and_score(run: Run, scores: Path, lane: int, lock: Any) -> None:
     """Train and test on one core what is not, and write its score; runs in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # mmengine collects garbage for each dataset, among all that was imported
     tqdm.set_lock(lock)
     torch.set_num_threads(1)
     init_default_scope('mmseg')
