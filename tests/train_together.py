@@ -73,8 +73,6 @@ METHODS = dict(
 )
 #: Shipped configs whose networks and settings of the method are trained as they are.
 LEAVES = (
-    'mean_teacher/mean-teacher_deeplabv3plus_mobilenetv2_msrc21-96x96',
-    'fixmatch/fixmatch_deeplabv3plus_mobilenetv2_msrc21-96x96',
     'dual_teacher/dual-teacher_deeplabv3plus_mobilenetv2_msrc21-96x96',
     'cross_teacher/cross-teacher_deeplabv3plus_mobilenetv2_msrc21-96x96',
 )
