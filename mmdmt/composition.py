@@ -490,7 +490,8 @@ def _set_batch(cfg: Config, mutual: Optional[dict], ours: bool, chosen: set) -> 
 
 
 def _set_method(cfg: Config, settings: Dict[str, Any], options: Dict[str, Any]) -> None:
-    base, (part,) = Config(settings), settings
+    (part,) = settings
+    base = Config(settings)
     base.merge_from_dict({f'{part}.{key}': value for key, value in options.items()})
     if part == 'method':
         cfg.model = ConfigDict(segmentor=cfg.model, **base.method)

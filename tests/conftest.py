@@ -26,24 +26,16 @@ settings.register_profile('mmdmt', deadline=None, derandomize=True)
 settings.load_profile('mmdmt')
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Take what the imports made out of garbage collection.
-
-    mmengine collects garbage for every dataset it builds, which takes a second with all of that.
-    """
-    gc.freeze()
-
-
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Give it back: some libraries complain at exit of what was not collected."""
+    """Give back what `small_heap` froze: some libraries complain at exit of what is left."""
     gc.unfreeze()
 
 
 @pytest.fixture(scope='module', autouse=True)
 def small_heap():
-    """What tests of other files keep, such as read configs, does not slow those collections down.
+    """Take out of garbage collection what imports made, and what tests of other files keep.
 
-    Each file collects what the one before has left, so that nothing is frozen that could go.
+    mmengine collects garbage for every dataset it builds, which takes a second with all of that.
     """
     gc.collect()
     gc.freeze()
