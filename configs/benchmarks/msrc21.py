@@ -2,7 +2,8 @@
 # data is laid out as configs/_base_/datasets/msrc21.py says; another place is
 #   --cfg-options options.data_root=/data/msrc21
 # 1800 steps are those of docs/results.md; members of DMT level off later:
-#   --cfg-options budget.student_steps=5400 --out work_dirs/benchmarks/msrc21_5400
+#   --cfg-options budget.student_steps=5400 --out work_dirs/benchmarks/msrc21_5400 \
+#   --only '*/labeled_only/*' '*/dmt/*'
 labels = ['1_8']
 folds = [0]
 lists = 'splits/{labels}/fold_{fold}'
@@ -10,7 +11,8 @@ seeds = [0, 1, 2]
 budget = dict(student_steps=1800)
 validations = 3
 # The configs of Mean Teacher, Dual Teacher and Cross Teacher are made for so short a run: labels are
-# trusted as they get better, teachers follow fast. So it is for all online methods alike.
+# trusted as they get better, teachers follow fast. So it is for all online methods alike. With another
+# budget the ramps of those three grow along, what is set here does not.
 ramp = {'model.rampup_iters': 900}
 fast = {'model.ema.momentum': 0.97}
 sure = {'model.threshold': 0.9}

@@ -114,7 +114,7 @@ def test_a_damaged_map_is_labeled_again(setting, tmp_path, monkeypatch):
     assert calls == ['unlabeled_2']
 
 
-@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('workers', [0, 2])
 def test_an_image_that_cannot_be_loaded_is_named_and_costs_no_labels(
     setting, tmp_path, monkeypatch, workers
 ):
