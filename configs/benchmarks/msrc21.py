@@ -11,9 +11,8 @@ seeds = [0, 1, 2]
 budget = dict(student_steps=1800)
 validations = 3
 # The configs of Mean Teacher, Dual Teacher and Cross Teacher are made for so short a run: labels are
-# trusted as they get better, teachers follow fast. So it is for all online methods alike. With another
-# budget the ramps of those three grow along, what is set here does not.
-ramp = {'model.rampup_iters': 900}
+# trusted as they get better, teachers follow fast. So it is for all online methods alike.
+ramp = {'model.rampup_iters': 0.5}  # of the run
 fast = {'model.ema.momentum': 0.97}
 sure = {'model.threshold': 0.9}
 end = 'deeplabv3plus_mobilenetv2_msrc21-96x96.py'

@@ -15,7 +15,7 @@ options = dict(data_root=root)
 # few for an average over hundreds: labels are trusted as they get better, teachers follow fast.
 # Sources distort colors already, so strong views distort them half as much as published. All
 # that is as in the config of Dual Teacher, for all methods alike; the rest is as published.
-ramp = {'model.rampup_iters': 500}
+ramp = {'model.rampup_iters': 0.5}  # of the run
 fast = {'model.ema.momentum': 0.95}
 mild = {'model.strong.preset': 'dual_teacher_cutmix'}
 sure = {'model.threshold': 0.9}

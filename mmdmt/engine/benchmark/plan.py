@@ -238,7 +238,7 @@ def set_length(cfg: Config, steps: int, given: Sequence[str] = ()) -> None:
 
     Stages of mutual training keep their proportions, and their sum is ``steps``. Schedulers that
     end with training still do; warm-ups, and :data:`TIME_SETTINGS` of online methods that are not
-    in ``given``, keep their share of the run.
+    in ``given``, keep their share of the run. A fraction is a share of ``steps``.
 
     Raises:
         ValueError: The run is not counted in steps, or has more stages than steps.
@@ -257,13 +257,15 @@ def set_length(cfg: Config, steps: int, given: Sequence[str] = ()) -> None:
     else:
         cfg.train_cfg.max_iters = new_end = steps
         for key in TIME_SETTINGS:
-            if isinstance(cfg.model.get(key), int) and f'model.{key}' not in given:
-                cfg.model[key] = round(cfg.model[key] * scale) or int(key == 'shift_length')
+            value, least = cfg.model.get(key), int(key == 'shift_length')
+            if isinstance(value, float):
+                cfg.model[key] = max(least, round(value * steps))
+            elif isinstance(value, int) and f'model.{key}' not in given:
+                cfg.model[key] = max(least, round(value * scale))
     schedulers = schedulers_of(cfg)
     for scheduler in schedulers:
         for key in {'begin', 'end'} & set(scheduler):
-            old = scheduler[key]
-            scheduler[key] = new_end if old == end else round(old * scale)
+            scheduler[key] = new_end if scheduler[key] == end else round(scheduler[key] * scale)
     kept = [s for s in schedulers if 'end' not in s or s.get('begin', 0) < s['end']]
     if schedulers:
         cfg.param_scheduler = kept

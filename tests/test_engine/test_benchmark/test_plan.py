@@ -129,6 +129,15 @@ def test_what_the_plan_sets_itself_is_not_scaled():
     assert plan.config(run, 'x').model.shift_length == 7
 
 
+@pytest.mark.parametrize(('name', 'steps'), [('toy', 400), ('msrc21', 600)])
+def test_ramps_end_in_the_middle_of_every_length_of_the_cpu_plans(name, steps):
+    budget = {'budget.student_steps': steps, 'seeds': [0]}
+    plan = Plan.fromfile(str(CONFIGS / 'benchmarks' / f'{name}.py'), options=budget)
+    models = [plan.config(run, 'x').model for run in plan.runs]
+    ramps = {model.type: model.rampup_iters for model in models if 'unsup_weight' in model}
+    assert len(ramps) >= 9 and set(ramps.values()) == {steps // 2}, ramps
+
+
 # -------------------------------------------------------------------------------------------- cost
 
 
