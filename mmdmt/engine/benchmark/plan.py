@@ -257,15 +257,15 @@ def set_length(cfg: Config, steps: int, given: Sequence[str] = ()) -> None:
     else:
         cfg.train_cfg.max_iters = new_end = steps
         for key in TIME_SETTINGS:
-            value, least = cfg.model.get(key), int(key == 'shift_length')
-            if isinstance(value, float):
-                cfg.model[key] = max(least, round(value * steps))
-            elif isinstance(value, int) and f'model.{key}' not in given:
-                cfg.model[key] = max(least, round(value * scale))
+            value = cfg.model.get(key)
+            if isinstance(value, float) or (isinstance(value, int) and f'model.{key}' not in given):
+                factor = steps if isinstance(value, float) else scale
+                cfg.model[key] = round(value * factor) or int(key == 'shift_length')
     schedulers = schedulers_of(cfg)
     for scheduler in schedulers:
         for key in {'begin', 'end'} & set(scheduler):
-            scheduler[key] = new_end if scheduler[key] == end else round(scheduler[key] * scale)
+            old = scheduler[key]
+            scheduler[key] = new_end if old == end else round(old * scale)
     kept = [s for s in schedulers if 'end' not in s or s.get('begin', 0) < s['end']]
     if schedulers:
         cfg.param_scheduler = kept
