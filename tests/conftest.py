@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault('MPLBACKEND', 'Agg')
@@ -47,6 +48,24 @@ def no_default_scope():
     from mmengine.registry import DefaultScope
 
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def no_visualizer():
+    """No run writes into the folder of an earlier test, which is deleted when that passed.
+
+    mmengine hands out visualizers by the name of the run: what it was called with, and the second.
+    """
+    yield
+    if 'mmengine.visualization' in sys.modules:
+        forget(sys.modules['mmengine.visualization'].Visualizer)
+
+
+def forget(visualizer: type) -> None:
+    """Drop the instances that mmengine keeps of a class and of those derived from it."""
+    visualizer._instance_dict.clear()
+    for derived in visualizer.__subclasses__():
+        forget(derived)
 
 
 @pytest.fixture(scope='session', autouse=True)
