@@ -102,7 +102,7 @@ def _check_ratios(ratios: Sequence[float], rule: str, unlabeled: dict) -> None:
     count = len(read_list(path))
     for ratio in ratios if count else ():
         try:
-            select_by_confidence(np.linspace(0, 1, count), ratio, rule)
+            select_by_confidence(np.linspace(0, 1, count), ratio, rule, np.zeros(count))
         except ValueError as error:
             raise ValueError(f'`mutual.ratios`={list(ratios)} for {path}: {error}') from error
 

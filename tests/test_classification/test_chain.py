@@ -133,6 +133,16 @@ def test_a_finished_chain_is_not_run_again_and_can_be_moved(finished, tree, tmp_
     assert MutualTrainingRunner.from_cfg(chain(tree, tmp_path / 'copy')).train() == entries
 
 
+def test_each_class_has_its_share_of_what_is_selected(unformatted_configs, tree, tmp_path):
+    labeling = dict(selection='class', num_workers=0)
+    settings = dict(ratios=[0.5], round=dict(max_iters=2), labeling=labeling)
+    RUNNERS.build(chain(tree, tmp_path, **settings)).train()
+    stored = SoftLabelStore(tmp_path / 'stage_1_a' / 'soft_labels.npz').read()
+    label = stored.probabilities.argmax(1)
+    found = {each: stored.selected[label == each].sum() for each in set(label)}
+    assert found == {each: max(1, round(0.5 * (label == each).sum())) for each in set(label)}
+
+
 @pytest.mark.parametrize(
     'change, key',
     [

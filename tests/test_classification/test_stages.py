@@ -104,6 +104,11 @@ def test_faulty_settings_of_the_rounds_are_refused_at_once(tree, settings, messa
         build_stage_config_builder(config(tree, **settings))
 
 
+def test_selection_by_class_leaves_no_class_out_at_any_ratio(tree):
+    cfg = config(tree, ratios=[0.01, 1.0], labeling=dict(selection='class'))
+    assert build_stage_config_builder(cfg).plan.ratios == [0.01, 1.0]
+
+
 def test_ratios_are_not_judged_without_a_list(tree):
     cfg = config(tree, ratios=[0.01, 1.0])
     sources(cfg)[1].ann_file = ''
