@@ -1,4 +1,4 @@
-# make demo   compares labeled-only, DMT and Dual Teacher on a generated dataset (6 minutes)
+# make demo   compares labeled-only, DMT and Dual Teacher on a generated dataset (5 minutes)
 # make test   runs the whole test suite
 # make lint   checks style and format
 # make docs   builds the site of guides and API into work_dirs/site

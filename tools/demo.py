@@ -2,7 +2,7 @@
 
 Usage::
 
-python tools/demo.py                # six minutes on two CPU cores
+python tools/demo.py                # five minutes on two CPU cores
 python tools/demo.py --seed 1       # another dataset, other labels, other starting points
 python tools/demo.py --quick        # a few steps of each; the numbers mean nothing
 

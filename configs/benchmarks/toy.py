@@ -1,6 +1,6 @@
 # All methods on the generated scenes of the demo, 6 of 320 labeled, with five draws of the labels. On
-# two idle CPU cores (an hour of CPU for a seed of all methods, measured):
-#   python tools/benchmark.py configs/benchmarks/toy.py --jobs 2          two to three hours
+# two idle CPU cores (measured; docs/results.md has the tables):
+#   python tools/benchmark.py configs/benchmarks/toy.py --jobs 2          two hours
 #   python tools/benchmark.py configs/benchmarks/toy.py --jobs 2 --quick  a quarter of an hour
 # The scenes are the same for all seeds and are painted when they are missing; a seed is another
 # draw of the labeled ones, and another start.
